@@ -1,0 +1,302 @@
+//! What relay and connector say to each other beside requests: enrolment, announcements, health, drain, liveness.
+//!
+//! Each message is a 4-byte big-endian length and that many bytes of JSON, an object with a `type`. Unknown fields are
+//! ignored, an unknown `type` reads as [`ToRelay::Unknown`] or [`ToConnector::Unknown`] and is answered `unsupported`.
+
+use std::net::Ipv6Addr;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::id::ConnectorId;
+use crate::key::PublicKey;
+use crate::name::{Label, ServiceName};
+
+/// Version of these messages.
+pub const VERSION: u32 = 1;
+/// The largest message: past it the session is closed.
+pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
+
+/// The request field that names the service on a stream from relay to connector.
+pub const SERVICE_FIELD: &str = "culvert-service";
+/// The response field by which a connector tells its own failure: `REASON; sent=0|1`.
+pub const FAILURE_FIELD: &str = "culvert-failure";
+
+/// From a joining or live connector.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ToRelay {
+    /// On a bootstrap session: asks to be enrolled. Idempotent by (token, public key).
+    Enrol(Enrol),
+    /// On a connector's session, first message of the control stream.
+    Announce(Announce),
+    /// Health of origins changed.
+    Health {
+        /// Every service, not only the changed ones.
+        services: Vec<ServiceHealth>,
+    },
+    /// The connector wants no new requests; those in flight go on.
+    Drain,
+    /// Asks for a [`ToConnector::Pong`].
+    Ping {
+        /// Echoed.
+        id: u64,
+    },
+    /// Answers a [`ToConnector::Ping`].
+    Pong {
+        /// As received.
+        id: u64,
+    },
+    /// The last message was not understood.
+    Unsupported {
+        /// Its type.
+        what: String,
+    },
+    /// A message of a later version.
+    #[serde(other)]
+    Unknown,
+}
+
+/// From the relay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ToConnector {
+    /// Answers [`ToRelay::Enrol`].
+    Enrolled(Enrolled),
+    /// Answers [`ToRelay::Enrol`]: refused for good.
+    Refused {
+        /// Why.
+        refusal: Refusal,
+        /// When the token expired, was used up or revoked: RFC 3339, where known.
+        at: Option<String>,
+    },
+    /// Answers [`ToRelay::Announce`].
+    Welcome(Welcome),
+    /// The relay wants to stop: open nothing new here, it calls back when it is up again.
+    Drain,
+    /// Asks for a [`ToRelay::Pong`].
+    Ping {
+        /// Echoed.
+        id: u64,
+    },
+    /// Answers a [`ToRelay::Ping`].
+    Pong {
+        /// As received.
+        id: u64,
+    },
+    /// The last message was not understood.
+    Unsupported {
+        /// Its type.
+        what: String,
+    },
+    /// A message of a later version.
+    #[serde(other)]
+    Unknown,
+}
+
+/// A joining connector's keys and name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Enrol {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The connector's own WireGuard key.
+    pub public_key: PublicKey,
+    /// Its ML-KEM-768 encapsulation key, base64 (1,184 bytes).
+    pub kem_key: String,
+    /// Its name, for listings.
+    pub name: Option<Label>,
+    /// Whether it keeps no state and is to be forgotten after it vanished.
+    #[serde(default)]
+    pub ephemeral: bool,
+    /// Program version.
+    pub program: String,
+}
+
+/// What an enrolled connector needs to come back as itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Enrolled {
+    /// Its id.
+    pub id: ConnectorId,
+    /// Its inner address.
+    pub inner_address: Ipv6Addr,
+    /// ML-KEM-768 ciphertext, base64 (1,088 bytes), for its pre-shared key with this relay.
+    pub ciphertext: String,
+    /// The epoch of that pre-shared key.
+    pub psk_epoch: u32,
+    /// Its tunnel's name.
+    pub tunnel: Label,
+}
+
+/// Why an enrolment is refused for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Refusal {
+    /// The token's time is over.
+    Expired,
+    /// The token's uses are spent.
+    UsedUp,
+    /// The token, its tunnel, or this very connector was revoked.
+    Revoked,
+    /// The request made no sense.
+    Malformed,
+    /// The ends have no version in common.
+    Version,
+    /// A refusal of a later version.
+    #[serde(other)]
+    Other,
+}
+
+/// What a connector serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Announce {
+    /// [`VERSION`].
+    pub version: u32,
+    /// Program version.
+    pub program: String,
+    /// Its name, for listings.
+    pub name: Option<Label>,
+    /// Its services.
+    pub services: Vec<AnnouncedService>,
+}
+
+/// One service of a connector. Its origin's address is not told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AnnouncedService {
+    /// Its name.
+    pub name: ServiceName,
+    /// Whether the origin's check passes, and why not.
+    pub health: Health,
+    /// `header:X`, `cookie:C` or `client-ip`: requests alike in it go to one connector.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balance: Option<String>,
+    /// Deadlines the relay has to keep, in milliseconds.
+    #[serde(default)]
+    pub timeouts: ServiceTimeouts,
+    /// Whether it is raw TCP and not HTTP.
+    #[serde(default)]
+    pub tcp: bool,
+}
+
+/// The deadlines of a service that the relay enforces, in milliseconds; absent = the relay's default.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceTimeouts {
+    /// Until the response's head.
+    pub first_byte_ms: Option<u64>,
+    /// Without a byte either way.
+    pub idle_ms: Option<u64>,
+    /// The whole exchange.
+    pub request_ms: Option<u64>,
+    /// Waiting for a connector.
+    pub queue_ms: Option<u64>,
+}
+
+/// One service's health.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceHealth {
+    /// Which service.
+    pub name: ServiceName,
+    /// Up or not.
+    pub health: Health,
+}
+
+/// The outcome of the last origin check.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// Whether the origin answers.
+    pub up: bool,
+    /// Why not: a [`crate::reason::Reason`]'s wire name. Never an address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// What the relay made of an announcement.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// [`VERSION`].
+    pub version: u32,
+    /// Program version.
+    pub program: String,
+    /// The connector's id.
+    pub id: ConnectorId,
+    /// Its tunnel's name.
+    pub tunnel: Label,
+    /// Services that this tunnel may not serve, and why, in words for the operator.
+    pub refused: Vec<RefusedService>,
+}
+
+/// One refused service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedService {
+    /// Which.
+    pub name: ServiceName,
+    /// Why, in words.
+    pub why: String,
+}
+
+/// Why bytes are not a message.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadMessage {
+    /// Over [`MAX_MESSAGE_BYTES`].
+    #[error("a control message of {0} bytes: {MAX_MESSAGE_BYTES} are allowed")]
+    TooLong(usize),
+    /// Not JSON of this shape.
+    #[error("a control message cannot be read")]
+    Malformed,
+}
+
+/// Appends a message with its length.
+///
+/// # Errors
+/// [`BadMessage::TooLong`] when it would not be accepted.
+pub fn encode<M: Serialize>(message: &M, out: &mut Vec<u8>) -> Result<(), BadMessage> {
+    let json = serde_json::to_vec(message).map_err(|_| BadMessage::Malformed)?;
+    if json.len() > MAX_MESSAGE_BYTES {
+        return Err(BadMessage::TooLong(json.len()));
+    }
+    out.extend_from_slice(&u32::try_from(json.len()).unwrap_or(u32::MAX).to_be_bytes());
+    out.extend_from_slice(&json);
+    Ok(())
+}
+
+/// Takes one whole message off the front of `bytes`: the message and how many bytes it took, or none yet.
+///
+/// # Errors
+/// [`BadMessage`]: nothing after it can be read.
+pub fn decode<M: DeserializeOwned>(bytes: &[u8]) -> Result<Option<(M, usize)>, BadMessage> {
+    let Some((length, rest)) = bytes.split_first_chunk::<4>() else { return Ok(None) };
+    let length = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
+    if length > MAX_MESSAGE_BYTES {
+        return Err(BadMessage::TooLong(length));
+    }
+    let Some(json) = rest.get(..length) else { return Ok(None) };
+    let message = serde_json::from_slice(json).map_err(|_| BadMessage::Malformed)?;
+    Ok(Some((message, 4 + length)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_survives_the_wire_in_pieces() {
+        let mut bytes = Vec::new();
+        encode(&ToRelay::Ping { id: 7 }, &mut bytes).unwrap();
+        for cut in 0..bytes.len() {
+            assert_eq!(decode::<ToRelay>(&bytes[..cut]), Ok(None));
+        }
+        assert_eq!(decode(&bytes), Ok(Some((ToRelay::Ping { id: 7 }, bytes.len()))));
+    }
+
+    #[test]
+    fn a_message_of_a_later_version_reads_as_unknown() {
+        let mut bytes = Vec::new();
+        encode(&serde_json::json!({"type": "teleport", "to": "mars"}), &mut bytes).unwrap();
+        assert_eq!(decode(&bytes).map(|read| read.map(|(m, _)| m)), Ok(Some(ToConnector::Unknown)));
+    }
+
+    #[test]
+    fn a_length_over_the_bound_is_refused_at_once() {
+        assert_eq!(decode::<ToRelay>(&[0, 2, 0, 0]), Err(BadMessage::TooLong(131_072)));
+        assert_eq!(decode::<ToRelay>(&[0, 0, 0, 1, b'x']), Err(BadMessage::Malformed));
+    }
+}

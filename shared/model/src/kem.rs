@@ -40,7 +40,6 @@ impl KemKey {
 
     /// The encapsulation key to hand to the relay: 1,184 bytes.
     pub fn encapsulation_key(&self) -> Vec<u8> {
-        use kem::Decapsulator as _;
         self.decapsulation_key().encapsulation_key().to_bytes().to_vec()
     }
 

@@ -1,1 +1,21 @@
+//! WireGuard without I/O: bytes and a time go in, bytes and facts come out.
+//!
+//! One [`Engine`] holds the peers of one shard: which peer a datagram belongs to, handshakes and cookies, rekeys,
+//! roaming, allowed addresses, pre-shared key epochs and the bootstrap class. It must never open a socket, start a task,
+//! read a clock (boringtun reads its own) or depend on a runtime, and bytes from the network must never make it panic.
+#![warn(missing_docs)]
 
+mod config;
+mod engine;
+mod event;
+mod replies;
+mod stats;
+
+pub use config::{
+    AddPeerError, BootstrapConfig, BootstrapId, Config, HandshakeLimits, Path, PeerConfig, PeerId, PskEpoch, PskError,
+    Shard,
+};
+pub use engine::Engine;
+pub use event::{DropReason, Event, Received, SealError, Sealed};
+pub use replies::Replies;
+pub use stats::{PeerStats, Stats};

@@ -1,0 +1,73 @@
+//! Counters, as plain integers: names for metrics are given at the edge.
+//!
+//! Must never decide anything.
+
+use std::time::Instant;
+
+use crate::config::{BootstrapId, Path};
+use crate::event::DropReason;
+
+/// Counters of one engine since it was made.
+#[derive(Copy, Clone, Eq, PartialEq, Debug, Default)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Peers known, bootstrap instances among them.
+    pub peers: u32,
+    /// Peers with a live session.
+    pub live: u32,
+    /// Bootstrap instances.
+    pub bootstraps: u32,
+    /// Datagrams taken.
+    pub datagrams: u64,
+    /// Inner packets opened and handed on.
+    pub opened: u64,
+    /// Inner packets sealed.
+    pub sealed: u64,
+    /// Initiations sent, retries included.
+    pub initiations: u64,
+    /// Responses sent.
+    pub responses: u64,
+    /// Sessions confirmed.
+    pub sessions: u64,
+    /// Cookie replies sent.
+    pub cookies: u64,
+    /// Keepalives sent.
+    pub keepalives: u64,
+    /// Handshake messages that wait now.
+    pub queued: usize,
+    /// Cookies are demanded now.
+    pub under_load: bool,
+    pub(crate) drops: [u64; DropReason::ALL.len()],
+}
+
+impl Stats {
+    /// Datagrams that came to nothing for this reason.
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.drops.get(reason as usize).copied().unwrap_or_default()
+    }
+
+    pub(crate) fn count_drop(&mut self, reason: DropReason) {
+        if let Some(count) = self.drops.get_mut(reason as usize) {
+            *count += 1;
+        }
+    }
+}
+
+/// What is known of one peer.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub struct PeerStats {
+    /// Bytes of inner packets received.
+    pub rx_bytes: u64,
+    /// Bytes of inner packets sent, padding not counted.
+    pub tx_bytes: u64,
+    /// When the newest session was confirmed.
+    pub last_handshake: Option<Instant>,
+    /// Where the peer is.
+    pub path: Option<Path>,
+    /// The pre-shared key epoch of the newest session.
+    pub psk_epoch: Option<u32>,
+    /// A session is live: packets can be sealed now.
+    pub live: bool,
+    /// The bootstrap key that the peer is an instance of.
+    pub bootstrap: Option<BootstrapId>,
+}

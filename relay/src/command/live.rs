@@ -1,0 +1,99 @@
+//! What only a running relay knows.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::time::SystemTime;
+
+use culvert_model::id::ConnectorId;
+use culvert_model::name::{Label, ServiceName};
+use serde::Serialize;
+
+/// The running relay, as commands see it: a copy of what is true now.
+pub trait Live: Send + Sync {
+    /// The process; none when no relay runs.
+    fn status(&self) -> Option<LiveStatus>;
+    /// Connectors with a live session.
+    fn connectors(&self) -> HashMap<ConnectorId, LiveConnector>;
+    /// Services that a live connector serves.
+    fn services(&self) -> BTreeMap<ServiceName, LiveService>;
+}
+
+/// A relay process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LiveStatus {
+    /// Its process id.
+    pub pid: u32,
+    /// Its version.
+    pub version: String,
+    /// Since when it runs.
+    #[serde(skip)]
+    pub started: SystemTime,
+    /// Whether it answers `/readyz` with 200.
+    pub ready: bool,
+    /// Whether it is on its way out.
+    pub draining: bool,
+    /// Why it is not ready, or what is amiss.
+    pub reasons: Vec<String>,
+    /// What it listens on: `wireguard`, `http`, `admin` and the address.
+    pub listeners: Vec<(String, String)>,
+}
+
+/// A connector with a live session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LiveConnector {
+    /// Where it is.
+    pub endpoint: Option<SocketAddr>,
+    /// Its last handshake.
+    pub last_handshake: Option<SystemTime>,
+    /// Its version.
+    pub version: Option<String>,
+    /// Its name.
+    pub name: Option<Label>,
+    /// Whether it, or the operator, wants no new requests there.
+    pub draining: bool,
+    /// Its services that were accepted.
+    pub services: Vec<LiveServiceOfConnector>,
+    /// What an operator should know: a clock behind, a second process with the same key, refused names.
+    pub notes: Vec<String>,
+    /// Bytes received, inside the tunnel.
+    pub rx_bytes: u64,
+    /// Bytes sent, inside the tunnel.
+    pub tx_bytes: u64,
+}
+
+/// One service of one connector.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LiveServiceOfConnector {
+    /// Its name.
+    pub name: ServiceName,
+    /// Whether the pair is up (design.md §3 One health truth).
+    pub up: bool,
+    /// Why not.
+    pub reason: Option<String>,
+}
+
+/// One service over all its live connectors.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LiveService {
+    /// Pairs that are up.
+    pub up: usize,
+    /// Live connectors that announce it.
+    pub total: usize,
+}
+
+/// No relay runs.
+pub struct Offline;
+
+impl Live for Offline {
+    fn status(&self) -> Option<LiveStatus> {
+        None
+    }
+
+    fn connectors(&self) -> HashMap<ConnectorId, LiveConnector> {
+        HashMap::new()
+    }
+
+    fn services(&self) -> BTreeMap<ServiceName, LiveService> {
+        BTreeMap::new()
+    }
+}

@@ -1,0 +1,154 @@
+//! What the command line can ask of a relay, running or not.
+//!
+//! A [`Request`] goes as JSON through `POST /api/v1/command` of `admin.sock`, or is carried out by the command line itself
+//! when no relay runs; either way [`carry_out`] does it. Must never put a secret into anything but the answer that asks
+//! for it.
+
+pub mod live;
+pub mod reply;
+
+use std::time::SystemTime;
+
+use culvert_model::id::{ConnectorId, TokenId, TunnelId};
+use culvert_model::key::PublicKey;
+use culvert_model::name::{Grant, Label};
+use culvert_model::token::Endpoint;
+use serde::{Deserialize, Serialize};
+
+use crate::identity::Identity;
+use crate::registry::{Registry, RegistryError};
+pub use live::{Live, LiveConnector, LiveService, LiveServiceOfConnector, LiveStatus, Offline};
+pub use reply::Reply;
+
+/// Where `admin.sock` takes a [`Request`] (POST) and answers with a [`Reply`].
+pub const PATH: &str = "/api/v1/command";
+/// Where `admin.sock` takes an empty POST to reload, answered with a [`Reply`].
+pub const RELOAD_PATH: &str = "/api/v1/reload";
+
+/// A command, and who asks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// For the audit trail: `uid 0`.
+    pub actor: String,
+    /// What to do.
+    pub command: Command,
+}
+
+/// What to do. Tunnels, tokens and connectors are named by id, or by name where that is unique.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case")]
+pub enum Command {
+    TunnelCreate { name: Label, services: Vec<Grant>, shared: bool, token: TokenTerms },
+    TunnelSet { tunnel: String, add: Vec<Grant>, remove: Vec<Grant> },
+    TunnelList,
+    TunnelShow { tunnel: String },
+    TunnelDelete { tunnel: String },
+    TokenCreate { tunnel: String, token: TokenTerms },
+    TokenList { tunnel: Option<String> },
+    TokenRevoke { token: String },
+    ConnectorList { tunnel: Option<String> },
+    ConnectorShow { connector: String },
+    ConnectorDrain { connector: String },
+    ConnectorUndrain { connector: String },
+    ConnectorRevoke { connector: String },
+    ServiceList,
+    ServiceShow { service: String },
+    KeyShow,
+    Status,
+}
+
+/// What a new token allows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenTerms {
+    /// None = unlimited.
+    pub uses: Option<u32>,
+    /// None = never.
+    pub expires_seconds: Option<u64>,
+    /// Where connectors dial, `HOST:PORT`; empty = as the relay is configured.
+    pub endpoints: Vec<String>,
+}
+
+/// What a command brought.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// For `--json`.
+    pub json: serde_json::Value,
+    /// For stdout otherwise, with its last newline; perhaps secret.
+    pub text: String,
+    /// For stderr, one line each.
+    pub notes: Vec<String>,
+    /// What a running relay has to apply now.
+    pub changes: Vec<Change>,
+}
+
+/// What a running relay has to apply at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// A new bootstrap peer.
+    TokenAdded(TokenId),
+    /// Its bootstrap peer stays, to say `revoked`.
+    TokenRevoked(TokenId),
+    /// Its services are gone; its connectors come as [`Change::ConnectorRevoked`] each.
+    TunnelDeleted(TunnelId),
+    /// A tunnel is there that was not.
+    TunnelCreated(TunnelId),
+    /// Every live announcement has to be decided anew: an exact grant may take a name from another tunnel's pattern.
+    GrantsChanged(TunnelId),
+    /// Close with `revoked`, forget the peer.
+    ConnectorRevoked(ConnectorId),
+    /// Out of service (true) or back.
+    ConnectorDrained(ConnectorId, bool),
+}
+
+/// What commands need to know of the relay beside its registry.
+pub struct Facts<'a> {
+    /// Its keys.
+    pub identity: &'a Identity,
+    /// Where connectors dial, as configured.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// Why a command was not carried out.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    /// Exit 1.
+    #[error("{message}")]
+    Failed {
+        /// One line.
+        message: String,
+        /// What to do about it.
+        hint: Option<String>,
+    },
+    /// Exit 78.
+    #[error("{message}")]
+    Config {
+        /// One line.
+        message: String,
+        /// What to do about it.
+        hint: Option<String>,
+    },
+    /// The registry did not do it.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+}
+
+/// Carries out one command against the registry; what a running relay has to do besides is in [`Outcome::changes`].
+///
+/// # Errors
+/// [`CommandError`]: nothing was changed.
+pub async fn carry_out(
+    request: Request,
+    registry: &dyn Registry,
+    live: &dyn Live,
+    facts: &Facts<'_>,
+    now: SystemTime,
+) -> Result<Outcome, CommandError> {
+    todo!()
+}
+
+impl Facts<'_> {
+    /// The relay's public key.
+    pub fn public_key(&self) -> PublicKey {
+        self.identity.public_key()
+    }
+}

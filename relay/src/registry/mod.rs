@@ -1,0 +1,303 @@
+//! What the relay remembers: tunnels, tokens, connectors, services and who changed what.
+//!
+//! One trait, so that engines can be exchanged; rules that hold over several rows are decided inside the engine's
+//! transaction, by the pure functions of [`grants`] and [`rows`]. Must never hold a secret in clear: tokens are kept as
+//! verifiers, pre-shared keys sealed with a key that lives elsewhere.
+
+pub mod grants;
+pub mod rows;
+pub mod sqlite;
+#[cfg(test)]
+mod suite;
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::time::{Duration, SystemTime};
+
+use culvert_model::control::Refusal;
+use culvert_model::id::{ConnectorId, TokenId, TunnelId};
+use culvert_model::key::PublicKey;
+use culvert_model::name::{Grant, Label, ServiceName};
+
+pub use rows::{AuditRow, ConnectorRow, Sealed, SealedPsk, ServiceRow, Snapshot, TokenRow, TokenState, Tunnel};
+
+/// How long tokens and connectors that ended are remembered, only to say so to their holders.
+pub const TOMBSTONE: Duration = Duration::from_secs(30 * 86_400);
+/// How long after a token's end a repeated enrolment still gets its first answer (wire.md §3).
+pub const REPEAT: Duration = Duration::from_secs(86_400);
+/// How long after its last handshake an ephemeral connector is forgotten.
+pub const EPHEMERAL: Duration = Duration::from_secs(600);
+
+/// What every method of [`Registry`] returns. Dropping it does not undo what was asked: the engine finishes.
+pub type Future<'a, T> = Pin<Box<dyn std::future::Future<Output = Result<T, RegistryError>> + Send + 'a>>;
+
+/// The registry, behind whatever engine. Each method is one transaction, durable when it returns.
+pub trait Registry: Send + Sync {
+    /// All that a relay serves from: live tunnels, tokens and connectors with those that ended lately, services.
+    fn load(&self) -> Future<'_, Snapshot>;
+
+    /// Defines a tunnel with its first token.
+    ///
+    /// # Errors
+    /// [`Rule::TunnelExists`], [`Rule::Owned`].
+    fn create_tunnel(&self, tunnel: Tunnel, token: TokenRow, by: Actor) -> Future<'_, ()>;
+
+    /// Changes what a tunnel may serve; services that it may no longer serve are forgotten. Returns it as it is then.
+    ///
+    /// # Errors
+    /// [`Rule::NoSuchTunnel`], [`Rule::Owned`], [`Rule::NotGranted`], [`Rule::NoGrantLeft`].
+    fn set_grants(
+        &self,
+        tunnel: TunnelId,
+        add: Vec<Grant>,
+        remove: Vec<Grant>,
+        by: Actor,
+        now: SystemTime,
+    ) -> Future<'_, Tunnel>;
+
+    /// Deletes a tunnel: its tokens and connectors are revoked, its services forgotten. Returns the connectors.
+    ///
+    /// # Errors
+    /// [`Rule::NoSuchTunnel`].
+    fn delete_tunnel(&self, tunnel: TunnelId, by: Actor, now: SystemTime) -> Future<'_, Vec<ConnectorId>>;
+
+    /// Adds a token to a live tunnel.
+    ///
+    /// # Errors
+    /// [`Rule::NoSuchTunnel`].
+    fn create_token(&self, token: TokenRow, by: Actor) -> Future<'_, ()>;
+
+    /// Revokes a token; connectors that joined with it stay. Revoking twice changes nothing.
+    ///
+    /// # Errors
+    /// [`Rule::NoSuchToken`].
+    fn revoke_token(&self, token: TokenId, by: Actor, now: SystemTime) -> Future<'_, ()>;
+
+    /// Takes one use of a token for a public key, or finds that it already has one (wire.md §3).
+    fn enrol(&self, candidate: Candidate) -> Future<'_, Enrolment>;
+
+    /// Revokes a connector's key for good. Revoking twice changes nothing.
+    ///
+    /// # Errors
+    /// [`Rule::NoSuchConnector`].
+    fn revoke_connector(&self, connector: ConnectorId, by: Actor, now: SystemTime) -> Future<'_, ()>;
+
+    /// Takes a connector out of service, or back, without touching its keys.
+    ///
+    /// # Errors
+    /// [`Rule::NoSuchConnector`], also when it is revoked.
+    fn set_drained(&self, connector: ConnectorId, drained: bool, by: Actor, now: SystemTime) -> Future<'_, ()>;
+
+    /// Decides which announced services a tunnel serves ([`grants::decide`]) and remembers those it does.
+    ///
+    /// # Errors
+    /// [`Rule::NoSuchTunnel`].
+    fn announce(&self, tunnel: TunnelId, names: Vec<ServiceName>, now: SystemTime) -> Future<'_, grants::Decision>;
+
+    /// Writes what was noticed about connectors, many at once. Unknown connectors are skipped.
+    fn note(&self, notes: Vec<Note>) -> Future<'_, ()>;
+
+    /// Forgets tombstones past [`TOMBSTONE`], and ephemeral connectors unheard of for [`EPHEMERAL`] that are not among
+    /// `live`. Call it every minute.
+    fn forget(&self, live: Vec<ConnectorId>, now: SystemTime) -> Future<'_, Forgotten>;
+
+    /// Adds a line to the audit trail that no other method writes, such as a refused attempt.
+    fn audit(&self, row: AuditRow) -> Future<'_, ()>;
+
+    /// Why the last transaction failed to reach the database, if it did: the relay serves on with what it knows.
+    fn degraded(&self) -> Option<String>;
+}
+
+/// Who asks for a change, for the audit trail: `uid 1000`, a connector's id, a token's id. Never a secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Actor(pub String);
+
+/// A connector that asks to be enrolled.
+#[derive(Debug, Clone)]
+pub struct Candidate {
+    /// With which token.
+    pub token: TokenId,
+    /// The id it gets if it is new.
+    pub id: ConnectorId,
+    /// Its own key.
+    pub public_key: PublicKey,
+    /// Which relay the pre-shared key is for ([`crate::identity::Identity::relay_tag`]).
+    pub relay: String,
+    /// Its pre-shared key with that relay, sealed.
+    pub psk: Sealed,
+    /// Its name, for listings.
+    pub name: Option<Label>,
+    /// Whether it is forgotten after it vanished.
+    pub ephemeral: bool,
+    /// Program version.
+    pub program: String,
+    /// Where it asks from.
+    pub source: SocketAddr,
+    /// When.
+    pub now: SystemTime,
+}
+
+/// What became of a [`Candidate`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Enrolment {
+    /// It is a member now.
+    Joined {
+        /// As it stands in the registry, the new pre-shared key last.
+        connector: ConnectorRow,
+        /// Its tunnel.
+        tunnel: Tunnel,
+        /// The epoch of the new pre-shared key.
+        epoch: u32,
+        /// Whether it had been a member before and no use was taken.
+        repeated: bool,
+    },
+    /// It is refused for good.
+    Refused {
+        /// Why.
+        refusal: Refusal,
+        /// Since when that is so.
+        at: Option<SystemTime>,
+    },
+    /// No such token: silence is the answer.
+    Unknown,
+}
+
+/// Something noticed about a connector, written when it changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Note {
+    /// Where it was last heard, and on which of our addresses (for calling back after a restart).
+    Endpoint {
+        /// Which connector.
+        connector: ConnectorId,
+        /// Its address.
+        remote: SocketAddr,
+        /// Ours; an unspecified address where the system did not tell.
+        local: SocketAddr,
+    },
+    /// Its last handshake.
+    Handshake {
+        /// Which connector.
+        connector: ConnectorId,
+        /// When.
+        at: SystemTime,
+    },
+    /// What it says of itself.
+    Program {
+        /// Which connector.
+        connector: ConnectorId,
+        /// Its name, for listings.
+        name: Option<Label>,
+        /// Its version.
+        version: String,
+    },
+    /// It used this epoch of its pre-shared key with `relay`; older ones are deleted when `alone`.
+    PskConfirmed {
+        /// Which connector.
+        connector: ConnectorId,
+        /// With which relay.
+        relay: String,
+        /// Which epoch.
+        epoch: u32,
+        /// Whether the other epochs are to be deleted: 180 s after the first data under this one (wire.md §3).
+        alone: bool,
+    },
+}
+
+/// What [`Registry::forget`] dropped: peers to take out of the engine.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Forgotten {
+    /// Tokens past their tombstone's time.
+    pub tokens: Vec<TokenId>,
+    /// Ephemeral connectors, and revoked ones past their time.
+    pub connectors: Vec<ConnectorId>,
+}
+
+/// Why the registry did not do what was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RegistryError {
+    /// The request breaks a rule: change the request.
+    #[error(transparent)]
+    Rule(#[from] Rule),
+    /// The database was written by a newer program: upgrade this one.
+    #[error("the registry {path} has schema {found}, this program knows up to {known}")]
+    Newer {
+        /// Which database.
+        path: String,
+        /// Its schema version.
+        found: u32,
+        /// The newest this program knows.
+        known: u32,
+    },
+    /// The database cannot be read: restore it.
+    #[error("the registry {path} is damaged: {detail}")]
+    Corrupt {
+        /// Which database.
+        path: String,
+        /// What the engine says.
+        detail: String,
+    },
+    /// Another process holds it: try again.
+    #[error("the registry {path} is locked by another process")]
+    Locked {
+        /// Which database.
+        path: String,
+    },
+    /// No room: nothing was changed.
+    #[error("no room to write the registry {path}: nothing was changed")]
+    Full {
+        /// Which database.
+        path: String,
+    },
+    /// Others can read or write it: close that first.
+    #[error("the registry {path} has mode {mode:04o}: others can read it")]
+    Exposed {
+        /// Which database.
+        path: String,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// It cannot be reached: the relay serves on with what it knows.
+    #[error("the registry {path} cannot be used: {detail}")]
+    Away {
+        /// Which database.
+        path: String,
+        /// What the engine says.
+        detail: String,
+    },
+}
+
+/// A rule that a request breaks.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Rule {
+    /// The name is taken.
+    #[error("a tunnel named {0} exists")]
+    TunnelExists(Label),
+    /// Another tunnel owns the service.
+    #[error("service {service} belongs to tunnel {owner}")]
+    Owned {
+        /// Which service.
+        service: ServiceName,
+        /// Whose it is.
+        owner: Label,
+    },
+    /// The grant to remove is not there.
+    #[error("tunnel {tunnel} has no grant {grant}")]
+    NotGranted {
+        /// Which tunnel.
+        tunnel: Label,
+        /// What was to be removed.
+        grant: Grant,
+    },
+    /// A tunnel without a grant can serve nothing.
+    #[error("tunnel {0} would be left without a service")]
+    NoGrantLeft(Label),
+    /// No live tunnel has this id.
+    #[error("no tunnel {0}")]
+    NoSuchTunnel(TunnelId),
+    /// No token has this id.
+    #[error("no token {0}")]
+    NoSuchToken(TokenId),
+    /// No connector has this id.
+    #[error("no connector {0}")]
+    NoSuchConnector(ConnectorId),
+}

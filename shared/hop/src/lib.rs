@@ -1,1 +1,17 @@
+//! One HTTP hop: the same code at the relay (front → tunnel stream) and at the connector (tunnel stream → origin).
+//!
+//! Must never repair what is ambiguous, invent or drop what a caller or an origin sent end to end, end a cut body
+//! cleanly, or try a request twice by itself.
+#![warn(missing_docs)]
 
+pub mod body;
+pub mod exchange;
+pub mod failure;
+pub mod fault;
+pub mod limits;
+pub mod pool;
+pub mod request;
+pub mod response;
+pub mod retry;
+pub mod server;
+pub mod upgrade;

@@ -1,0 +1,191 @@
+//! A connector under test: the real binary and a state directory of its own.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use tempfile::TempDir;
+
+use crate::client::{self, Answer};
+use crate::netns::Namespace;
+use crate::process::{self, Process, Said};
+use crate::relay::{START, clean, prefixed};
+use crate::{address, binary, usage};
+
+/// One connector: configured, started, killed and started again by the test.
+#[derive(Debug)]
+pub struct Connector {
+    /// `/livez`, `/readyz`, `/metrics`.
+    pub admin: SocketAddr,
+    /// More arguments of `run`.
+    pub args: Vec<String>,
+    /// Environment: the token, and more.
+    pub env: Vec<(String, String)>,
+    /// What stands before the program.
+    pub prefix: Vec<String>,
+    state: PathBuf,
+    directory: TempDir,
+    process: Option<Process>,
+}
+
+impl Connector {
+    /// One that joins with `token` and serves `services` (`NAME=URL`).
+    ///
+    /// # Errors
+    /// No temporary directory.
+    pub fn new(token: &str, services: &[&str]) -> Result<Self> {
+        let directory = tempfile::Builder::new().prefix("culvert-connector-").tempdir()?;
+        let mut args = Vec::new();
+        for service in services {
+            args.extend(["--service".to_owned(), (*service).to_owned()]);
+        }
+        Ok(Self {
+            admin: address::at(address::own_loopback(), 9481),
+            args,
+            env: vec![("CULVERT_TOKEN".to_owned(), token.to_owned())],
+            prefix: Vec::new(),
+            state: directory.path().join("state"),
+            directory,
+            process: None,
+        })
+    }
+
+    /// The same inside a namespace.
+    ///
+    /// # Errors
+    /// No temporary directory.
+    pub fn within(namespace: &Namespace, token: &str, services: &[&str]) -> Result<Self> {
+        let mut connector = Self::new(token, services)?;
+        connector.admin = ([127, 0, 0, 1], 9481).into();
+        connector.prefix = namespace.prefix();
+        Ok(connector)
+    }
+
+    /// Its state directory.
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// A directory for a test's own files.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Writes a configuration file and uses it.
+    ///
+    /// # Errors
+    /// The file could not be written.
+    pub fn config(&mut self, text: &str) -> Result<()> {
+        let path = self.directory.path().join("connector.toml");
+        std::fs::write(&path, text)?;
+        self.args.extend(["--config".to_owned(), path.display().to_string()]);
+        Ok(())
+    }
+
+    /// Starts it.
+    ///
+    /// # Errors
+    /// The binary is missing.
+    pub fn launch(&mut self) -> Result<()> {
+        let mut command = self.base()?;
+        command.arg("run").arg("--state-dir").arg(&self.state).arg("--admin-listen").arg(self.admin.to_string());
+        command.args(&self.args);
+        self.process = Some(Process::start("connector", command)?);
+        Ok(())
+    }
+
+    /// Starts it and waits until it is ready: a session with a relay is live.
+    ///
+    /// # Errors
+    /// It does not get ready.
+    pub async fn start(&mut self) -> Result<()> {
+        self.launch()?;
+        self.ready().await
+    }
+
+    /// Waits until it is ready.
+    ///
+    /// # Errors
+    /// It is not, in [`START`], or it ended.
+    pub async fn ready(&mut self) -> Result<()> {
+        let start = std::time::Instant::now();
+        loop {
+            if let Ok(answer) = self.ask("/readyz").await
+                && answer.status == 200
+            {
+                return Ok(());
+            }
+            let process = self.process()?;
+            ensure!(process.runs(), "the connector ended:\n{}", process.output());
+            ensure!(start.elapsed() < START, "the connector is not ready:\n{}", process.output());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// GET at its admin port.
+    ///
+    /// # Errors
+    /// Nobody answers.
+    pub async fn ask(&self, path: &str) -> Result<Answer> {
+        client::get(self.admin, &self.admin.to_string(), path).await
+    }
+
+    /// Runs a command of the connector's binary against this state directory.
+    ///
+    /// # Errors
+    /// It could not be run.
+    pub async fn cli(&self, args: &[&str]) -> Result<Said> {
+        let mut command = self.base()?;
+        command.args(args).arg("--state-dir").arg(&self.state);
+        process::run("culvert-connector", command, None, START).await
+    }
+
+    /// `kill -9`.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process()?.kill()?;
+        self.process = None;
+        Ok(())
+    }
+
+    /// SIGTERM, and waits for its end.
+    ///
+    /// # Errors
+    /// It did not end within `limit`.
+    pub async fn terminate(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let status = self.process()?.terminate(limit).await?;
+        self.process = None;
+        Ok(status)
+    }
+
+    /// The running process.
+    ///
+    /// # Errors
+    /// It was not started.
+    pub fn process(&mut self) -> Result<&mut Process> {
+        self.process.as_mut().context("the connector was not started")
+    }
+
+    /// What it wrote.
+    pub fn output(&self) -> String {
+        self.process.as_ref().map(Process::output).unwrap_or_default()
+    }
+
+    /// Memory and processor time.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn usage(&self) -> Result<usage::Usage> {
+        self.process.as_ref().context("the connector was not started")?.usage()
+    }
+
+    fn base(&self) -> Result<Command> {
+        let mut command = prefixed(&self.prefix, &binary::own("culvert-connector")?);
+        clean(&mut command, self.directory.path(), &self.env);
+        Ok(command)
+    }
+}

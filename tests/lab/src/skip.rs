@@ -1,0 +1,40 @@
+//! Skips that nobody can overlook: a line that `tests/run` counts.
+
+/// What a machine must offer before a privileged test runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// uid 0, network namespaces.
+    Root,
+    /// A program on the path.
+    Program(&'static str),
+}
+
+/// Tells whether everything needed is there; says so loudly when not. `CULVERT_TEST_NO_SKIP=1` turns a skip into a
+/// failure.
+///
+/// # Panics
+/// Something is missing and skipping is forbidden.
+pub fn unless(test: &str, needs: &[Need]) -> bool {
+    let missing: Vec<String> = needs.iter().filter(|need| !is_met(**need)).map(|need| format!("{need:?}")).collect();
+    if missing.is_empty() {
+        return false;
+    }
+    let line = format!("SKIPPED: {test}: needs {}", missing.join(", "));
+    assert!(std::env::var_os("CULVERT_TEST_NO_SKIP").is_none(), "{line}");
+    // Standard error of a passing test is swallowed; a terminal or log is not.
+    eprintln!("{line}");
+    if let Ok(path) = std::env::var("CULVERT_TEST_SKIPS") {
+        use std::io::Write as _;
+        if let Ok(mut file) = std::fs::OpenOptions::new().append(true).create(true).open(path) {
+            let _ = writeln!(file, "{line}");
+        }
+    }
+    true
+}
+
+fn is_met(need: Need) -> bool {
+    match need {
+        Need::Root => nix::unistd::geteuid().is_root() && std::path::Path::new("/dev/net/tun").exists(),
+        Need::Program(name) => crate::binary::on_path(name).is_some(),
+    }
+}

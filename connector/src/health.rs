@@ -1,0 +1,228 @@
+//! Whether origins answer: one value for each service, which announcements, readiness, status and metrics all read.
+//!
+//! Must never judge a service by one failure alone, or wait for the next check to tell a change.
+
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use culvert_hop::body::Body;
+use culvert_hop::exchange::{Answer, Deadlines};
+use culvert_model::control::{Health as Told, ServiceHealth};
+use culvert_ops::task::Owner;
+use http::{Method, Request, header};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::origins::{Origins, Upstream};
+
+/// After a first failure the check is repeated so soon, and only then believed.
+const CONFIRM: Duration = Duration::from_millis(250);
+/// An origin that is down is looked at so often.
+const WHILE_DOWN: Duration = Duration::from_secs(2);
+
+/// The health of one service. Clones speak of the same one.
+#[derive(Clone)]
+pub struct Health {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    why_down: RwLock<Option<String>>,
+    doubt: Notify,
+}
+
+impl Health {
+    /// Up until a check says otherwise.
+    pub fn new() -> Self {
+        Self { inner: Arc::new(Inner { why_down: RwLock::new(None), doubt: Notify::new() }) }
+    }
+
+    /// Whether the origin answers.
+    pub fn is_up(&self) -> bool {
+        self.read().is_none()
+    }
+
+    /// As it is told to relays.
+    pub fn told(&self) -> Told {
+        let reason = self.read();
+        Told { up: reason.is_none(), reason }
+    }
+
+    /// Something spoke against the present value: check now.
+    pub fn doubt(&self) {
+        self.inner.doubt.notify_one();
+    }
+
+    /// Sets the value, why it is down; true if that changed it.
+    pub fn set(&self, why_down: Option<String>) -> bool {
+        let mut value = self.inner.why_down.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if *value == why_down {
+            return false;
+        }
+        *value = why_down;
+        true
+    }
+
+    fn read(&self) -> Option<String> {
+        self.inner.why_down.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The checks of all services of a table, and the news of any change.
+pub struct Checks {
+    origins: Origins,
+    news: watch::Sender<u64>,
+    running: std::sync::Mutex<Owner>,
+}
+
+impl Checks {
+    /// No check runs before [`Checks::restart`].
+    pub fn new(origins: Origins) -> Self {
+        Self { origins, news: watch::Sender::new(0), running: std::sync::Mutex::new(Owner::new()) }
+    }
+
+    /// Starts a check for each service of the present table, in place of the former ones.
+    pub fn restart(&self) {
+        let mut owner = Owner::new();
+        for upstream in self.origins.table().iter() {
+            owner.spawn("connector.health", check_for_ever(upstream.clone(), self.news.clone()));
+        }
+        *self.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = owner;
+        self.news.send_modify(|version| *version += 1);
+    }
+
+    /// Told of every change of any service's health, and of every new table.
+    pub fn news(&self) -> watch::Receiver<u64> {
+        self.news.subscribe()
+    }
+}
+
+/// Every service's health, as relays are told.
+pub fn told(origins: &Origins) -> Vec<ServiceHealth> {
+    let table = origins.table();
+    table.iter().map(|up| ServiceHealth { name: up.service.name.clone(), health: up.health.told() }).collect()
+}
+
+async fn check_for_ever(upstream: Arc<Upstream>, news: watch::Sender<u64>) {
+    let name = &upstream.service.name;
+    let health = &upstream.health;
+    loop {
+        let mut found = check(&upstream).await;
+        if found.is_some() && health.is_up() {
+            tokio::time::sleep(CONFIRM).await;
+            found = check(&upstream).await;
+        }
+        if health.set(found.clone()) {
+            match found {
+                Some(reason) => tracing::warn!(service = %name, reason, "origin is down"),
+                None => tracing::info!(service = %name, "origin is up"),
+            }
+            news.send_modify(|version| *version += 1);
+        }
+        let interval = upstream.service.health.interval;
+        let next = Instant::now() + if health.is_up() { interval } else { interval.min(WHILE_DOWN) };
+        tokio::select! {
+            () = sleep_until(next) => {}
+            // Not more often than it can be confirmed, whatever requests say.
+            () = async { health.inner.doubt.notified().await; tokio::time::sleep(CONFIRM).await } => {}
+        }
+    }
+}
+
+/// One check; why it failed.
+async fn check(upstream: &Upstream) -> Option<String> {
+    let service = &upstream.service;
+    let attempt = async {
+        match &service.health.path {
+            None => upstream.pool.opener().connect().await.map(drop).map_err(|fault| fault.reason.wire_name().to_owned()),
+            Some(path) => ask(upstream, path).await,
+        }
+    };
+    match timeout(service.health.timeout, attempt).await {
+        Ok(outcome) => outcome.err(),
+        Err(_) => Some(culvert_model::reason::Reason::OriginTimeout.wire_name().to_owned()),
+    }
+}
+
+async fn ask(upstream: &Upstream, path: &http::uri::PathAndQuery) -> Result<(), String> {
+    let service = &upstream.service;
+    let host = match &service.host {
+        crate::service::HostPolicy::Literal(host) => host.clone(),
+        crate::service::HostPolicy::Origin | crate::service::HostPolicy::Preserve => service.origin.authority(),
+    };
+    let mut request = Request::new(Body::empty());
+    *request.method_mut() = Method::GET;
+    *request.uri_mut() = http::Uri::from(path.clone());
+    request.headers_mut().insert(header::HOST, host);
+    for set in &service.headers {
+        request.headers_mut().insert(set.name.clone(), set.value.clone());
+    }
+    let deadlines = Deadlines { first_byte: service.health.timeout, idle: service.health.timeout, request: None };
+    match upstream.pool.send(request, &deadlines).await {
+        Ok(Answer::Response(response)) if response.status().is_success() || response.status().is_redirection() => {
+            // Read to its end, so that the connection can be used again.
+            let _ = response.into_body().read(64 * 1024).await;
+            Ok(())
+        }
+        Ok(Answer::Response(response)) => Err(format!("status_{}", response.status().as_u16())),
+        Ok(Answer::Switched(..)) => Err(culvert_model::reason::Reason::OriginProtocol.wire_name().to_owned()),
+        Err(error) => Err(error.fault.reason.wire_name().to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::service::Service;
+
+    fn origins(origin: String) -> Origins {
+        let origins = Origins::default();
+        let mut service = Service::new("orders".parse().unwrap(), origin.parse().unwrap(), None);
+        service.health.interval = Duration::from_millis(50);
+        origins.replace(vec![service]);
+        origins
+    }
+
+    #[tokio::test]
+    async fn an_origin_that_goes_and_comes_back_is_told_each_time() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let origins = origins(format!("http://{address}"));
+        let checks = Checks::new(origins.clone());
+        checks.restart();
+        let mut news = checks.news();
+        drop(listener);
+        let told_when = async |news: &mut watch::Receiver<u64>, up: bool| {
+            timeout(Duration::from_secs(10), async {
+                while told(&origins)[0].health.up != up {
+                    news.changed().await.unwrap();
+                }
+            })
+            .await
+            .expect("the change is told");
+        };
+        told_when(&mut news, false).await;
+        assert_eq!(told(&origins)[0].health.reason.as_deref(), Some("origin_refused"));
+        let _listener = TcpListener::bind(address).await.unwrap();
+        told_when(&mut news, true).await;
+        assert_eq!(told(&origins)[0].health.reason, None);
+    }
+
+    #[test]
+    fn only_a_change_is_news() {
+        let health = Health::new();
+        assert!(!health.set(None), "up from the start");
+        assert!(health.set(Some("origin_refused".to_owned())));
+        assert!(!health.set(Some("origin_refused".to_owned())));
+        assert!(health.set(Some("origin_dns".to_owned())));
+        assert!(health.set(None));
+    }
+}

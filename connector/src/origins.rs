@@ -1,0 +1,188 @@
+//! Which origin a service is: the table of this connector's services. What is not in it does not exist.
+//!
+//! Must never be changed in place: a reload builds a new table, which takes over the pools of what stayed the same.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use culvert_hop::fault::{Fault, Retry, Side};
+use culvert_hop::pool::{Opener, Pool, PoolSettings};
+use culvert_model::name::ServiceName;
+use culvert_model::reason::Reason;
+
+use crate::connect::{Admission, OriginIo, connect, reason_of};
+use crate::health::Health;
+use crate::service::Service;
+
+/// Idle connections kept for each origin.
+const MAX_IDLE: usize = 64;
+/// Below the five seconds that common servers wait for a next request.
+const IDLE: Duration = Duration::from_secs(4);
+/// The largest response head.
+const MAX_HEAD: usize = 64 * 1024;
+
+/// The table; clones share it.
+#[derive(Clone, Default)]
+pub struct Origins {
+    table: Arc<RwLock<Arc<Table>>>,
+}
+
+/// One state of the table.
+#[derive(Default)]
+pub struct Table {
+    upstreams: BTreeMap<ServiceName, Arc<Upstream>>,
+}
+
+/// One service and the connections to its origin.
+pub struct Upstream {
+    /// What it is.
+    pub service: Service,
+    /// Connections to its origin.
+    pub pool: Pool<Dial>,
+    /// Whether its origin answers.
+    pub health: Health,
+}
+
+/// How a pool reaches an origin.
+pub struct Dial {
+    service: Service,
+    admission: Admission,
+    health: Health,
+}
+
+impl Origins {
+    /// The present table.
+    pub fn table(&self) -> Arc<Table> {
+        self.table.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// Replaces the table. Pools and health of services whose origin is reached as before live on; the pools of the
+    /// others end with their exchanges.
+    pub fn replace(&self, services: Vec<Service>) {
+        let old = self.table();
+        let mut kept = Vec::new();
+        let upstreams = services.into_iter().map(|service| {
+            let name = service.name.clone();
+            let same = old.upstreams.get(&name).filter(|upstream| upstream.reached_as(&service));
+            let upstream = match same {
+                Some(upstream) => {
+                    kept.push(name.clone());
+                    Upstream { service, pool: upstream.pool.clone(), health: upstream.health.clone() }
+                }
+                None => Upstream::new(service, Admission::Declared),
+            };
+            (name, Arc::new(upstream))
+        });
+        let table = Arc::new(Table { upstreams: upstreams.collect() });
+        *self.table.write().unwrap_or_else(std::sync::PoisonError::into_inner) = table;
+        for (name, upstream) in &old.upstreams {
+            if !kept.contains(name) {
+                upstream.pool.close();
+            }
+        }
+    }
+}
+
+impl Table {
+    /// The service of that name.
+    pub fn upstream(&self, name: &ServiceName) -> Option<&Arc<Upstream>> {
+        self.upstreams.get(name)
+    }
+
+    /// All services in the order of their names.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Upstream>> {
+        self.upstreams.values()
+    }
+}
+
+impl Upstream {
+    /// A service with no connection yet.
+    pub fn new(service: Service, admission: Admission) -> Self {
+        let health = Health::new();
+        let settings = PoolSettings { max_idle: MAX_IDLE, idle_timeout: IDLE, max_head: MAX_HEAD, preserve_case: true };
+        let dial = Dial { service: service.clone(), admission, health: health.clone() };
+        Self { service, pool: Pool::new(dial, settings), health }
+    }
+
+    fn reached_as(&self, other: &Service) -> bool {
+        let own = &self.service;
+        (&own.origin, &own.tls, own.timeouts.connect, &own.health)
+            == (&other.origin, &other.tls, other.timeouts.connect, &other.health)
+    }
+}
+
+impl Dial {
+    /// Connects once.
+    ///
+    /// # Errors
+    /// As [`connect`].
+    pub async fn connect(&self) -> Result<OriginIo, Fault> {
+        connect(&self.service.origin, self.service.tls.as_ref(), &self.admission, self.service.timeouts.connect).await
+    }
+}
+
+impl Opener for Dial {
+    type Io = OriginIo;
+
+    async fn open(&self) -> Result<OriginIo, Fault> {
+        let opened = self.connect().await;
+        // A request learns before the next check does: let the check confirm it now.
+        if opened.is_err() || !self.health.is_up() {
+            self.health.doubt();
+        }
+        opened
+    }
+
+    fn lost(&self, io: Option<&io::Error>, sent: bool) -> Fault {
+        let retry = if sent { Retry::IfIdempotent } else { Retry::Safe };
+        let reason = match io.map(reason_of) {
+            Some(Reason::OriginUnreachable) => Reason::OriginUnreachable,
+            _ => Reason::OriginClosed,
+        };
+        let fault = Fault::new(reason).side(Side::Origin).retry(retry);
+        match io {
+            Some(error) => fault.log(error),
+            None => fault,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service(name: &str, origin: &str) -> Service {
+        Service::new(name.parse().unwrap(), origin.parse().unwrap(), None)
+    }
+
+    #[tokio::test]
+    async fn an_unknown_service_does_not_exist() {
+        let origins = Origins::default();
+        assert!(origins.table().upstream(&"orders".parse().unwrap()).is_none());
+        origins.replace(vec![service("orders", "http://127.0.0.1:1")]);
+        assert!(origins.table().upstream(&"orders".parse().unwrap()).is_some());
+        assert!(origins.table().upstream(&"billing".parse().unwrap()).is_none());
+        origins.replace(Vec::new());
+        assert!(origins.table().upstream(&"orders".parse().unwrap()).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_reload_keeps_the_health_and_pool_of_an_origin_that_stayed() {
+        let origins = Origins::default();
+        origins.replace(vec![service("a", "http://127.0.0.1:1"), service("b", "http://127.0.0.1:2")]);
+        let health = |name: &str| origins.table().upstream(&name.parse().unwrap()).unwrap().health.clone();
+        let (a, b) = (health("a"), health("b"));
+        a.set(Some(Reason::OriginRefused.wire_name().to_owned()));
+        b.set(Some(Reason::OriginRefused.wire_name().to_owned()));
+        let mut changed = service("a", "http://127.0.0.1:1");
+        changed.host = crate::service::HostPolicy::Preserve;
+        origins.replace(vec![changed, service("b", "http://127.0.0.1:3")]);
+        assert!(!health("a").is_up(), "the same origin, the same health");
+        assert!(health("b").is_up(), "another origin starts anew");
+        let table = origins.table();
+        let a = table.upstream(&"a".parse().unwrap()).unwrap();
+        assert_eq!(a.service.host, crate::service::HostPolicy::Preserve);
+    }
+}

@@ -5,11 +5,24 @@
 //! read a clock (boringtun reads its own) or depend on a runtime, and bytes from the network must never make it panic.
 #![warn(missing_docs)]
 
+mod answer;
+mod bootstrap;
+mod bucket;
 mod config;
+mod due;
 mod engine;
 mod event;
+mod handshakes;
+mod index;
+mod limiter;
+mod own;
+mod peer;
 mod replies;
+mod routes;
+mod slots;
 mod stats;
+mod timers;
+mod tunn;
 
 pub use config::{
     AddPeerError, BootstrapConfig, BootstrapId, Config, HandshakeLimits, Path, PeerConfig, PeerId, PskEpoch, PskError,

@@ -1,0 +1,205 @@
+//! Handshake messages, from the queue to a session: initiations are answered, responses finish what we began.
+//!
+//! Must never change what a live session does before the new one's keys are confirmed (wire.md §2).
+
+use std::time::Instant;
+
+use boringtun::noise::handshake::parse_handshake_anon;
+use boringtun::noise::{Packet, Tunn};
+use culvert_model::key::PublicKey;
+
+use crate::bootstrap::{LIFE, Room};
+use crate::config::{BootstrapId, Path, PskEpoch};
+use crate::engine::{Engine, Known, NewPeer};
+use crate::event::{DropReason, Event};
+use crate::index::parity;
+use crate::peer::{CALL_BACK, Instance};
+use crate::replies::Replies;
+use crate::tunn::{INITIATION, KEEPALIVE_TIMEOUT, REJECT_AFTER_TIME, REKEY_TIMEOUT, RESPONSE, le32};
+
+/// The one epoch of a bootstrap key.
+const BOOTSTRAP_EPOCH: u32 = 0;
+
+impl Engine {
+    /// Answers an initiation. One X25519 tells whose it is; its bounds come before the rest.
+    pub(crate) fn take_initiation(
+        &mut self,
+        initiation: &[u8; INITIATION],
+        path: Path,
+        own: usize,
+        now: Instant,
+        replies: &mut Replies,
+    ) -> Result<(), DropReason> {
+        let key = self.own.get(own).ok_or(DropReason::BadMac)?;
+        let Ok(Packet::HandshakeInit(parsed)) = Tunn::parse_incoming_packet(initiation) else {
+            return Err(DropReason::Malformed);
+        };
+        let half = parse_handshake_anon(&key.private, &key.public, &parsed).map_err(|_| DropReason::BadSeal)?;
+        let slot = match self.whose(PublicKey::from_bytes(half.peer_static_public), own) {
+            Some(Known::Peer(slot)) => slot,
+            Some(Known::Bootstrap(bootstrap)) => self.instance(bootstrap, path, own, now)?,
+            None => return Err(DropReason::UnknownPeer),
+        };
+        let peer = self.peers.get_mut(slot).ok_or(DropReason::UnknownPeer)?;
+        if !peer.may_answer(now) || !peer.may_try(path, now) {
+            return Err(DropReason::TooManyInitiations);
+        }
+        let epoch = peer.epoch_of(parity(half.peer_index));
+        let (tunnel, built) = self.answering_tunnel(slot, own, epoch, now).ok_or(DropReason::QueueFull)?;
+        self.tick_if_stale(slot, tunnel, now);
+        let answer = self.tunnels.get_mut(tunnel).ok_or(DropReason::UnknownIndex)?.answer(initiation, now);
+        match answer {
+            Ok(response) => {
+                replies.push(path, &response);
+                self.stats.responses += 1;
+                if let Some(peer) = self.peers.get_mut(slot) {
+                    peer.note_answer(now);
+                }
+            }
+            Err(_) if built => self.drop_tunnel(slot, tunnel),
+            Err(DropReason::Stale) => self.call_back(slot, path, now, replies),
+            Err(_) => {}
+        }
+        self.rearm(slot, now);
+        answer.map(|_| ())
+    }
+
+    /// Takes a response to an initiation of ours.
+    pub(crate) fn take_response(
+        &mut self,
+        response: &[u8; RESPONSE],
+        path: Path,
+        now: Instant,
+        replies: &mut Replies,
+    ) -> Result<(), DropReason> {
+        let slot = le32(response, 8).and_then(|index| self.indices.tunnel(index)).ok_or(DropReason::UnknownIndex)?;
+        let peer = self.tunnels.get(slot).ok_or(DropReason::UnknownIndex)?.peer;
+        self.tick_if_stale(peer, slot, now);
+        let tunnel = self.tunnels.get_mut(slot).ok_or(DropReason::UnknownIndex)?;
+        let (index, keepalive) = tunnel.finish(response, now)?;
+        self.stats.keepalives += 1;
+        replies.push(path, &keepalive);
+        self.confirm(peer, slot, index, true, path, now);
+        Ok(())
+    }
+
+    /// A session's keys are confirmed: if it is the newest, everything moves to it now.
+    pub(crate) fn confirm(
+        &mut self,
+        slot: u32,
+        tunnel_slot: u32,
+        index: u32,
+        initiated: bool,
+        path: Path,
+        now: Instant,
+    ) {
+        let Some(peer) = self.peers.get(slot) else { return };
+        let Some(tunnel) = self.tunnels.get(tunnel_slot) else { return };
+        let (epoch, own) = (tunnel.epoch, tunnel.own);
+        let newest = peer.active.and_then(|active| self.tunnels.get(active)).filter(|active| active.is_live(now));
+        if newest.and_then(|newest| newest.started()) > tunnel.started_at(index) {
+            return;
+        }
+        self.set_path(slot, path);
+        let Some(peer) = self.peers.get_mut(slot) else { return };
+        let first = !peer.live;
+        peer.active = Some(tunnel_slot);
+        peer.own = own;
+        peer.live = true;
+        peer.last_handshake = Some(now);
+        peer.attempt = None;
+        peer.cookie_at = None;
+        peer.unconfirmed.refill();
+        self.stats.live += u32::from(first);
+        self.stats.sessions += 1;
+        let id = peer.id;
+        let bootstrap = peer.instance.map(|instance| instance.bootstrap);
+        let promoted = peer.psks.len() == 2 && epoch == peer.newest_epoch() && peer.forget_old_at.is_none();
+        if promoted {
+            peer.forget_old_at = Some(now + REJECT_AFTER_TIME);
+        }
+        // Another tunnel with the same keys has nothing left to do but to open what is still on its way.
+        for other in peer.tunnels.iter().filter(|other| **other != tunnel_slot) {
+            if let Some(other) = self.tunnels.get_mut(*other).filter(|other| (other.epoch, other.own) == (epoch, own)) {
+                other.retired = true;
+            }
+        }
+        if bootstrap.is_some() {
+            self.bootstraps.confirm(slot);
+        }
+        self.events.push_back(Event::SessionUp { peer: id, bootstrap, path, epoch, initiated, first });
+        if let (true, Some(epoch)) = (promoted, epoch) {
+            self.events.push_back(Event::EpochPromoted { peer: id, epoch });
+        }
+        self.rearm(slot, now);
+    }
+
+    /// A peer's timestamp went back. If it is silent otherwise, an initiation of ours to that source, 148 bytes for 148,
+    /// brings it up; from a tunnel of its own, so that nothing else changes.
+    fn call_back(&mut self, slot: u32, path: Path, now: Instant, replies: &mut Replies) {
+        let Some(peer) = self.peers.get_mut(slot) else { return };
+        let active = peer.active.and_then(|active| self.tunnels.get(active));
+        let heard = active.is_some_and(|active| {
+            active.is_live(now) && now.saturating_duration_since(active.last_rx) < KEEPALIVE_TIMEOUT + REKEY_TIMEOUT
+        });
+        let recent = peer.called_back.is_some_and(|at| now.saturating_duration_since(at) < CALL_BACK);
+        if heard || recent || peer.instance.is_some() {
+            return;
+        }
+        peer.called_back = Some(now);
+        let (id, own, epoch) = (peer.id, peer.own, peer.newest_epoch());
+        self.events.push_back(Event::ClockBehind { peer: id, path });
+        if let Some(tunnel) = self.build_tunnel(slot, own, epoch, now) {
+            self.send_initiation(tunnel, path, now, replies);
+        }
+    }
+
+    /// Who has a static key: under the key of ours that was addressed, else under any other of ours.
+    fn whose(&self, key: PublicKey, own: usize) -> Option<Known> {
+        let others = (0..self.own.len()).filter(|other| *other != own);
+        std::iter::once(own).chain(others).find_map(|own| self.known.get(&(key, own)).copied())
+    }
+
+    /// The instance of a bootstrap key at one source, made now if it must and may.
+    fn instance(&mut self, bootstrap: BootstrapId, path: Path, own: usize, now: Instant) -> Result<u32, DropReason> {
+        if !self.bootstraps.may_answer(bootstrap, now) {
+            return Err(DropReason::BootstrapLimit);
+        }
+        if let Some(slot) = self.bootstraps.instance(bootstrap, path.remote) {
+            return Ok(slot);
+        }
+        match self.bootstraps.room() {
+            Room::Yes => {}
+            Room::After(oldest) => self.end_instance(oldest),
+            Room::No => return Err(DropReason::BootstrapLimit),
+        }
+        let key = self.bootstraps.key(bootstrap).ok_or(DropReason::UnknownPeer)?;
+        let allowed_ips = key.allowed_ips.clone();
+        let new = NewPeer {
+            public_key: key.public_key,
+            own,
+            psks: vec![PskEpoch { epoch: BOOTSTRAP_EPOCH, psk: key.psk.clone() }],
+            allowed_ips: &allowed_ips,
+            path: None,
+            keepalive: None,
+            instance: Some(Instance { bootstrap, source: path.remote, ends_at: now + LIFE }),
+        };
+        let slot = self.put_peer(new).ok_or(DropReason::BootstrapLimit)?;
+        self.bootstraps.insert(bootstrap, path.remote, slot);
+        self.rearm(slot, now);
+        Ok(slot)
+    }
+
+    /// The tunnel that answers under these keys: the one that knows the peer's last timestamp, else a new one.
+    fn answering_tunnel(&mut self, slot: u32, own: usize, epoch: Option<u32>, now: Instant) -> Option<(u32, bool)> {
+        let peer = self.peers.get(slot)?;
+        let fits = |slot: &&u32| {
+            self.tunnels.get(**slot).is_some_and(|tunnel| (tunnel.own, tunnel.epoch) == (own, epoch) && !tunnel.retired)
+        };
+        let known = peer.active.as_ref().filter(fits).or_else(|| peer.tunnels.iter().find(fits));
+        match known {
+            Some(tunnel) => Some((*tunnel, false)),
+            None => self.build_tunnel(slot, own, epoch, now).map(|tunnel| (tunnel, true)),
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! One peer: its keys, where it is, its tunnels, and what it may still cost.
+//!
+//! Must never change because of a message that is not confirmed.
+
+use std::time::{Duration, Instant};
+
+use culvert_model::key::PublicKey;
+
+use crate::bucket::{Bucket, Rate};
+use crate::config::{BootstrapId, Path, PeerId, PskEpoch};
+use crate::routes::Allowed;
+use crate::tunn::REKEY_TIMEOUT;
+
+/// Initiations answered, per peer (wire.md §2).
+pub(crate) const ACCEPTED: Rate = Rate { burst: 3, every: Duration::from_secs(1) };
+/// Initiations answered since the last confirmation. One is forgiven each REKEY_TIMEOUT, the pace of an honest initiator:
+/// otherwise five lost responses, or five recorded initiations replayed to a fresh tunnel, would shut a peer out.
+pub(crate) const UNCONFIRMED: Rate = Rate { burst: 5, every: REKEY_TIMEOUT };
+/// Initiations tried, answered or not, from where the peer is and, apart from it, from anywhere else: a flood of replays
+/// from elsewhere takes nothing from the peer's own.
+pub(crate) const TRIES: Rate = Rate { burst: 10, every: Duration::from_millis(100) };
+/// Call-backs to a peer whose clock went back.
+pub(crate) const CALL_BACK: Duration = Duration::from_secs(5);
+
+/// A peer, or one instance of a bootstrap key.
+pub(crate) struct Peer {
+    pub(crate) id: PeerId,
+    pub(crate) public_key: PublicKey,
+    /// The key of ours that the peer was added with.
+    pub(crate) home: usize,
+    /// The key of ours that it last confirmed.
+    pub(crate) own: usize,
+    /// Newest last.
+    pub(crate) psks: Vec<PskEpoch>,
+    /// When the old one of two is forgotten.
+    pub(crate) forget_old_at: Option<Instant>,
+    pub(crate) allowed: Allowed,
+    pub(crate) routed: bool,
+    pub(crate) path: Option<Path>,
+    pub(crate) persistent_keepalive: Option<Duration>,
+    /// Oldest first, a few at most.
+    pub(crate) tunnels: Vec<u32>,
+    /// The tunnel with the newest confirmed session.
+    pub(crate) active: Option<u32>,
+    /// A session was live when we last looked.
+    pub(crate) live: bool,
+    pub(crate) last_handshake: Option<Instant>,
+    pub(crate) attempt: Option<Attempt>,
+    /// When a cookie that we got is used.
+    pub(crate) cookie_at: Option<Instant>,
+    pub(crate) called_back: Option<Instant>,
+    pub(crate) accepted: Bucket,
+    pub(crate) unconfirmed: Bucket,
+    pub(crate) tries_near: Bucket,
+    pub(crate) tries_far: Bucket,
+    pub(crate) rx_bytes: u64,
+    pub(crate) tx_bytes: u64,
+    pub(crate) due: Option<Instant>,
+    pub(crate) instance: Option<Instance>,
+}
+
+/// What makes a peer an instance of a bootstrap key.
+#[derive(Copy, Clone, Debug)]
+pub(crate) struct Instance {
+    pub(crate) bootstrap: BootstrapId,
+    pub(crate) source: std::net::SocketAddr,
+    pub(crate) ends_at: Instant,
+}
+
+/// We want a session, and ask for it until we get one.
+#[derive(Copy, Clone, Debug)]
+pub(crate) struct Attempt {
+    pub(crate) started: Instant,
+    /// Initiations without an answer.
+    pub(crate) unanswered: u32,
+    /// Where to, if not where the peer is known to be.
+    pub(crate) target: Option<Path>,
+    /// When the next initiation is due.
+    pub(crate) at: Instant,
+    /// An initiation is on its way.
+    pub(crate) sent: bool,
+    /// Initiations in a row that cookies made us repeat.
+    pub(crate) cookies: u8,
+}
+
+impl Attempt {
+    pub(crate) fn new(target: Option<Path>, now: Instant) -> Self {
+        Self { started: now, unanswered: 0, target, at: now, sent: false, cookies: 0 }
+    }
+}
+
+impl Peer {
+    /// The epoch of the newest pre-shared key.
+    pub(crate) fn newest_epoch(&self) -> Option<u32> {
+        self.psks.last().map(|psk| psk.epoch)
+    }
+
+    /// The epoch that an index parity names; with one key or none there is no choice.
+    pub(crate) fn epoch_of(&self, parity: u32) -> Option<u32> {
+        let named = self.psks.iter().find(|psk| self.psks.len() > 1 && psk.epoch & 1 == parity);
+        named.or(self.psks.last()).map(|psk| psk.epoch)
+    }
+
+    /// The epoch that we initiate with: the newest, and while nobody answers, each in turn.
+    pub(crate) fn initiating_epoch(&self) -> Option<u32> {
+        let turn = self.attempt.map_or(0, |attempt| attempt.unanswered);
+        let old = self.psks.len() > 1 && self.forget_old_at.is_none() && turn % 2 == 1;
+        if old { self.psks.first().map(|psk| psk.epoch) } else { self.newest_epoch() }
+    }
+
+    /// Takes one from what the peer may try, by whether the message comes from where it is.
+    pub(crate) fn may_try(&mut self, path: Path, now: Instant) -> bool {
+        let near = self.path.is_some_and(|known| known.remote == path.remote);
+        let bucket = if near { &mut self.tries_near } else { &mut self.tries_far };
+        bucket.take(TRIES, now)
+    }
+
+    /// Tells whether one more initiation may be answered.
+    pub(crate) fn may_answer(&self, now: Instant) -> bool {
+        self.accepted.has_room(ACCEPTED, now) && self.unconfirmed.has_room(UNCONFIRMED, now)
+    }
+
+    pub(crate) fn note_answer(&mut self, now: Instant) {
+        self.accepted.take(ACCEPTED, now);
+        self.unconfirmed.take(UNCONFIRMED, now);
+    }
+}

@@ -80,9 +80,11 @@ impl StateDir {
     /// # Errors
     /// [`StateError::System`] and its like, when the temporary directory cannot be written.
     pub fn temporary() -> Result<Self, StateError> {
-        let made = tempfile::Builder::new().prefix("culvert-").tempdir();
+        let made = tempfile::Builder::new()
+            .prefix("culvert-")
+            .permissions(fs::Permissions::from_mode(0o700))
+            .tempdir();
         let made = made.map_err(|error| StateError::from_io("make", std::env::temp_dir(), error))?;
-        // The umask may have taken bits, never given any: tempfile makes it 0700.
         let mut state = Self::create(made.path())?;
         state._temporary = Some(Arc::new(made));
         Ok(state)
@@ -352,6 +354,7 @@ mod tests {
             return;
         }
         let outside = tempfile::tempdir().unwrap();
+        set_mode(outside.path(), 0o700);
         chown(outside.path(), Some(Uid::from_raw(4321)), Some(Gid::from_raw(4322))).unwrap();
         let state = StateDir::open(outside.path()).unwrap();
         assert_eq!(state.owner(), Some((4321, 4322)));

@@ -4,6 +4,7 @@
 #![warn(missing_docs)]
 
 pub mod allow;
+pub mod config;
 pub mod connect;
 pub mod health;
 pub mod identity;

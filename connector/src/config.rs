@@ -1,0 +1,292 @@
+//! The connector's settings: the one list of them, and what their values mean.
+//!
+//! Must never let a value through that would only fail later, or keep a secret's text beside its use.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use culvert_model::name::{Label, ServiceName};
+use culvert_ops::config::{ConfigError, Flags, Kind, Load, Loaded, Setting, Source};
+use culvert_ops::{Environment, Program};
+use http::header::{self, HeaderName, HeaderValue};
+use zeroize::Zeroizing;
+
+use crate::allow::Allow;
+use crate::origin::{Origin, split_authority};
+use crate::service::{Balance, HealthCheck, HostPolicy, Service, SetHeader, Timeouts};
+use crate::tls::{ClientTls, Files};
+
+mod raw;
+
+use raw::{Raw, RawHealth, RawService, RawTimeouts, RawTls};
+
+/// Every setting. Names of variables, `check` and unknown-key errors follow from it.
+pub const SETTINGS: &[Setting] = &[
+    Setting::new("name", Kind::Text, "this connector's name in listings (default: the host's name)").restart(),
+    Setting::new("ephemeral", Kind::Bool, "keep no state; the relay forgets this connector 10 min after it vanished")
+        .or("false")
+        .restart(),
+    Setting::new("admin.listen", Kind::Address, "where /livez, /readyz and /metrics are served").or("127.0.0.1:9481").restart(),
+    Setting::new("admin.group", Kind::Text, "the group that may use admin.sock").restart(),
+    Setting::new("drain.timeout", Kind::Duration, "how long requests in flight may take at the end").or("25s"),
+    Setting::new("allow.origins", Kind::List(&Kind::Text), "which origins a relay may manage"),
+    Setting::new("service", Kind::Entries { name: "name", value: "origin" }, "services"),
+    Setting::new("service[].name", Kind::Text, "what gateways call it"),
+    Setting::new("service[].origin", Kind::Url, "http://HOST:PORT, https://HOST:PORT or unix:/PATH"),
+    Setting::new("service[].host", Kind::Text, "the Host that the origin sees: origin, preserve, or this text"),
+    Setting::new("service[].headers.*", Kind::Secret, "set on every request in place of the caller's"),
+    Setting::new("service[].tls.ca", Kind::Path, "authorities to trust in place of the system's"),
+    Setting::new("service[].tls.cert", Kind::Path, "our certificate"),
+    Setting::new("service[].tls.key", Kind::Path, "its key"),
+    Setting::new("service[].health.path", Kind::Text, "GET this instead of a TCP connect"),
+    Setting::new("service[].health.interval", Kind::Duration, "time between checks"),
+    Setting::new("service[].health.timeout", Kind::Duration, "time one check may take"),
+    Setting::new("service[].balance", Kind::Text, "keep requests together by header:NAME, cookie:NAME or client-ip"),
+    Setting::new("service[].timeouts.connect", Kind::Duration, "until the origin accepted"),
+    Setting::new("service[].timeouts.first_byte", Kind::Duration, "until the response's head"),
+    Setting::new("service[].timeouts.idle", Kind::Duration, "without a byte either way"),
+    Setting::new("service[].timeouts.request", Kind::OptionalDuration, "the whole exchange"),
+    Setting::new("service[].timeouts.queue", Kind::Duration, "waiting for a connector"),
+];
+
+/// Fields that belong to the connection, to routing or to Culvert.
+const NOT_SETTABLE: [HeaderName; 10] = [
+    header::HOST,
+    header::CONNECTION,
+    header::CONTENT_LENGTH,
+    header::TRANSFER_ENCODING,
+    header::TE,
+    header::TRAILER,
+    header::UPGRADE,
+    header::EXPECT,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
+
+/// What the command line says about settings.
+#[derive(Debug, Clone, Default)]
+pub struct Given {
+    /// `--config`
+    pub config: Option<PathBuf>,
+    /// `--service`
+    pub services: Vec<String>,
+    /// `--name`
+    pub name: Option<String>,
+    /// `--admin-listen`
+    pub admin_listen: Option<String>,
+    /// `--ephemeral`
+    pub ephemeral: bool,
+    /// `--drain-timeout`
+    pub drain_timeout: Option<String>,
+}
+
+/// Settings that mean something.
+#[derive(Debug, Clone)]
+pub struct Settled {
+    /// The connector's name.
+    pub name: Option<Label>,
+    /// Whether nothing is kept.
+    pub ephemeral: bool,
+    /// The TCP admin listener.
+    pub admin_listen: SocketAddr,
+    /// Whether a user chose it: then it being taken is an error.
+    pub admin_chosen: bool,
+    /// The group of `admin.sock`.
+    pub admin_group: Option<String>,
+    /// The longest drain.
+    pub drain_timeout: Duration,
+    /// What a relay may manage.
+    pub allow: Allow,
+    /// The services.
+    pub services: Vec<Service>,
+    /// Files whose change is a reason to reload.
+    pub watched: Vec<PathBuf>,
+}
+
+impl Settled {
+    /// Only these services, everything else as by default: for `dev`.
+    pub fn of_services(services: Vec<Service>) -> Self {
+        Self {
+            name: None,
+            ephemeral: false,
+            admin_listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9481),
+            admin_chosen: false,
+            admin_group: None,
+            drain_timeout: Duration::from_secs(25),
+            allow: Allow::default(),
+            services,
+            watched: Vec::new(),
+        }
+    }
+}
+
+/// Reads flags, environment and file.
+///
+/// # Errors
+/// [`ConfigError`]
+pub fn load(given: &Given, environment: &dyn Environment) -> Result<Loaded, ConfigError> {
+    let flags = Flags::new()
+        .list("--service", "service", &given.services)
+        .value("--name", "name", given.name.as_ref())
+        .value("--admin-listen", "admin.listen", given.admin_listen.as_ref())
+        .value("--ephemeral", "ephemeral", given.ephemeral.then_some(true))
+        .value("--drain-timeout", "drain.timeout", given.drain_timeout.as_ref());
+    Load::new(Program::Connector, SETTINGS, environment).flags(flags).config(given.config.as_ref()).load()
+}
+
+/// Says what the values mean. Reads the files and variables that they name.
+///
+/// # Errors
+/// [`ConfigError::Wrong`]: the first value that means nothing, with its place.
+pub fn settle(loaded: &Loaded, environment: &dyn Environment) -> Result<Settled, ConfigError> {
+    let raw: Raw = loaded.settle()?;
+    let place = Place { loaded, environment };
+    let listen = &raw.admin.listen;
+    let allow = Allow::parse(&raw.allow.origins).map_err(|error| loaded.wrong("allow.origins", error))?;
+    let mut watched = Vec::new();
+    let mut services: Vec<Service> = Vec::new();
+    for (number, raw) in raw.service.iter().enumerate() {
+        let key = format!("service[{number}]");
+        let service = place.service(&key, raw, &mut watched)?;
+        if services.iter().any(|other| other.name == service.name) {
+            return Err(loaded.wrong(&format!("{key}.name"), format_args!("{:?} is there twice", service.name.as_str())));
+        }
+        services.push(service);
+    }
+    Ok(Settled {
+        name: raw.name.as_deref().map(|name| place.parse("name", name)).transpose()?,
+        ephemeral: raw.ephemeral,
+        admin_listen: listen
+            .parse()
+            .map_err(|_| loaded.wrong("admin.listen", format_args!("{listen:?} is not ADDRESS:PORT, as in 127.0.0.1:9481")))?,
+        admin_chosen: loaded.source("admin.listen") != Source::Default,
+        admin_group: raw.admin.group,
+        drain_timeout: raw.drain.timeout,
+        allow,
+        services,
+        watched,
+    })
+}
+
+/// Where values stand and what they may read.
+struct Place<'a> {
+    loaded: &'a Loaded,
+    environment: &'a dyn Environment,
+}
+
+impl Place<'_> {
+    fn service(&self, key: &str, raw: &RawService, watched: &mut Vec<PathBuf>) -> Result<Service, ConfigError> {
+        let missing = |what: &str| self.loaded.wrong(&format!("{key}.{what}"), "is missing");
+        let name: ServiceName = self.parse(&format!("{key}.name"), raw.name.as_ref().ok_or_else(|| missing("name"))?)?;
+        let origin = raw.origin.as_ref().ok_or_else(|| missing("origin"))?;
+        let origin: Origin = self.parse(&format!("{key}.origin"), origin)?;
+        let tls = self.tls(&format!("{key}.tls"), &raw.tls, &origin, watched)?;
+        let mut service = Service::new(name, origin, tls);
+        if let Some(host) = &raw.host {
+            service.host = self.host(&format!("{key}.host"), host)?;
+        }
+        for (name, spec) in &raw.headers {
+            let key = format!("{key}.headers.{name}");
+            let name = self.header_name(&key, name)?;
+            watched.extend(spec.sources.iter().filter_map(|source| source.path()).map(Path::to_path_buf));
+            let secret = spec.read(self.environment).map_err(|error| self.loaded.wrong(&key, error))?;
+            let mut value = HeaderValue::from_str(secret.expose())
+                .map_err(|_| self.loaded.wrong(&key, "holds characters that no header field may hold"))?;
+            value.set_sensitive(true);
+            service.headers.push(SetHeader { name, value });
+        }
+        service.health = self.health(&format!("{key}.health"), &raw.health)?;
+        if let Some(balance) = &raw.balance {
+            service.balance = Some(self.parse::<Balance>(&format!("{key}.balance"), balance)?);
+        }
+        service.timeouts = timeouts(&raw.timeouts);
+        Ok(service)
+    }
+
+    fn tls(
+        &self,
+        key: &str,
+        raw: &RawTls,
+        origin: &Origin,
+        watched: &mut Vec<PathBuf>,
+    ) -> Result<Option<ClientTls>, ConfigError> {
+        if !origin.is_tls() {
+            let given = raw.ca.is_some() || raw.cert.is_some() || raw.key.is_some();
+            let why = "is for https origins: write https:// or take it out";
+            return if given { Err(self.loaded.wrong(key, why)) } else { Ok(None) };
+        }
+        let mut read = |name: &str, path: &Option<PathBuf>| -> Result<Option<Vec<u8>>, ConfigError> {
+            let Some(path) = path else { return Ok(None) };
+            watched.push(path.clone());
+            let wrong = |error| {
+                self.loaded.wrong(&format!("{key}.{name}"), format_args!("cannot read {}: {error}", path.display()))
+            };
+            std::fs::read(path).map(Some).map_err(wrong)
+        };
+        let files = Files {
+            ca: read("ca", &raw.ca)?,
+            cert: read("cert", &raw.cert)?,
+            key: read("key", &raw.key)?.map(Zeroizing::new),
+        };
+        ClientTls::new(files).map(Some).map_err(|error| self.loaded.wrong(key, error))
+    }
+
+    fn host(&self, key: &str, text: &str) -> Result<HostPolicy, ConfigError> {
+        match text {
+            "origin" => Ok(HostPolicy::Origin),
+            "preserve" => Ok(HostPolicy::Preserve),
+            literal => {
+                let value = HeaderValue::from_str(literal).ok().filter(|_| split_authority(literal).is_some());
+                let wrong = || self.loaded.wrong(key, "\"origin\", \"preserve\" or a host name is expected");
+                value.map(HostPolicy::Literal).ok_or_else(wrong)
+            }
+        }
+    }
+
+    fn header_name(&self, key: &str, text: &str) -> Result<HeaderName, ConfigError> {
+        let name = HeaderName::from_str(text).map_err(|_| self.loaded.wrong(key, "is no header field's name"))?;
+        if name == header::HOST {
+            return Err(self.loaded.wrong(key, "is set by `host = \"...\"`"));
+        }
+        if NOT_SETTABLE.contains(&name) || name.as_str().starts_with("culvert-") {
+            return Err(self.loaded.wrong(key, "cannot be set: it belongs to the connection"));
+        }
+        Ok(name)
+    }
+
+    fn health(&self, key: &str, raw: &RawHealth) -> Result<HealthCheck, ConfigError> {
+        let usual = HealthCheck::default();
+        let path = raw.path.as_ref().map(|text| {
+            let path = text.parse().ok().filter(|_| text.starts_with('/'));
+            path.ok_or_else(|| self.loaded.wrong(&format!("{key}.path"), "a path that starts with / is expected"))
+        });
+        let positive = |name: &str, given: Option<Duration>, usual: Duration| match given {
+            Some(Duration::ZERO) => Err(self.loaded.wrong(&format!("{key}.{name}"), "must be more than 0s")),
+            given => Ok(given.unwrap_or(usual)),
+        };
+        Ok(HealthCheck {
+            path: path.transpose()?,
+            interval: positive("interval", raw.interval, usual.interval)?,
+            timeout: positive("timeout", raw.timeout, usual.timeout)?,
+        })
+    }
+
+    fn parse<T: FromStr<Err: std::fmt::Display>>(&self, key: &str, text: &str) -> Result<T, ConfigError> {
+        text.parse().map_err(|error| self.loaded.wrong(key, error))
+    }
+}
+
+fn timeouts(raw: &RawTimeouts) -> Timeouts {
+    Timeouts {
+        connect: raw.connect.unwrap_or(Timeouts::default().connect),
+        first_byte: raw.first_byte,
+        idle: raw.idle,
+        request: raw.request,
+        queue: raw.queue,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,89 @@
+//! The settings as they are written: types only, no meaning. `config.rs` settles them.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use culvert_ops::secret::SecretSpec;
+use serde::{Deserialize, Deserializer};
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Raw {
+    pub(super) name: Option<String>,
+    pub(super) ephemeral: bool,
+    pub(super) admin: RawAdmin,
+    pub(super) drain: RawDrain,
+    #[serde(default)]
+    pub(super) allow: RawAllow,
+    #[serde(default)]
+    pub(super) service: Vec<RawService>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct RawAdmin {
+    pub(super) listen: String,
+    pub(super) group: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct RawDrain {
+    #[serde(with = "culvert_ops::config::duration")]
+    pub(super) timeout: Duration,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct RawAllow {
+    #[serde(default)]
+    pub(super) origins: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct RawService {
+    pub(super) name: Option<String>,
+    pub(super) origin: Option<String>,
+    pub(super) host: Option<String>,
+    #[serde(default)]
+    pub(super) headers: BTreeMap<String, SecretSpec>,
+    #[serde(default)]
+    pub(super) tls: RawTls,
+    #[serde(default)]
+    pub(super) health: RawHealth,
+    pub(super) balance: Option<String>,
+    #[serde(default)]
+    pub(super) timeouts: RawTimeouts,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct RawTls {
+    pub(super) ca: Option<PathBuf>,
+    pub(super) cert: Option<PathBuf>,
+    pub(super) key: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct RawHealth {
+    pub(super) path: Option<String>,
+    #[serde(default, deserialize_with = "given")]
+    pub(super) interval: Option<Duration>,
+    #[serde(default, deserialize_with = "given")]
+    pub(super) timeout: Option<Duration>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct RawTimeouts {
+    #[serde(default, deserialize_with = "given")]
+    pub(super) connect: Option<Duration>,
+    #[serde(default, deserialize_with = "given")]
+    pub(super) first_byte: Option<Duration>,
+    #[serde(default, deserialize_with = "given")]
+    pub(super) idle: Option<Duration>,
+    #[serde(default, with = "culvert_ops::config::optional_duration")]
+    pub(super) request: Option<Duration>,
+    #[serde(default, deserialize_with = "given")]
+    pub(super) queue: Option<Duration>,
+}
+
+/// A duration that was given; absent otherwise.
+fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    culvert_ops::config::duration::deserialize(deserializer).map(Some)
+}

@@ -1,0 +1,138 @@
+use std::collections::BTreeMap;
+use std::fs;
+
+use tempfile::TempDir;
+
+use super::*;
+
+struct Host(TempDir);
+
+impl Host {
+    fn new(text: &str) -> Self {
+        let host = Self(tempfile::tempdir().unwrap());
+        fs::write(host.0.path().join("connector.toml"), text).unwrap();
+        host
+    }
+
+    fn settle(&self, environment: &[(&str, &str)], services: &[&str]) -> Result<Settled, String> {
+        let environment: BTreeMap<String, String> =
+            environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let given = Given {
+            config: Some(self.0.path().join("connector.toml")),
+            services: services.iter().map(|text| (*text).to_owned()).collect(),
+            ..Given::default()
+        };
+        let loaded = load(&given, &environment).map_err(|error| error.to_string())?;
+        settle(&loaded, &environment).map_err(|error| error.to_string())
+    }
+}
+
+fn settled(text: &str) -> Result<Settled, String> {
+    Host::new(text).settle(&[("KEY", "s3cret")], &[])
+}
+
+#[test]
+fn a_service_has_all_its_parts() {
+    let text = r#"
+        name = "dc1-a"
+        [allow]
+        origins = ["http://*.internal:8080", "10.0.0.0/8:443"]
+        [[service]]
+        name = "Orders"
+        origin = "http://orders.internal:8080"
+        host = "preserve"
+        balance = "cookie:SID"
+        [service.headers]
+        Authorization = { env = "KEY", prefix = "Bearer " }
+        x-plain = "text"
+        [service.health]
+        path = "/healthz"
+        interval = "3s"
+        [service.timeouts]
+        connect = "2s"
+        first_byte = "90s"
+        request = "off"
+        queue = "500ms"
+    "#;
+    let settled = settled(text).unwrap();
+    assert_eq!(settled.name.unwrap().as_str(), "dc1-a");
+    let service = &settled.services[0];
+    assert_eq!((service.name.as_str(), service.origin.to_string()), ("orders", "http://orders.internal:8080".to_owned()));
+    assert_eq!(service.host, HostPolicy::Preserve);
+    let headers: Vec<_> = service.headers.iter().map(|set| (set.name.as_str(), set.value.to_str().unwrap())).collect();
+    assert_eq!(headers, [("authorization", "Bearer s3cret"), ("x-plain", "text")]);
+    assert_eq!(service.health.path.as_ref().unwrap().as_str(), "/healthz");
+    assert_eq!(service.health.interval, Duration::from_secs(3));
+    assert_eq!(service.timeouts.connect, Duration::from_secs(2));
+    let announced = service.timeouts.announced();
+    assert_eq!((announced.first_byte_ms, announced.queue_ms, announced.request_ms), (Some(90_000), Some(500), None));
+    assert_eq!(service.balance.as_ref().unwrap().to_string(), "cookie:SID");
+}
+
+#[test]
+fn defaults_stand_where_nothing_is_said() {
+    let settled = settled("[[service]]\nname = \"a\"\norigin = \"http://127.0.0.1:1\"\n").unwrap();
+    assert_eq!((settled.admin_listen.to_string().as_str(), settled.admin_chosen), ("127.0.0.1:9481", false));
+    assert_eq!(settled.drain_timeout, Duration::from_secs(25));
+    assert_eq!(settled.services[0].timeouts, Timeouts::default());
+    assert_eq!(settled.services[0].health, HealthCheck::default());
+    assert_eq!(settled.services[0].host, HostPolicy::Origin);
+}
+
+#[test]
+fn services_come_from_flag_and_variable_by_name() {
+    let host = Host::new("[[service]]\nname = \"a\"\norigin = \"http://file\"\nhost = \"preserve\"\n");
+    let settled = host.settle(&[("CULVERT_CONNECTOR_SERVICE", "a=http://env b=http://b")], &["c=unix:/run/c.sock"]).unwrap();
+    let all: Vec<_> = settled.services.iter().map(|service| format!("{}={}", service.name.as_str(), service.origin)).collect();
+    assert_eq!(all, ["a=http://env:80", "b=http://b:80", "c=unix:/run/c.sock"]);
+    assert_eq!(settled.services[0].host, HostPolicy::Preserve);
+}
+
+#[test]
+fn what_means_nothing_is_refused_with_its_line() {
+    let service = "[[service]]\nname = \"a\"\norigin = \"http://127.0.0.1:1\"\n";
+    for (text, line, says) in [
+        ("[[service]]\nname = \"a b\"\norigin = \"http://x\"\n".to_owned(), 2, "is not a name"),
+        ("[[service]]\nname = \"a\"\norigin = \"h2c://x:1\"\n".to_owned(), 3, "not available in this version"),
+        ("[[service]]\nname = \"a\"\n".to_owned(), 2, "service[0].origin: is missing"),
+        (format!("{service}{service}"), 5, "twice"),
+        (format!("{service}[service.auth]\ntype = \"jwt\"\n"), 4, "unknown key"),
+        (format!("{service}[[callback]]\nlisten = \"127.0.0.1:1\"\n"), 4, "unknown key"),
+        (format!("{service}[service.headers]\nauthorization = {{ env = \"MISSING\" }}\n"), 5, "MISSING is not set, or empty"),
+        (format!("{service}[service.headers]\nhost = \"x\"\n"), 5, "host = "),
+        (format!("{service}[service.headers]\nConnection = \"x\"\n"), 5, "belongs to the connection"),
+        (format!("{service}[service.headers]\nCulvert-Service = \"x\"\n"), 5, "belongs to the connection"),
+        (format!("{service}[service.headers]\nx-a = \"a\\nb\"\n"), 5, "characters"),
+        (format!("{service}[service.tls]\nca = \"/ca.pem\"\n"), 5, "https"),
+        (format!("{service}[service.health]\npath = \"healthz\"\n"), 5, "starts with /"),
+        (format!("{service}[service.health]\ninterval = \"0s\"\n"), 5, "more than 0s"),
+        (format!("{service}host = \"a b\"\n"), 4, "a host name"),
+        (format!("{service}balance = \"sticky\"\n"), 4, "nothing to balance by"),
+        ("[allow]\norigins = [\"ftp://x\"]\n".to_owned(), 2, "not a pattern"),
+        ("[admin]\nlisten = \"nowhere:1\"\n".to_owned(), 2, "is not ADDRESS:PORT"),
+    ] {
+        let said = settled(&text).unwrap_err();
+        assert!(said.contains(&format!("connector.toml:{line}: ")) && said.contains(says), "{text}\n{said}");
+    }
+}
+
+#[test]
+fn an_https_origin_needs_readable_files() {
+    let host = Host::new("[[service]]\nname = \"a\"\norigin = \"https://x\"\n[service.tls]\nca = \"ca.pem\"\n");
+    let said = host.settle(&[], &[]).unwrap_err();
+    assert!(said.contains(":5: service[0].tls.ca: cannot read") && said.contains("ca.pem"), "{said}");
+    fs::write(host.0.path().join("ca.pem"), "hello").unwrap();
+    let said = host.settle(&[], &[]).unwrap_err();
+    assert!(said.contains("ca holds no PEM certificate"), "{said}");
+}
+
+#[test]
+fn files_of_secrets_are_watched() {
+    let host = Host::new(
+        "[[service]]\nname = \"a\"\norigin = \"http://x\"\n[service.headers]\nx-key = { file = \"key\" }\n",
+    );
+    fs::write(host.0.path().join("key"), "one\n").unwrap();
+    let settled = host.settle(&[], &[]).unwrap();
+    assert_eq!(settled.watched, [host.0.path().join("key")]);
+    assert_eq!(settled.services[0].headers[0].value, "one");
+}

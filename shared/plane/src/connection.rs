@@ -1,18 +1,24 @@
 //! One established QUIC connection with a peer.
+//!
+//! It must never say who the peer is by anything but the engine's word, which came with its synthetic address.
 
-use std::future::pending;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use culvert_engine::{BootstrapId, PeerId};
 use culvert_model::close::CloseCode;
+use quinn::{ConnectionError, TransportErrorCode};
+use tokio::sync::Semaphore;
 
+use crate::crypto::VERSION_ALERT;
 use crate::stream::Stream;
 
-/// A QUIC connection whose other end the engine has authenticated. Clones speak of the same connection.
+/// A QUIC connection whose other end the engine has authenticated. Clones speak of the same connection; when the last
+/// of them and of its streams is gone, it closes.
 #[derive(Debug, Clone)]
 pub struct Connection {
-    peer: PeerId,
-    bootstrap: Option<BootstrapId>,
+    link: Arc<Link>,
 }
 
 /// Why a connection ended.
@@ -49,6 +55,9 @@ pub enum DialError {
         /// The peer's.
         theirs: u32,
     },
+    /// Another process uses our key and is connected with it (wire.md §2, "Clones").
+    #[error("another process uses this key")]
+    Displaced,
     /// The QUIC handshake failed, or the peer closed it.
     #[error("the connection was not established: {0}")]
     Failed(#[from] Closed),
@@ -66,6 +75,8 @@ pub struct ConnectionStats {
     pub mtu: u16,
     /// Congestion window in bytes.
     pub window: u64,
+    /// Times that congestion was met.
+    pub congestion_events: u64,
     /// Datagrams sent.
     pub sent_packets: u64,
     /// Datagrams found lost.
@@ -77,60 +88,194 @@ pub struct ConnectionStats {
 }
 
 impl Connection {
+    pub(crate) fn new(link: Arc<Link>) -> Self {
+        Self { link }
+    }
+
     /// Whose connection it is.
     pub fn peer(&self) -> PeerId {
-        self.peer
+        self.link.peer
     }
 
     /// The bootstrap key, when the peer is a joiner.
     pub fn bootstrap(&self) -> Option<BootstrapId> {
-        self.bootstrap
+        self.link.bootstrap
     }
 
-    /// Opens a stream; waits while the peer permits no more. Cancel safe.
+    /// Opens a stream; waits while the peer permits no more, or the shard's budget is used up. Cancel safe.
     ///
     /// # Errors
     /// [`OpenError::Closed`]
     pub async fn open(&self) -> Result<Stream, OpenError> {
-        pending().await
+        let link = &self.link;
+        let share = link.budget.clone().acquire_many_owned(link.share).await.map_err(|_| stopped())?;
+        let (send, receive) = link.quic.open_bi().await.map_err(|error| link.describe(&error))?;
+        Ok(Stream::new(send, receive, link.clone(), share, true))
     }
 
-    /// Waits for a stream that the peer opened. Cancel safe.
+    /// Waits for a stream that the peer opened; waits while the shard's budget is used up. Cancel safe.
     ///
     /// # Errors
     /// [`Closed`], when no more can come.
     pub async fn accept(&self) -> Result<Stream, Closed> {
-        pending().await
+        let link = &self.link;
+        let share = tokio::select! {
+            share = link.budget.clone().acquire_many_owned(link.share) => share.map_err(|_| stopped())?,
+            closed = self.closed() => return Err(closed),
+        };
+        let (send, receive) = link.quic.accept_bi().await.map_err(|error| link.describe(&error))?;
+        Ok(Stream::new(send, receive, link.clone(), share, false))
     }
 
-    /// Closes at once; streams are lost.
-    pub fn close(&self, _code: CloseCode) {}
+    /// Closes at once; what streams have not delivered is lost.
+    pub fn close(&self, code: CloseCode) {
+        self.link.end(Ending::Code(code));
+    }
 
     /// Waits for the end. Cancel safe.
     pub async fn closed(&self) -> Closed {
-        pending().await
+        let error = self.link.quic.closed().await;
+        self.link.describe(&error)
     }
 
     /// Whether it has ended.
     pub fn is_closed(&self) -> bool {
-        false
+        self.link.is_closed()
     }
 
     /// Smoothed round-trip time.
     pub fn rtt(&self) -> Duration {
-        Duration::ZERO
+        self.link.quic.rtt()
     }
 
     /// Figures.
     pub fn stats(&self) -> ConnectionStats {
-        ConnectionStats::default()
+        let stats = self.link.quic.stats();
+        ConnectionStats {
+            rtt: stats.path.rtt,
+            mtu: stats.path.current_mtu,
+            window: stats.path.cwnd,
+            congestion_events: stats.path.congestion_events,
+            sent_packets: stats.path.sent_packets,
+            lost_packets: stats.path.lost_packets,
+            sent_bytes: stats.udp_tx.bytes,
+            received_bytes: stats.udp_rx.bytes,
+        }
     }
 
-    /// Changes how many streams the peer may have open towards us, live.
-    pub fn permit_streams(&self, _incoming: u32) {}
+    /// Changes how many streams the peer may have open towards us, live. quinn keeps memory for each permitted one.
+    pub fn permit_streams(&self, incoming: u32) {
+        self.link.quic.set_max_concurrent_bi_streams(incoming.into());
+    }
 
     /// Tells this connection from every other one of this process.
     pub fn stable_id(&self) -> u64 {
-        0
+        self.link.serial
     }
+}
+
+/// Why this end closed a connection by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// The owner, or a newer connection, wanted it.
+    Code(CloseCode),
+    /// The peer's process is another one than the connection was with.
+    NewInstance,
+    /// The peer said that another process uses our key.
+    Displaced,
+    /// The engine has forgotten the peer.
+    Gone,
+}
+
+/// What all handles and streams of one connection share.
+#[derive(Debug)]
+pub(crate) struct Link {
+    quic: quinn::Connection,
+    peer: PeerId,
+    bootstrap: Option<BootstrapId>,
+    budget: Arc<Semaphore>,
+    /// What one stream takes of the budget.
+    share: u32,
+    ending: Mutex<Option<Ending>>,
+    serial: u64,
+}
+
+impl Link {
+    pub(crate) fn new(
+        quic: quinn::Connection,
+        peer: PeerId,
+        bootstrap: Option<BootstrapId>,
+        budget: &Arc<Semaphore>,
+        share: u32,
+    ) -> Arc<Self> {
+        static SERIAL: AtomicU64 = AtomicU64::new(1);
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Self { quic, peer, bootstrap, budget: budget.clone(), share, ending: Mutex::default(), serial })
+    }
+
+    pub(crate) fn peer(&self) -> PeerId {
+        self.peer
+    }
+
+    /// Closes; the first reason is the one that is told.
+    pub(crate) fn end(&self, ending: Ending) {
+        let code = match ending {
+            Ending::Code(code) => code,
+            Ending::NewInstance | Ending::Displaced => CloseCode::Replaced,
+            Ending::Gone => CloseCode::Shutdown,
+        };
+        self.ending.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(ending);
+        self.quic.close(code.code().into(), code.to_string().as_bytes());
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.quic.close_reason().is_some()
+    }
+
+    /// Puts an end in our words.
+    pub(crate) fn describe(&self, error: &ConnectionError) -> Closed {
+        let ending = *self.ending.lock().unwrap_or_else(PoisonError::into_inner);
+        match (error, ending) {
+            (ConnectionError::LocallyClosed, Some(Ending::Code(code))) => {
+                Closed { code: Some(code), by_peer: false, cause: format!("closed by this end: {code}") }
+            }
+            (ConnectionError::LocallyClosed, Some(Ending::NewInstance)) => {
+                Closed { code: None, by_peer: false, cause: "the peer has restarted".to_owned() }
+            }
+            (ConnectionError::LocallyClosed, Some(Ending::Displaced)) => Closed {
+                code: Some(CloseCode::Replaced),
+                by_peer: true,
+                cause: "another process uses this key".to_owned(),
+            },
+            (ConnectionError::LocallyClosed, Some(Ending::Gone)) => {
+                Closed { code: None, by_peer: false, cause: "the peer was removed".to_owned() }
+            }
+            _ => describe(error),
+        }
+    }
+}
+
+/// Puts QUIC's own reasons in our words.
+pub(crate) fn describe(error: &ConnectionError) -> Closed {
+    let version = TransportErrorCode::crypto(VERSION_ALERT);
+    let (code, by_peer) = match error {
+        ConnectionError::ApplicationClosed(close) => {
+            let code = u32::try_from(close.error_code.into_inner()).unwrap_or(u32::MAX);
+            (Some(CloseCode::from_code(code)), true)
+        }
+        ConnectionError::ConnectionClosed(close) if close.error_code == version => (Some(CloseCode::Version), true),
+        ConnectionError::ConnectionClosed(_) => (Some(CloseCode::Protocol), true),
+        ConnectionError::TransportError(error) if error.code == version => (Some(CloseCode::Version), false),
+        ConnectionError::TransportError(_) => (Some(CloseCode::Protocol), false),
+        ConnectionError::VersionMismatch => (Some(CloseCode::Version), false),
+        ConnectionError::TimedOut
+        | ConnectionError::Reset
+        | ConnectionError::LocallyClosed
+        | ConnectionError::CidsExhausted => (None, false),
+    };
+    Closed { code, by_peer, cause: error.to_string() }
+}
+
+fn stopped() -> Closed {
+    Closed { code: Some(CloseCode::Shutdown), by_peer: false, cause: "the plane is shutting down".to_owned() }
 }

@@ -40,6 +40,12 @@ pub enum Event {
         /// Who.
         peer: PeerId,
     },
+    /// A process that another one had displaced came back while that one is connected: two processes use this key. The
+    /// newcomer was told so and its connection was not taken.
+    Clone {
+        /// Whose key.
+        peer: PeerId,
+    },
     /// One handshake initiation got no answer.
     Unanswered {
         /// Who.

@@ -5,15 +5,31 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 #![warn(missing_docs)]
 
+mod clock;
 mod connection;
+mod crypto;
+mod driver;
 mod event;
+mod fragment;
+mod hello;
+mod icmp;
+mod inbox;
+mod outbox;
+mod peers;
 mod plane;
+mod port;
+mod quic;
+mod shard;
+mod socket;
 mod stream;
 mod udp;
+mod wrap;
 
 pub use connection::{Closed, Connection, ConnectionStats, DialError, OpenError};
+pub use crypto::PROTOCOL_VERSION;
 pub use culvert_engine::{AddPeerError, BootstrapConfig, BootstrapId, Path, PeerConfig, PeerId, PeerStats, PskEpoch};
 pub use event::{Event, Events};
-pub use plane::{Config, Plane, Role, StartError, Stats, StreamLimits};
+pub use outbox::SendStats;
+pub use plane::{Config, Plane, PlaneStats, Role, StartError, Stats, StreamLimits};
 pub use stream::{Stream, StreamReset};
 pub use udp::{bind, bind_group};

@@ -1,15 +1,30 @@
 //! The handle to one shard: what the relay and the connector call.
 
-use std::future::pending;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
 
-use culvert_engine::{AddPeerError, BootstrapConfig, BootstrapId, PeerConfig, PeerId, PeerStats, PskEpoch};
+use culvert_engine::{
+    AddPeerError, BootstrapConfig, BootstrapId, Engine, Path, PeerConfig, PeerId, PeerStats, PskEpoch, PskError,
+};
 use culvert_model::close::CloseCode;
 use culvert_model::id::InstanceId;
+use quinn::{Endpoint, TokioRuntime};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
 
-use crate::connection::{Connection, DialError};
+use crate::connection::{Connection, DialError, Ending, Link, describe};
+use crate::crypto::PROTOCOL_VERSION;
+use crate::driver::{self, Maker};
 use crate::event::Events;
+use crate::outbox::{Outbox, SendStats};
+use crate::port::Carrier;
+use crate::quic::{self, Quic};
+use crate::shard::{Dial, Shard};
+use crate::socket::{Shared, VirtualSocket, now};
+use crate::udp::Udp;
 
 /// Which end this is: the connector dials QUIC, the relay accepts it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,10 +70,18 @@ impl Default for StreamLimits {
     }
 }
 
-/// A cheap handle to one shard; clones speak of the same one.
+/// A cheap handle to one shard; clones speak of the same one. When the last is gone, so is the shard.
 #[derive(Debug, Clone)]
 pub struct Plane {
-    _private: (),
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    maker: Maker,
+    endpoint: Endpoint,
+    carriers: Vec<Arc<dyn Carrier>>,
+    tasks: Vec<AbortHandle>,
 }
 
 /// Why a shard did not start.
@@ -77,74 +100,285 @@ pub enum StartError {
 pub struct Stats {
     /// The engine's.
     pub engine: culvert_engine::Stats,
+    /// Of inner packets.
+    pub plane: PlaneStats,
+    /// Of what left.
+    pub send: SendStats,
 }
+
+/// Plain counters of inner packets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PlaneStats {
+    /// QUIC datagrams handed in.
+    pub quic_received: u64,
+    /// QUIC datagrams taken out.
+    pub quic_sent: u64,
+    /// QUIC datagrams to peers or processes that are gone.
+    pub quic_dropped: u64,
+    /// Hellos that came.
+    pub hellos_received: u64,
+    /// Echo requests answered.
+    pub echoes: u64,
+    /// Inner packets sent as two fragments.
+    pub split: u64,
+    /// Inner packets that were not for us or not of our kind.
+    pub inner_dropped: u64,
+    /// Inner packets that found no live session.
+    pub unsealed: u64,
+    /// Events that nobody took in time.
+    pub facts_lost: u64,
+}
+
+/// Events that wait while the owner is busy.
+const EVENTS: usize = 1024;
+/// How long a closing datagram may take to leave.
+const FLUSH: Duration = Duration::from_millis(100);
+/// The budget is counted in these.
+const BUDGET_UNIT: u64 = 1024;
 
 impl Plane {
     /// Starts the shard's tasks on the current `current_thread` runtime.
     ///
     /// # Errors
     /// [`StartError`]
-    pub fn start(_config: Config) -> Result<(Self, Events), StartError> {
-        Err(StartError::Sockets(0))
+    ///
+    /// # Panics
+    /// Outside a runtime with I/O and time.
+    pub fn start(mut config: Config) -> Result<(Self, Events), StartError> {
+        let sockets = std::mem::take(&mut config.sockets);
+        if sockets.is_empty() || sockets.len() > usize::from(u8::MAX) {
+            return Err(StartError::Sockets(sockets.len()));
+        }
+        let carriers = sockets.into_iter().map(|socket| Ok(Arc::new(Udp::new(socket)?) as Arc<dyn Carrier>));
+        let carriers = carriers.collect::<io::Result<Vec<_>>>()?;
+        Self::start_on(carriers, config, PROTOCOL_VERSION)
+    }
+
+    /// As [`Self::start`], on any carriers and with any version.
+    pub(crate) fn start_on(
+        carriers: Vec<Arc<dyn Carrier>>,
+        config: Config,
+        version: u32,
+    ) -> Result<(Self, Events), StartError> {
+        let engine = Engine::new(config.engine, now());
+        let shard = Shard::new(config.role, config.instance, config.inner, engine, Outbox::new(carriers.clone()));
+        let shared = Shared::new(shard, carriers.clone(), config.role);
+        let quic = Arc::new(Quic::new(&config.streams, version));
+        let server = (config.role == Role::Relay).then(|| quic.any_server());
+        let socket = Arc::new(VirtualSocket::new(shared.clone()));
+        let endpoint = quic::endpoint(&config.reset_secret);
+        let endpoint = Endpoint::new_with_abstract_socket(endpoint, server, socket, Arc::new(TokioRuntime))?;
+
+        let units = usize::try_from(config.streams.budget / BUDGET_UNIT).unwrap_or(usize::MAX);
+        let units = units.clamp(1, Semaphore::MAX_PERMITS);
+        let share = u64::from(config.streams.window).div_ceil(BUDGET_UNIT);
+        let share = u32::try_from(share).unwrap_or(u32::MAX).min(u32::try_from(units).unwrap_or(u32::MAX));
+        let maker = Maker { shared: shared.clone(), quic, budget: Arc::new(Semaphore::new(units)), share };
+
+        let (owner, receiver) = mpsc::channel(EVENTS);
+        let mut tasks = vec![
+            tokio::spawn(driver::flush(shared.clone())).abort_handle(),
+            tokio::spawn(driver::work(shared.clone())).abort_handle(),
+            tokio::spawn(driver::report(shared, owner)).abort_handle(),
+        ];
+        if config.role == Role::Relay {
+            tasks.push(tokio::spawn(driver::accept(maker.clone(), endpoint.clone())).abort_handle());
+        }
+        Ok((Self { inner: Arc::new(Inner { maker, endpoint, carriers, tasks }) }, Events { receiver }))
     }
 
     /// Adds a peer.
     ///
     /// # Errors
     /// As the engine says.
-    pub fn add_peer(&self, _peer: PeerConfig) -> Result<PeerId, AddPeerError> {
-        unimplemented!()
+    pub fn add_peer(&self, peer: PeerConfig) -> Result<PeerId, AddPeerError> {
+        self.shared().shard().add_peer(peer, now())
     }
 
     /// Adds a token's bootstrap key.
     ///
     /// # Errors
     /// As the engine says.
-    pub fn add_bootstrap(&self, _bootstrap: BootstrapConfig) -> Result<BootstrapId, AddPeerError> {
-        unimplemented!()
+    pub fn add_bootstrap(&self, bootstrap: BootstrapConfig) -> Result<BootstrapId, AddPeerError> {
+        self.shared().shard().add_bootstrap(bootstrap)
     }
 
     /// Forgets a bootstrap key and its instances.
-    pub fn remove_bootstrap(&self, _bootstrap: BootstrapId) {}
+    pub fn remove_bootstrap(&self, bootstrap: BootstrapId) {
+        self.shared().shard().remove_bootstrap(bootstrap, now());
+    }
 
     /// Closes the peer's connection with `code`, flushes that datagram (100 ms at most), then forgets the peer.
-    pub async fn remove_peer(&self, _peer: PeerId, _code: CloseCode) {
-        pending().await
+    ///
+    /// Dropped before its end, the peer stays.
+    pub async fn remove_peer(&self, peer: PeerId, code: CloseCode) {
+        let link = self.shared().shard().peers.get(peer).and_then(|peer| peer.link.upgrade());
+        if let Some(link) = link {
+            self.close_and_flush(&[link], code).await;
+        }
+        self.shared().shard().remove_peer(peer);
     }
 
     /// Replaces the peer's pre-shared keys, make before break (wire.md §3).
-    pub fn set_psks(&self, _peer: PeerId, _psks: Vec<PskEpoch>) {}
+    ///
+    /// # Errors
+    /// As the engine says.
+    pub fn set_psks(&self, peer: PeerId, psks: Vec<PskEpoch>) -> Result<(), PskError> {
+        let mut shard = self.shared().shard();
+        let set = shard.engine().set_psks(peer, psks, now());
+        shard.after(now());
+        set
+    }
 
-    /// Starts a handshake now, toward `remote` when it is given.
-    pub fn connect(&self, _peer: PeerId, _remote: Option<SocketAddr>) {}
+    /// Starts a handshake now, toward `remote` when it is given, even when a session is live.
+    pub fn connect(&self, peer: PeerId, remote: Option<SocketAddr>) {
+        let path = remote.map(|remote| {
+            let same = |carrier: &Arc<dyn Carrier>| carrier.local_addr().is_ipv4() == remote.is_ipv4();
+            let socket = self.inner.carriers.iter().position(same).unwrap_or(0);
+            Path { remote, local: None, socket: u8::try_from(socket).unwrap_or(0) }
+        });
+        self.shared().shard().connect(peer, path, now());
+    }
+
+    /// As [`Self::connect`], over a path that is known whole: a relay calls back from the address it last used.
+    pub fn connect_path(&self, peer: PeerId, path: Path) {
+        self.shared().shard().connect(peer, Some(path), now());
+    }
 
     /// Connector: waits for a confirmed session and the peer's hello, then dials QUIC.
     ///
-    /// Waits as long as it takes: the caller sets the deadline. Cancel safe.
+    /// A connection that this peer already has is closed first. Waits as long as it takes: the caller sets the
+    /// deadline. Cancel safe.
     ///
     /// # Errors
     /// [`DialError`]
-    pub async fn dial(&self, _peer: PeerId) -> Result<Connection, DialError> {
-        pending().await
+    pub async fn dial(&self, peer: PeerId) -> Result<Connection, DialError> {
+        loop {
+            let (address, outer) = self.until_ready(peer).await?;
+            let older = self.shared().shard().peers.get(peer).and_then(|peer| peer.link.upgrade());
+            if let Some(older) = older {
+                older.end(Ending::Code(CloseCode::Shutdown));
+            }
+            let client = self.inner.maker.quic.client(outer);
+            let connecting = self.inner.endpoint.connect_with(client, address, "culvert");
+            let connecting = connecting.map_err(|_| DialError::Stopped)?;
+            tokio::select! {
+                quic = connecting => {
+                    let quic = quic.map_err(|error| DialError::Failed(describe(&error)))?;
+                    if let Some(connection) = self.inner.maker.register(quic, peer, address) {
+                        return Ok(connection);
+                    }
+                }
+                () = self.until_elsewhere(peer, address) => {}
+            }
+        }
     }
 
     /// What the engine knows of a peer.
-    pub fn peer_stats(&self, _peer: PeerId) -> Option<PeerStats> {
-        None
+    pub fn peer_stats(&self, peer: PeerId) -> Option<PeerStats> {
+        self.shared().shard().engine().peer_stats(peer)
     }
 
     /// Counters.
     pub fn stats(&self) -> Stats {
-        Stats::default()
+        let mut shard = self.shared().shard();
+        Stats { engine: shard.engine().stats(), plane: shard.stats, send: shard.outbox.stats }
     }
 
     /// Where the sockets are bound.
     pub fn local_addrs(&self) -> Vec<SocketAddr> {
-        Vec::new()
+        self.inner.carriers.iter().map(|carrier| carrier.local_addr()).collect()
     }
 
-    /// Closes every connection with `code`, flushes, and stops the shard's tasks.
-    pub async fn shutdown(&self, _code: CloseCode) {
-        pending().await
+    /// Closes every connection with `code`, flushes (100 ms at most), and stops the shard's tasks.
+    pub async fn shutdown(&self, code: CloseCode) {
+        let links: Vec<_> = self.shared().shard().peers.iter().filter_map(|peer| peer.link.upgrade()).collect();
+        self.close_and_flush(&links, code).await;
+        self.inner.stop();
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.inner.maker.shared
+    }
+
+    async fn until_ready(&self, peer: PeerId) -> Result<(SocketAddr, std::net::IpAddr), DialError> {
+        loop {
+            let dial = {
+                let mut shard = self.shared().shard();
+                if shard.stopped { Err(DialError::Stopped) } else { Ok(shard.prepare_dial(peer, now())) }
+            };
+            match dial? {
+                Dial::Ready(address, outer) => return Ok((address, outer)),
+                Dial::Wait(notice) => notice.await,
+                Dial::Unknown => return Err(DialError::UnknownPeer),
+                Dial::Version(theirs) => return Err(DialError::Version { ours: PROTOCOL_VERSION, theirs }),
+                Dial::Displaced => return Err(DialError::Displaced),
+            }
+        }
+    }
+
+    /// Waits until the peer is gone or its process is another one.
+    async fn until_elsewhere(&self, peer: PeerId, address: SocketAddr) {
+        loop {
+            let notice = {
+                let shard = self.shared().shard();
+                let known = shard.peers.get(peer).filter(|peer| peer.address == address);
+                known.map(|peer| peer.changed.clone().notified_owned())
+            };
+            match notice {
+                Some(notice) => notice.await,
+                None => return,
+            }
+        }
+    }
+
+    /// Closes connections and waits until each has sealed a datagram more and all have left.
+    async fn close_and_flush(&self, links: &[Arc<Link>], code: CloseCode) {
+        let shared = self.shared();
+        let sealed = |link: &Arc<Link>| shared.shard().peers.get(link.peer()).map(|peer| peer.sealed);
+        let open = links.iter().filter(|link| !link.is_closed());
+        let before: Vec<_> = open.map(|link| (link, sealed(link))).collect();
+        for (link, _) in &before {
+            link.end(Ending::Code(code));
+        }
+        let flushed = async {
+            loop {
+                let notice = shared.flushed.notified();
+                let all = before.iter().all(|(link, before)| sealed(link) != *before);
+                if all && shared.shard().outbox.is_empty() {
+                    return;
+                }
+                notice.await;
+            }
+        };
+        // Late is as good as lost: the peer's timers notice the end without it.
+        let _ = timeout(FLUSH, flushed).await;
+    }
+}
+
+impl Inner {
+    fn stop(&self) {
+        let notices: Vec<_> = {
+            let mut shard = self.maker.shared.shard();
+            shard.stopped = true;
+            for handshake in shard.peers.iter_mut().filter_map(|peer| peer.handshake.take()) {
+                handshake.abort();
+            }
+            shard.peers.iter().map(|peer| peer.changed.clone()).collect()
+        };
+        for notice in notices {
+            notice.notify_waiters();
+        }
+        self.endpoint.close(CloseCode::Shutdown.code().into(), b"shutdown");
+        self.maker.budget.close();
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.stop();
     }
 }

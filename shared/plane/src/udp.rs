@@ -1,20 +1,223 @@
-//! The UDP carrier.
+//! The UDP carrier: segmentation and receive offload, sticky source addresses, DF set (by quinn-udp).
+//!
+//! It must never let one refused datagram take others with it, nor treat EMSGSIZE as an error: path MTU discovery
+//! sends packets that do not fit on purpose.
 
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::net::{SocketAddr, UdpSocket};
+use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+
+use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::Interest;
+
+use crate::port::{Carrier, Sent};
+
+/// What a busy relay needs to ride out a few milliseconds of other work.
+const RECEIVE_BUFFER: usize = 4 << 20;
+const SEND_BUFFER: usize = 2 << 20;
+/// A socket that fails this often in a row while it says it is readable waits for its next readiness.
+const MAX_FAILURES: usize = 16;
 
 /// Binds one UDP socket for [`crate::Config::sockets`]: V6ONLY on IPv6, large buffers, non-blocking.
 ///
 /// # Errors
 /// As the system says; a port in use is [`io::ErrorKind::AddrInUse`].
 pub fn bind(addr: SocketAddr) -> io::Result<UdpSocket> {
-    UdpSocket::bind(addr)
+    bind_with(addr, false)
 }
 
-/// Binds one socket for each shard to the same address (SO_REUSEPORT).
+/// Binds one socket for each shard to the same address (SO_REUSEPORT); port 0 picks one port for all of them.
 ///
 /// # Errors
-/// As [`bind`].
+/// As [`bind`]: a port that another process has is in use, whatever options that process has set.
 pub fn bind_group(addr: SocketAddr, shards: u8) -> io::Result<Vec<UdpSocket>> {
-    (0..shards).map(|_| bind(addr)).collect()
+    // The first is bound alone, so that a stranger's socket is noticed; then it lets the others in.
+    let first = bind_with(addr, false)?;
+    let bound = first.local_addr()?;
+    socket2::SockRef::from(&first).set_reuse_port(true)?;
+    let others = (1..shards).map(|_| bind_with(bound, true));
+    std::iter::once(Ok(first)).chain(others).collect()
+}
+
+fn bind_with(addr: SocketAddr, shared: bool) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    if shared {
+        socket.set_reuse_port(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+    socket.set_send_buffer_size(SEND_BUFFER)?;
+    // Linux tells twice of what it gives, for its own book-keeping.
+    let (receive, send) = (socket.recv_buffer_size()? / 2, socket.send_buffer_size()? / 2);
+    if receive < RECEIVE_BUFFER || send < SEND_BUFFER {
+        static NOTICE: Once = Once::new();
+        NOTICE.call_once(|| {
+            tracing::info!(
+                receive,
+                send,
+                "UDP buffers are smaller than asked for: raise net.core.rmem_max and net.core.wmem_max for bursts"
+            );
+        });
+    }
+    socket.bind(&addr.into())?;
+    Ok(socket.into())
+}
+
+/// A bound UDP socket on the current runtime.
+#[derive(Debug)]
+pub(crate) struct Udp {
+    io: tokio::net::UdpSocket,
+    state: UdpSocketState,
+    local: SocketAddr,
+    /// Cleared when the network device cannot do segmentation offload.
+    offload: AtomicBool,
+}
+
+impl Udp {
+    pub(crate) fn new(socket: UdpSocket) -> io::Result<Self> {
+        let local = socket.local_addr()?;
+        let state = UdpSocketState::new((&socket).into())?;
+        let offload = AtomicBool::new(state.max_gso_segments() > 1);
+        Ok(Self { io: tokio::net::UdpSocket::from_std(socket)?, state, local, offload })
+    }
+
+    fn send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        self.io.try_io(Interest::WRITABLE, || self.state.try_send((&self.io).into(), transmit))
+    }
+
+    /// A run that was refused as a whole: a segment may be too long, the device may not know how to cut it, or our
+    /// address may be gone. Each datagram on its own shows which.
+    fn send_apart(&self, transmit: &Transmit<'_>, refused: i32) -> Sent {
+        let segment = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
+        let mut outcome = Sent::Done;
+        let mut longest = 0;
+        for contents in transmit.contents.chunks(segment) {
+            match self.send_one(&Transmit { contents, segment_size: None, ..transmit.clone() }) {
+                Sent::Done => longest = longest.max(contents.len()),
+                Sent::Blocked => break,
+                refused @ Sent::Refused(_) => outcome = refused,
+            }
+        }
+        if refused == libc::EIO || (longest == segment && refused == libc::EINVAL && transmit.src_ip.is_none()) {
+            self.offload.store(false, Ordering::Relaxed);
+        }
+        outcome
+    }
+
+    fn send_one(&self, transmit: &Transmit<'_>) -> Sent {
+        match outcome(self.send(transmit)) {
+            Sent::Refused(libc::EMSGSIZE) => Sent::Done,
+            // Our address of yesterday: the system picks another (sticky source, wire.md §2).
+            Sent::Refused(libc::EINVAL | libc::EADDRNOTAVAIL) if transmit.src_ip.is_some() => {
+                match outcome(self.send(&Transmit { src_ip: None, ..transmit.clone() })) {
+                    Sent::Refused(libc::EMSGSIZE) => Sent::Done,
+                    other => other,
+                }
+            }
+            other => other,
+        }
+    }
+}
+
+impl Carrier for Udp {
+    fn poll_recv(&self, cx: &mut Context<'_>, bufs: &mut [IoSliceMut<'_>], metas: &mut [RecvMeta]) -> Poll<usize> {
+        for _ in 0..MAX_FAILURES {
+            if !matches!(self.io.poll_recv_ready(cx), Poll::Ready(Ok(()))) {
+                return Poll::Pending;
+            }
+            // Errors here are old news of single peers (ECONNREFUSED and the like) or lost readiness.
+            let read = self.io.try_io(Interest::READABLE, || self.state.recv((&self.io).into(), bufs, metas));
+            if let Ok(count @ 1..) = read {
+                return Poll::Ready(count);
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> Sent {
+        let run = transmit.segment_size.is_some_and(|segment| segment < transmit.contents.len());
+        if !run {
+            return self.send_one(transmit);
+        }
+        match outcome(self.send(transmit)) {
+            Sent::Refused(errno @ (libc::EINVAL | libc::EIO | libc::EMSGSIZE | libc::EADDRNOTAVAIL)) => {
+                self.send_apart(transmit, errno)
+            }
+            other => other,
+        }
+    }
+
+    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.io.poll_send_ready(cx).map(|_| ())
+    }
+
+    fn max_segments(&self) -> usize {
+        if self.offload.load(Ordering::Relaxed) { 64 } else { 1 }
+    }
+
+    fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+}
+
+fn outcome(result: io::Result<()>) -> Sent {
+    match result {
+        Ok(()) => Sent::Done,
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Sent::Blocked,
+        Err(error) => Sent::Refused(error.raw_os_error().unwrap_or_default()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    fn loopback() -> SocketAddr {
+        "127.0.0.1:0".parse().unwrap()
+    }
+
+    #[test]
+    fn a_port_in_use_is_told_even_from_a_group() {
+        let first = bind(loopback()).unwrap();
+        let taken = first.local_addr().unwrap();
+        assert_eq!(bind(taken).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let group = bind_group(loopback(), 3).unwrap();
+        assert_eq!(group.len(), 3);
+        let ports: Vec<_> = group.iter().map(|socket| socket.local_addr().unwrap().port()).collect();
+        assert!(ports.iter().all(|port| *port == ports[0]));
+        assert_eq!(bind_group(group[0].local_addr().unwrap(), 2).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[tokio::test]
+    async fn a_run_with_a_datagram_too_long_for_the_way_still_delivers_the_rest() {
+        let (to, from) = (Udp::new(bind(loopback()).unwrap()).unwrap(), Udp::new(bind(loopback()).unwrap()).unwrap());
+        let contents = [7; 300];
+        let sent = from.try_send(&Transmit {
+            destination: to.local_addr(),
+            ecn: None,
+            contents: &contents,
+            segment_size: Some(100),
+            // Not an address of this host: the run is refused as a whole, each datagram finds its way.
+            src_ip: Some("192.0.2.1".parse().unwrap()),
+        });
+        assert_eq!(sent, Sent::Done);
+        let mut buffer = vec![0; 65_536];
+        let mut metas = [RecvMeta::default()];
+        let mut bytes = 0;
+        while bytes < 300 {
+            poll_fn(|cx| to.poll_recv(cx, &mut [IoSliceMut::new(&mut buffer)], &mut metas)).await;
+            assert_eq!(metas[0].stride, 100);
+            bytes += metas[0].len;
+        }
+        assert_eq!(from.max_segments(), 64, "offload is not to blame");
+    }
 }

@@ -1,0 +1,226 @@
+//! The virtual UDP socket that QUIC believes it has: its datagrams are inner packets, its addresses synthetic.
+//!
+//! Datagrams of the outside are read, opened and handed out in the same call, without a task or queue between. It
+//! must return only Ok or WouldBlock: any other error would end QUIC's driver and leave streams hanging (wire.md §1).
+
+use std::io::{self, IoSliceMut};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use culvert_engine::Path;
+use quinn::{AsyncUdpSocket, UdpPoller};
+use quinn_udp::{RecvMeta, Transmit};
+use tokio::sync::Notify;
+
+use crate::inbox::Inbox;
+use crate::plane::Role;
+use crate::port::Carrier;
+use crate::shard::Shard;
+use crate::wrap::QUIC_PORT;
+
+/// Receive buffers of one system call: each takes a whole GRO batch. Only what the kernel fills becomes memory.
+const RECEIVE_BUFFERS: usize = 16;
+const RECEIVE_BUFFER: usize = 64 * 1024;
+/// System calls of one turn that may bring nothing for QUIC before other tasks get theirs.
+const ROUNDS: usize = 4;
+/// What [`RECEIVE_BUFFER`] holds of datagrams of a 1500-byte path.
+const SEGMENTS: usize = 44;
+
+/// What the tasks of one shard share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    shard: Mutex<Shard>,
+    intake: Mutex<Intake>,
+    /// Notified when everything that waited has left.
+    pub(crate) flushed: Notify,
+}
+
+impl Shared {
+    pub(crate) fn new(shard: Shard, carriers: Vec<Arc<dyn Carrier>>, role: Role) -> Arc<Self> {
+        Arc::new(Self {
+            shard: Mutex::new(shard),
+            intake: Mutex::new(Intake::new(carriers, role)),
+            flushed: Notify::new(),
+        })
+    }
+
+    pub(crate) fn shard(&self) -> MutexGuard<'_, Shard> {
+        self.shard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The time by the runtime's clock.
+pub(crate) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct VirtualSocket {
+    shared: Arc<Shared>,
+}
+
+impl VirtualSocket {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+}
+
+impl AsyncUdpSocket for VirtualSocket {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Box::pin(Writable { shared: self.shared.clone() })
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let sent = self.shared.shard().send_quic(transmit.destination, transmit.contents, transmit.segment_size, now());
+        if sent { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        metas: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        let mut intake = self.shared.intake.lock().unwrap_or_else(PoisonError::into_inner);
+        for _ in 0..ROUNDS {
+            let mut inbox = Inbox::new(bufs, metas);
+            if !intake.is_empty() {
+                let (mut shard, now) = (self.shared.shard(), now());
+                intake.open(&mut shard, now, &mut inbox);
+                shard.after_receive(now);
+            }
+            let used = inbox.used();
+            if used > 0 {
+                return Poll::Ready(Ok(used));
+            }
+            if !intake.fill(cx) {
+                return Poll::Pending;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(SocketAddr::from((Ipv6Addr::UNSPECIFIED, QUIC_PORT)))
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        SEGMENTS
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        SEGMENTS
+    }
+
+    fn may_fragment(&self) -> bool {
+        false
+    }
+}
+
+/// Datagrams of the outside that have been read and not opened yet.
+struct Intake {
+    carriers: Vec<Arc<dyn Carrier>>,
+    role: Role,
+    memory: Box<[u8]>,
+    metas: [RecvMeta; RECEIVE_BUFFERS],
+    filled: usize,
+    /// The next datagram: in which buffer, at which byte.
+    buffer: usize,
+    offset: usize,
+    /// Which carrier filled the buffers.
+    socket: usize,
+}
+
+impl std::fmt::Debug for Intake {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Intake").field("carriers", &self.carriers).finish_non_exhaustive()
+    }
+}
+
+impl Intake {
+    fn new(carriers: Vec<Arc<dyn Carrier>>, role: Role) -> Self {
+        Self {
+            carriers,
+            role,
+            memory: vec![0; RECEIVE_BUFFERS * RECEIVE_BUFFER].into(),
+            metas: [RecvMeta::default(); RECEIVE_BUFFERS],
+            filled: 0,
+            buffer: 0,
+            offset: 0,
+            socket: 0,
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.buffer >= self.filled
+    }
+
+    /// Reads the next carrier that has something. `false`: none has, and all of them will wake `cx`.
+    fn fill(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut chunks = self.memory.chunks_mut(RECEIVE_BUFFER).map(IoSliceMut::new);
+        let mut bufs: [IoSliceMut<'_>; RECEIVE_BUFFERS] =
+            std::array::from_fn(|_| chunks.next().unwrap_or_else(|| IoSliceMut::new(&mut [])));
+        for _ in 0..self.carriers.len() {
+            self.socket = (self.socket + 1) % self.carriers.len();
+            let Some(carrier) = self.carriers.get(self.socket) else { break };
+            if let Poll::Ready(filled) = carrier.poll_recv(cx, &mut bufs, &mut self.metas) {
+                (self.filled, self.buffer, self.offset) = (filled.min(RECEIVE_BUFFERS), 0, 0);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Opens datagrams while QUIC has room for what may be in them.
+    fn open(&mut self, shard: &mut Shard, now: Instant, inbox: &mut Inbox<'_, '_>) {
+        while let Some(meta) = self.metas.get(self.buffer).filter(|_| self.buffer < self.filled) {
+            // A relay with several addresses answers from the one it was spoken to; a connector moves between
+            // networks, so the system picks its address each time.
+            let local = meta.dst_ip.filter(|_| self.role == Role::Relay);
+            let path =
+                Path { remote: meta.addr, local: local.map(plain), socket: u8::try_from(self.socket).unwrap_or(0) };
+            let start = self.buffer * RECEIVE_BUFFER;
+            let whole = self.memory.get(start..start + meta.len.min(RECEIVE_BUFFER)).unwrap_or_default();
+            let stride = meta.stride.max(1);
+            while let Some(rest) = whole.get(self.offset..).filter(|rest| !rest.is_empty()) {
+                if !inbox.has_room() {
+                    return;
+                }
+                let datagram = rest.get(..stride).unwrap_or(rest);
+                self.offset += datagram.len();
+                shard.handle_datagram(datagram, path, now, inbox);
+            }
+            self.buffer += 1;
+            self.offset = 0;
+        }
+    }
+}
+
+fn plain(address: IpAddr) -> IpAddr {
+    address.to_canonical()
+}
+
+/// Waits for room in the outbox.
+#[derive(Debug)]
+struct Writable {
+    shared: Arc<Shared>,
+}
+
+impl UdpPoller for Writable {
+    fn poll_writable(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut shard = self.shared.shard();
+        if !shard.outbox.is_full() {
+            return Poll::Ready(Ok(()));
+        }
+        if !shard.writers.iter().any(|waker| waker.will_wake(cx.waker())) {
+            shard.writers.push(cx.waker().clone());
+        }
+        shard.wake_flusher();
+        Poll::Pending
+    }
+}

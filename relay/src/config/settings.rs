@@ -1,0 +1,153 @@
+//! Every setting of the relay, and the shape in which the merged table is read.
+//!
+//! Must never give a value a meaning: that is [`super::settle`]'s.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use culvert_ops::config::{Kind, Setting};
+use serde::{Deserialize, Deserializer};
+
+const COUNT: Kind = Kind::Integer { min: 1, max: 1_000_000 };
+const COUNT_OR_NONE: Kind = Kind::Integer { min: 0, max: 1_000_000 };
+
+/// The settings. A key that is not here is an error.
+pub(crate) const SETTINGS: &[Setting] = &[
+    Setting::new("wireguard.listen", Kind::List(&Kind::Address), "UDP addresses that connectors reach")
+        .or("0.0.0.0:51820 [::]:51820")
+        .restart(),
+    Setting::new("wireguard.endpoints", Kind::List(&Kind::Text), "HOST:PORT as connectors dial it, for tokens"),
+    Setting::new("http.listen", Kind::List(&Kind::Address), "addresses that gateways call")
+        .or("127.0.0.1:8080")
+        .restart(),
+    Setting::new("http.domain", Kind::Text, "what may follow a service's name in a host").or("internal"),
+    Setting::new("http.access_log", Kind::WordOrPath(&["stdout", "stderr", "off"]), "stdout, stderr, off, or a file")
+        .or("stdout"),
+    Setting::new("http.listener[].listen", Kind::Address, "address or unix:PATH").restart(),
+    Setting::new("http.listener[].services", Kind::List(&Kind::Text), "services that may be called here; absent: all"),
+    Setting::new("http.listener[].select", Kind::Choice(&["host", "header"]), "how a request names its service"),
+    Setting::new("http.listener[].forwarded", Kind::Choice(&["append", "replace"]), "what becomes of X-Forwarded-*"),
+    Setting::new("http.listener[].open", Kind::Bool, "callers need no identity"),
+    Setting::new("http.listener[].cleartext", Kind::Bool, "callers may speak without TLS off loopback"),
+    Setting::new("route[].host", Kind::Text, "host of the request; absent: any"),
+    Setting::new("route[].path", Kind::Text, "path prefix by whole segments; absent: any"),
+    Setting::new("route[].service", Kind::Text, "the service it leads to"),
+    Setting::new("limits.connections", COUNT, "connections of callers at once").or("10000"),
+    Setting::new("limits.concurrent", COUNT, "requests at once, of the process and of each service").or("10000"),
+    Setting::new("limits.queue", COUNT_OR_NONE, "requests waiting for one of them to end").or("1000"),
+    Setting::new("limits.queue_time", Kind::Duration, "how long they wait").or("1s"),
+    Setting::new("limits.body", Kind::OptionalSize, "bytes of a request's body").or("off"),
+    Setting::new("service.*.limits.concurrent", COUNT, "requests of the service at once"),
+    Setting::new("service.*.limits.queue", COUNT_OR_NONE, "requests waiting for one of them to end"),
+    Setting::new("service.*.limits.queue_time", Kind::Duration, "how long they wait"),
+    Setting::new("service.*.limits.body", Kind::OptionalSize, "bytes of a request's body"),
+    Setting::new("admin.listen", Kind::Address, "address of the admin endpoints").or("127.0.0.1:9480").restart(),
+    Setting::new("admin.group", Kind::Text, "group that may use admin.sock too").restart(),
+    Setting::new("registry.url", Kind::Url, "sqlite:FILE, relative to the state directory")
+        .or("sqlite:registry.db")
+        .restart(),
+    Setting::new("drain.timeout", Kind::Duration, "at most, from the signal to the end").or("25s"),
+    Setting::new("drain.streams", Kind::Duration, "for what has been running for more than 5 s").or("5s"),
+    Setting::new("drain.delay", Kind::Duration, "not ready but still serving before the drain begins").or("0s"),
+];
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Raw {
+    pub(super) wireguard: RawWireGuard,
+    pub(super) http: RawHttp,
+    #[serde(default)]
+    pub(super) route: Vec<RawRoute>,
+    pub(super) limits: RawLimits,
+    #[serde(default)]
+    pub(super) service: BTreeMap<String, RawService>,
+    pub(super) admin: RawAdmin,
+    pub(super) registry: RawRegistry,
+    pub(super) drain: RawDrain,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct RawWireGuard {
+    pub(super) listen: Vec<String>,
+    #[serde(default)]
+    pub(super) endpoints: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct RawHttp {
+    pub(super) listen: Vec<String>,
+    pub(super) domain: String,
+    pub(super) access_log: String,
+    #[serde(default)]
+    pub(super) listener: Vec<RawListener>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct RawListener {
+    pub(super) listen: Option<String>,
+    pub(super) services: Option<Vec<String>>,
+    pub(super) select: Option<String>,
+    pub(super) forwarded: Option<String>,
+    #[serde(default)]
+    pub(super) open: bool,
+    #[serde(default)]
+    pub(super) cleartext: bool,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct RawRoute {
+    pub(super) host: Option<String>,
+    pub(super) path: Option<String>,
+    pub(super) service: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct RawLimits {
+    pub(super) connections: usize,
+    pub(super) concurrent: usize,
+    pub(super) queue: usize,
+    #[serde(with = "culvert_ops::config::duration")]
+    pub(super) queue_time: Duration,
+    #[serde(default, with = "culvert_ops::config::optional_size")]
+    pub(super) body: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct RawService {
+    #[serde(default)]
+    pub(super) limits: RawServiceLimits,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct RawServiceLimits {
+    pub(super) concurrent: Option<usize>,
+    pub(super) queue: Option<usize>,
+    #[serde(default, deserialize_with = "some_duration")]
+    pub(super) queue_time: Option<Duration>,
+    #[serde(default, with = "culvert_ops::config::optional_size")]
+    pub(super) body: Option<u64>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct RawAdmin {
+    pub(super) listen: String,
+    pub(super) group: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct RawRegistry {
+    pub(super) url: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct RawDrain {
+    #[serde(with = "culvert_ops::config::duration")]
+    pub(super) delay: Duration,
+    #[serde(with = "culvert_ops::config::duration")]
+    pub(super) timeout: Duration,
+    #[serde(with = "culvert_ops::config::duration")]
+    pub(super) streams: Duration,
+}
+
+fn some_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    culvert_ops::config::duration::deserialize(deserializer).map(Some)
+}

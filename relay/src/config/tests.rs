@@ -1,0 +1,150 @@
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::cli::Place;
+
+struct Host {
+    dir: tempfile::TempDir,
+}
+
+impl Host {
+    fn with(text: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("relay.toml"), text).unwrap();
+        Self { dir }
+    }
+
+    fn args(&self) -> RunArgs {
+        let place = Place { config: Some(self.dir.path().join("relay.toml")), ..Place::default() };
+        RunArgs { place, ..RunArgs::default() }
+    }
+}
+
+fn settled(text: &str) -> Result<Settled, Quit> {
+    load(&Host::with(text).args(), &BTreeMap::new()).map(|(_, settled)| settled)
+}
+
+fn refused(text: &str) -> Quit {
+    match settled(text) {
+        Ok(settled) => panic!("accepted: {settled:?}"),
+        Err(quit) => quit,
+    }
+}
+
+#[test]
+fn without_a_word_the_documented_defaults_hold() {
+    let settled = settled("").unwrap();
+    assert_eq!(settled.wireguard.listen, ["0.0.0.0:51820".parse().unwrap(), "[::]:51820".parse().unwrap()]);
+    assert!(settled.wireguard.is_default && settled.admin.is_default);
+    assert_eq!(settled.admin.listen, "127.0.0.1:9480".parse().unwrap());
+    let [listener] = settled.listeners.as_slice() else { panic!("{:?}", settled.listeners) };
+    assert_eq!(listener.address, Address::Tcp("127.0.0.1:8080".parse().unwrap()));
+    assert_eq!((listener.select, listener.forward), (Select::Host, ForwardPolicy::Append));
+    assert_eq!((settled.domain.as_str(), settled.registry.as_str()), ("internal", "sqlite:registry.db"));
+    assert_eq!(settled.access_log, Target::Stdout);
+    let seconds = Duration::from_secs;
+    assert_eq!(settled.drain, DrainTimes { delay: seconds(0), timeout: seconds(25), streams: seconds(5) });
+}
+
+#[test]
+fn flags_replace_the_lists_of_the_file() {
+    let host = Host::with("[http]\nlisten = [\"127.0.0.1:1\"]\n[wireguard]\nendpoints = [\"a.example:1\"]");
+    let args = RunArgs {
+        http_listen: vec!["127.0.0.1:2".into(), "unix:/run/x.sock".into()],
+        endpoint: vec!["relay.example.com:51820".into()],
+        drain_timeout: Some("3s".into()),
+        ..host.args()
+    };
+    let (_, settled) = load(&args, &BTreeMap::new()).unwrap();
+    let addresses: Vec<String> = settled.listeners.iter().map(|listener| listener.address.to_string()).collect();
+    assert_eq!(addresses, ["127.0.0.1:2", "unix:/run/x.sock"]);
+    assert_eq!(settled.wireguard.endpoints[0].url(), "udp://relay.example.com:51820");
+    assert_eq!(settled.drain.timeout, Duration::from_secs(3));
+}
+
+#[test]
+fn a_listener_off_loopback_is_refused_naming_what_to_set() {
+    for (text, named) in [
+        ("[http]\nlisten = [\"0.0.0.0:8080\"]", "set open = true and cleartext = true in"),
+        ("[[http.listener]]\nlisten = \"0.0.0.0:8080\"", "set open = true and cleartext = true in"),
+        ("[[http.listener]]\nlisten = \"10.0.0.1:80\"\nopen = true", "set cleartext = true in"),
+        ("[[http.listener]]\nlisten = \"[::]:80\"\ncleartext = true", "set open = true in"),
+        ("[[http.listener]]\nlisten = \"[::ffff:10.0.0.1]:80\"\nopen = true", "set cleartext = true in"),
+    ] {
+        let quit = refused(text);
+        assert_eq!(quit.exit, Exit::Config, "{text}");
+        assert!(quit.hint.as_deref().unwrap_or_default().starts_with(named), "{text}: {:?}", quit.hint);
+    }
+    for text in [
+        "[[http.listener]]\nlisten = \"0.0.0.0:8080\"\nopen = true\ncleartext = true",
+        "[[http.listener]]\nlisten = \"[::1]:8080\"",
+        "[[http.listener]]\nlisten = \"unix:/run/x.sock\"",
+    ] {
+        assert!(settled(text).is_ok(), "{text}");
+    }
+}
+
+#[test]
+fn a_flag_that_opens_the_front_is_a_configuration_to_refuse_for_good() {
+    let args = RunArgs { http_listen: vec!["0.0.0.0:8080".into()], ..Host::with("").args() };
+    assert_eq!(load(&args, &BTreeMap::new()).unwrap_err().exit, Exit::Config);
+}
+
+#[test]
+fn the_long_form_stands_alone_unless_the_short_one_is_written_too() {
+    let long = "[[http.listener]]\nlisten = \"127.0.0.1:1\"\nselect = \"header\"\nforwarded = \"replace\"\n";
+    let alone = settled(long).unwrap().listeners;
+    assert_eq!(alone.len(), 1);
+    assert_eq!((alone[0].select, alone[0].forward), (Select::Header, ForwardPolicy::Replace));
+    assert_eq!(settled(&format!("[http]\nlisten = [\"127.0.0.1:2\"]\n{long}")).unwrap().listeners.len(), 2);
+    let open = settled("[[http.listener]]\nlisten = \"127.0.0.1:1\"\nopen = true\nservices = [\"billing-*\"]").unwrap();
+    assert_eq!(open.listeners[0].forward, ForwardPolicy::Replace, "strangers' fields are not believed");
+    assert!(open.listeners[0].services.as_ref().unwrap()[0].matches(&"billing-eu".parse().unwrap()));
+}
+
+#[test]
+fn what_is_wrong_is_named_with_its_line() {
+    for (text, line, words) in [
+        ("[http]\nlisten = [\"somewhere:80\"]", 2, "http.listen: \"somewhere:80\": an address and a port"),
+        ("[http]\n\nlisten = [\"127.0.0.1:1\", \"127.0.0.1:1\"]", 3, "127.0.0.1:1 is there twice"),
+        ("[wireguard]\nendpoints = [\"nowhere\"]", 2, "wireguard.endpoints: "),
+        ("[[route]]\nhost = \"a\"", 2, "a route needs a service"),
+        ("[[route]]\nservice = \"a\"", 2, "a route needs a host, a path or both"),
+        ("[[route]]\nhost = \"a:80\"\nservice = \"a\"", 2, "ports are ignored"),
+        ("[[route]]\npath = \"orders\"\nservice = \"a\"", 2, "a path starts with /"),
+        ("[[route]]\npath = \"/o\"\nservice = \"A_B\"", 3, "is not a name"),
+        ("[registry]\nurl = \"postgres://x\"", 2, "no other engine is built in"),
+        ("[http]\ndomian = \"x\"", 2, "unknown key \"http.domian\"; did you mean \"http.domain\"?"),
+        ("[[http.listener]]\nlisten = \"127.0.0.1:1\"\nproxy_protocol = true", 3, "unknown key"),
+        ("[service.Orders-]\nlimits = { queue = 1 }", 2, "is not a name"),
+        ("[limits]\nconcurrent = 0", 2, "limits.concurrent"),
+    ] {
+        let quit = refused(text);
+        assert_eq!(quit.exit, Exit::Config, "{text}");
+        let place = format!("relay.toml:{line}: ");
+        assert!(quit.message.contains(&place) && quit.message.contains(words), "{text}: {}", quit.message);
+    }
+}
+
+#[test]
+fn a_service_inherits_the_limits_that_it_does_not_set() {
+    let limits =
+        settled("[limits]\nconcurrent = 50\nqueue_time = \"2s\"\n[service.orders.limits]\nqueue = 0\nbody = \"1MiB\"")
+            .unwrap()
+            .limits;
+    let orders = limits.of(&"orders".parse().unwrap());
+    assert_eq!(orders.bounds, Bounds { running: 50, waiting: 0, wait: Duration::from_secs(2) });
+    assert_eq!(orders.body, Some(1 << 20));
+    let other = limits.of(&"other".parse().unwrap());
+    assert_eq!((other.bounds.waiting, other.body), (1_000, None));
+}
+
+#[test]
+fn addresses_need_a_restart_and_routes_do_not() {
+    let loaded = |text: &str| load(&Host::with(text).args(), &BTreeMap::new()).unwrap().0;
+    let old = loaded("");
+    assert!(
+        old.restart_needed(&loaded("[http]\ndomain = \"x\"\naccess_log = \"off\"\n[limits]\nqueue = 5")).is_empty()
+    );
+    assert_eq!(old.restart_needed(&loaded("[http]\nlisten = [\"127.0.0.1:1\"]")), ["http.listen"]);
+}

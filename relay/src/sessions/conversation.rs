@@ -1,0 +1,340 @@
+//! The control stream of one connector: announcement, health, drain, liveness, until its connection ends.
+//!
+//! Must never leave a pair in the directory whose connection is over.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use culvert_model::close::CloseCode;
+use culvert_model::control::{
+    self, Announce, AnnouncedService, RefusedService, ServiceHealth, ToConnector, ToRelay, Welcome,
+};
+use culvert_model::id::{ConnectorId, TunnelId};
+use culvert_model::name::ServiceName;
+use culvert_plane::{Closed, Connection, Stream};
+use tracing::{debug, info, warn};
+
+use super::directory::{EXPECTED_FOR, Pair};
+use super::frames::{FrameError, Frames};
+use super::liveness::{Liveness, Step};
+use super::member::Member;
+use super::table::Live;
+use super::{PairState, Shared};
+use crate::registry::{Note, grants};
+
+/// The first stream and the announcement on it have to come within this time.
+const ANNOUNCED_WITHIN: Duration = Duration::from_secs(10);
+
+/// Why a session ended.
+enum End {
+    /// The connection is over.
+    Closed(Closed),
+    /// The connector does not answer any more.
+    Silent,
+    /// The control stream broke.
+    Broken(FrameError),
+}
+
+/// Holds one connection from its first stream to its end.
+pub(super) async fn hold(shared: Arc<Shared>, connection: Connection, id: ConnectorId) {
+    let announced = tokio::time::timeout(ANNOUNCED_WITHIN, first_announcement(&connection)).await;
+    let (frames, announce) = match announced {
+        Ok(Ok(Some(both))) => both,
+        Ok(Ok(None)) => return,
+        Ok(Err(error)) => {
+            debug!(connector = %id, %error, "no announcement");
+            connection.close(CloseCode::Protocol);
+            return;
+        }
+        Err(_) => {
+            debug!(connector = %id, "no announcement in time");
+            connection.close(CloseCode::Silent);
+            return;
+        }
+    };
+    let Some(mut session) = Session::start(&shared, &connection, &id, frames, announce) else {
+        connection.close(CloseCode::Revoked);
+        return;
+    };
+    // INVARIANT: dropping the session, a panic included, takes its pairs out of the directory.
+    let end = session.run().await;
+    session.over(&end);
+}
+
+async fn first_announcement(connection: &Connection) -> Result<Option<(Frames<Stream>, Announce)>, FrameError> {
+    let Ok(stream) = connection.accept().await else { return Ok(None) };
+    let mut frames = Frames::new(stream);
+    loop {
+        match frames.next().await? {
+            ToRelay::Announce(announce) => return Ok(Some((frames, announce))),
+            ToRelay::Ping { id } => frames.send(&ToConnector::Pong { id }).await?,
+            ToRelay::Enrol(_)
+            | ToRelay::Health { .. }
+            | ToRelay::Drain
+            | ToRelay::Pong { .. }
+            | ToRelay::Unsupported { .. }
+            | ToRelay::Unknown => {
+                frames.send(&ToConnector::Unsupported { what: "before an announcement".to_owned() }).await?;
+            }
+        }
+    }
+}
+
+struct Session<'a> {
+    shared: &'a Arc<Shared>,
+    member: Arc<Member>,
+    tunnel: TunnelId,
+    frames: Frames<Stream>,
+    announced: Option<Announce>,
+    services: Vec<AnnouncedService>,
+    pairs: Vec<Arc<Pair>>,
+    liveness: Liveness,
+    expected_until: Option<Instant>,
+}
+
+impl<'a> Session<'a> {
+    /// None when the connector was revoked meanwhile.
+    fn start(
+        shared: &'a Arc<Shared>,
+        connection: &Connection,
+        id: &ConnectorId,
+        frames: Frames<Stream>,
+        announce: Announce,
+    ) -> Option<Self> {
+        let now = Instant::now();
+        let mut table = shared.table();
+        let known = table.connectors.get(id)?;
+        let (tunnel, drained) = (known.tunnel.clone(), known.drained);
+        let label = table.tunnel(&tunnel)?.name.clone();
+        let member = Arc::new(Member::new(id.clone(), label, connection.clone(), drained, now));
+        let live = Live { member: Arc::clone(&member), pairs: Vec::new(), refused: Vec::new() };
+        let old = table.connectors.get_mut(id)?.live.replace(live);
+        drop(table);
+        if let Some(old) = old {
+            old.member.set_ended();
+            shared.directory.remove(&old.member, Some(now + EXPECTED_FOR));
+            old.member.upstream.close();
+            old.member.connection().close(CloseCode::Replaced);
+        }
+        Some(Self {
+            shared,
+            member,
+            tunnel,
+            frames,
+            announced: Some(announce),
+            services: Vec::new(),
+            pairs: Vec::new(),
+            liveness: Liveness::new(now),
+            expected_until: None,
+        })
+    }
+
+    async fn run(&mut self) -> End {
+        match self.converse().await {
+            Ok(end) => end,
+            Err(error) => End::Broken(error),
+        }
+    }
+
+    async fn converse(&mut self) -> Result<End, FrameError> {
+        loop {
+            if let Some(announce) = self.announced.take() {
+                self.announced(announce).await?;
+            }
+            for message in self.member.take_outbox() {
+                self.frames.send(&message).await?;
+            }
+            if self.member.take_decide_anew() {
+                self.decide().await?;
+            }
+            let now = Instant::now();
+            let Some(due) = self.alive(now).await? else { return Ok(End::Silent) };
+            let member = Arc::clone(&self.member);
+            tokio::select! {
+                message = self.frames.next() => match message {
+                    Ok(message) => self.heard(message, Instant::now()).await?,
+                    // The connection's own end says more than that of its control stream.
+                    Err(error) => match tokio::time::timeout(EXPECTED_FOR, member.connection().closed()).await {
+                        Ok(closed) => return Ok(End::Closed(closed)),
+                        Err(_) => return Err(error),
+                    },
+                },
+                closed = member.connection().closed() => return Ok(End::Closed(closed)),
+                () = member.woken() => {}
+                () = tokio::time::sleep_until(due.into()) => {}
+            }
+        }
+    }
+
+    /// Sends what liveness asks for; until when nothing is due, or none when the connector is dead.
+    async fn alive(&mut self, now: Instant) -> Result<Option<Instant>, FrameError> {
+        if let Some(at) = self.member.exchanged() {
+            self.liveness.exchanged(at);
+        }
+        if self.member.take_probe() {
+            self.liveness.probe();
+        }
+        if self.liveness.unanswered_since().is_some()
+            && let Some(stats) = self.shared.plane.peer_stats(self.member.connection().peer())
+        {
+            self.liveness.wire(stats.rx_bytes, now);
+        }
+        let tunnels = self.shared.tunnels();
+        loop {
+            match self.liveness.step(tunnels, now) {
+                Step::WaitUntil(until) => return Ok(Some(until)),
+                Step::Dead => return Ok(None),
+                Step::Ping(id) => {
+                    self.member.set_unanswered(Some(now));
+                    self.frames.send(&ToConnector::Ping { id }).await?;
+                }
+            }
+        }
+    }
+
+    async fn heard(&mut self, message: ToRelay, now: Instant) -> Result<(), FrameError> {
+        self.member.note_heard(now);
+        let pong = if let ToRelay::Pong { id } = message { Some(id) } else { None };
+        if self.liveness.heard(pong, now).is_some() {
+            self.member.set_unanswered(None);
+            self.member.note_answer();
+        }
+        match message {
+            ToRelay::Pong { .. } => {}
+            ToRelay::Ping { id } => self.frames.send(&ToConnector::Pong { id }).await?,
+            ToRelay::Health { services } => self.health(services),
+            ToRelay::Announce(announce) => self.announced = Some(announce),
+            ToRelay::Drain => {
+                self.member.set_leaving();
+                self.shared.directory.touch(&self.pairs);
+                info!(connector = %self.member.id, "connector is leaving");
+            }
+            ToRelay::Unsupported { what } => debug!(connector = %self.member.id, what, "connector did not understand"),
+            ToRelay::Enrol(_) | ToRelay::Unknown => {
+                self.frames.send(&ToConnector::Unsupported { what: "not here".to_owned() }).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn announced(&mut self, announce: Announce) -> Result<(), FrameError> {
+        if announce.version != control::VERSION {
+            warn!(
+                connector = %self.member.id, theirs = announce.version, ours = control::VERSION,
+                program = announce.program, "connector speaks another version"
+            );
+        }
+        {
+            let mut table = self.shared.table();
+            if let Some(known) = table.connectors.get_mut(&self.member.id) {
+                known.version = Some(announce.program.clone());
+                known.name = announce.name.clone().or(known.name.take());
+                self.shared.notes.add(Note::Program {
+                    connector: self.member.id.clone(),
+                    name: known.name.clone(),
+                    version: announce.program,
+                });
+            }
+        }
+        self.services = announce.services;
+        self.decide().await
+    }
+
+    /// Decides which announced services this tunnel serves, makes pairs of them and tells the connector.
+    async fn decide(&mut self) -> Result<(), FrameError> {
+        let names: Vec<ServiceName> = self.services.iter().map(|service| service.name.clone()).collect();
+        let now = SystemTime::now();
+        let decision = match self.shared.registry.announce(self.tunnel.clone(), names.clone(), now).await {
+            Ok(decision) => decision,
+            Err(error) => {
+                // The database is away, or slow to say that the tunnel is gone: what is known in memory decides.
+                debug!(connector = %self.member.id, %error, "announcement decided without the registry");
+                let table = self.shared.table();
+                match table.tunnel(&self.tunnel) {
+                    Some(tunnel) => grants::decide(tunnel, &names, &table.tunnels, &table.services),
+                    None => grants::Decision::default(),
+                }
+            }
+        };
+        let refused: Vec<RefusedService> = decision
+            .refused
+            .iter()
+            .map(|(name, why)| RefusedService { name: name.clone(), why: why.clone() })
+            .collect();
+        for service in &refused {
+            warn!(connector = %self.member.id, service = %service.name, why = service.why, "service refused");
+        }
+        let accepted = self.services.iter().filter(|service| decision.accepted.contains(&service.name));
+        self.pairs = accepted.map(|service| Arc::new(Pair::new(Arc::clone(&self.member), service))).collect();
+        {
+            let mut table = self.shared.table();
+            table.note_services(&self.tunnel, &decision.accepted, now);
+            let Some(known) = table.connectors.get_mut(&self.member.id) else { return Ok(()) };
+            let ours = known.live.as_mut().filter(|live| Arc::ptr_eq(&live.member, &self.member));
+            // Displaced while the registry decided: the newer session's pairs stay.
+            let Some(live) = ours else { return Ok(()) };
+            (live.pairs, live.refused) = (self.pairs.clone(), refused.clone());
+        }
+        self.shared.directory.set_pairs(&self.member, &self.pairs);
+        let up = self.pairs.iter().filter(|pair| pair.state() == PairState::Up).count();
+        info!(
+            connector = %self.member.id, tunnel = %self.member.tunnel, services = self.pairs.len(), up,
+            "connector is up"
+        );
+        let welcome = Welcome {
+            version: control::VERSION,
+            program: env!("CARGO_PKG_VERSION").to_owned(),
+            id: self.member.id.clone(),
+            tunnel: self.member.tunnel.clone(),
+            refused,
+        };
+        self.frames.send(&ToConnector::Welcome(welcome)).await
+    }
+
+    fn health(&mut self, services: Vec<ServiceHealth>) {
+        let mut changed = false;
+        for service in services {
+            if let Some(announced) = self.services.iter_mut().find(|announced| announced.name == service.name) {
+                announced.health = service.health.clone();
+            }
+            if let Some(pair) = self.pairs.iter().find(|pair| pair.service == service.name)
+                && pair.set_health(service.health)
+            {
+                changed = true;
+                let up = pair.state() == PairState::Up;
+                info!(connector = %self.member.id, service = %service.name, up, reason = pair.reason(), "origin's health changed");
+            }
+        }
+        if changed {
+            self.shared.directory.touch(&self.pairs);
+        }
+    }
+
+    fn over(&mut self, end: &End) {
+        let connection = self.member.connection();
+        let id = &self.member.id;
+        match end {
+            End::Closed(closed) => {
+                info!(connector = %id, code = closed.code.map(|code| code.to_string()), cause = closed.cause, "connector is gone");
+                if closed.code != Some(CloseCode::Revoked) {
+                    self.expected_until = Some(Instant::now() + EXPECTED_FOR);
+                }
+            }
+            End::Silent => {
+                warn!(connector = %id, "connector does not answer");
+                connection.close(CloseCode::Silent);
+            }
+            End::Broken(error) => {
+                warn!(connector = %id, %error, "control stream broken");
+                connection.close(CloseCode::Protocol);
+                self.expected_until = Some(Instant::now() + EXPECTED_FOR);
+            }
+        }
+    }
+}
+
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        self.shared.ended(&self.member, self.expected_until);
+    }
+}

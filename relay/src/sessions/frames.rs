@@ -1,0 +1,120 @@
+//! Control messages on a stream: a length and JSON each way ([`culvert_model::control`]).
+//!
+//! Must never hold more than one message's bytes unread, nor wait for ever for a peer that does not read.
+
+use std::io;
+use std::time::Duration;
+
+use culvert_model::control::{self, BadMessage, MAX_MESSAGE_BYTES};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+
+/// A peer that takes nothing for this long has stopped reading.
+const SEND_WITHIN: Duration = Duration::from_secs(5);
+
+/// Why the conversation is over.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum FrameError {
+    /// The peer ended its direction.
+    #[error("the peer ended the stream")]
+    Ended,
+    /// The stream or its connection is gone.
+    #[error("the stream failed: {0}")]
+    Broken(#[from] io::Error),
+    /// The protocol was broken.
+    #[error(transparent)]
+    Bad(#[from] BadMessage),
+    /// The peer does not read.
+    #[error("the peer did not take a message within {} s", SEND_WITHIN.as_secs())]
+    Stuck,
+}
+
+/// A stream of messages.
+#[derive(Debug)]
+pub(super) struct Frames<S> {
+    stream: S,
+    inbox: Vec<u8>,
+    outbox: Vec<u8>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Frames<S> {
+    /// Speaks over `stream`.
+    pub(super) fn new(stream: S) -> Self {
+        Self { stream, inbox: Vec::new(), outbox: Vec::new() }
+    }
+
+    /// Waits for the next message. Cancel safe.
+    pub(super) async fn next<M: DeserializeOwned>(&mut self) -> Result<M, FrameError> {
+        loop {
+            if let Some((message, taken)) = control::decode(&self.inbox)? {
+                self.inbox.drain(..taken);
+                return Ok(message);
+            }
+            // INVARIANT: `decode` refuses a length past the bound, so the inbox ends at one message and one read more.
+            debug_assert!(self.inbox.len() <= MAX_MESSAGE_BYTES + 4, "decode takes whole messages");
+            self.inbox.reserve(1024);
+            if self.stream.read_buf(&mut self.inbox).await? == 0 {
+                return Err(FrameError::Ended);
+            }
+        }
+    }
+
+    /// Sends one message. Not cancel safe: a cancelled send leaves half a message.
+    pub(super) async fn send<M: Serialize>(&mut self, message: &M) -> Result<(), FrameError> {
+        self.outbox.clear();
+        control::encode(message, &mut self.outbox)?;
+        let written = async {
+            self.stream.write_all(&self.outbox).await?;
+            self.stream.flush().await
+        };
+        tokio::time::timeout(SEND_WITHIN, written).await.map_err(|_| FrameError::Stuck)?.map_err(FrameError::Broken)
+    }
+
+    /// Ends our direction, cleanly.
+    pub(super) async fn finish(&mut self) -> Result<(), FrameError> {
+        tokio::time::timeout(SEND_WITHIN, self.stream.shutdown())
+            .await
+            .map_err(|_| FrameError::Stuck)?
+            .map_err(FrameError::Broken)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use culvert_model::control::{ToConnector, ToRelay};
+    use tokio::io::duplex;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn messages_pass_both_ways_in_small_pieces() {
+        let (near, far) = duplex(3);
+        let (mut near, mut far) = (Frames::new(near), Frames::new(far));
+        let (sent, read) = tokio::join!(near.send(&ToConnector::Ping { id: 1 }), far.next::<ToConnector>());
+        assert!(sent.is_ok());
+        assert_eq!(read.unwrap(), ToConnector::Ping { id: 1 });
+        let both = async {
+            far.send(&ToRelay::Pong { id: 1 }).await.unwrap();
+            far.send(&ToRelay::Drain).await.unwrap();
+        };
+        let read = async { (near.next::<ToRelay>().await.unwrap(), near.next::<ToRelay>().await.unwrap()) };
+        let ((), read) = tokio::join!(both, read);
+        assert_eq!(read, (ToRelay::Pong { id: 1 }, ToRelay::Drain));
+        drop(far);
+        assert!(matches!(near.next::<ToRelay>().await, Err(FrameError::Ended)));
+    }
+
+    #[tokio::test]
+    async fn a_length_over_the_bound_ends_the_conversation() {
+        let (near, mut far) = duplex(64);
+        far.write_all(&[0xff; 4]).await.unwrap();
+        assert!(matches!(Frames::new(near).next::<ToRelay>().await, Err(FrameError::Bad(BadMessage::TooLong(_)))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_does_not_read_is_given_up() {
+        let (near, _far) = duplex(3);
+        assert!(matches!(Frames::new(near).send(&ToConnector::Drain).await, Err(FrameError::Stuck)));
+    }
+}

@@ -1,0 +1,91 @@
+//! A bootstrap session: the holder of a token asks to be enrolled, and nothing else (wire.md §3).
+//!
+//! Must never answer anything but an enrolment, nor keep the connection longer than [`WITHIN`].
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use culvert_engine::PskEpoch;
+use culvert_model::close::CloseCode;
+use culvert_model::control::{ToConnector, ToRelay};
+use culvert_model::id::TokenId;
+use culvert_plane::Connection;
+use tracing::{debug, info, warn};
+
+use super::Shared;
+use super::frames::{FrameError, Frames};
+use crate::enrol::{self, Refused};
+
+/// For the whole of it.
+const WITHIN: Duration = Duration::from_secs(30);
+/// The connector closes first; it gets so long.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// Answers one joiner and closes its connection.
+pub(super) async fn serve(shared: Arc<Shared>, connection: Connection, token: TokenId) {
+    let code = match tokio::time::timeout(WITHIN, answer(&shared, &connection, &token)).await {
+        Ok(Ok(())) => {
+            let _ = tokio::time::timeout(LINGER, connection.closed()).await;
+            CloseCode::Enrolled
+        }
+        Ok(Err(error)) => {
+            debug!(token = %token, %error, "joining ended early");
+            CloseCode::Protocol
+        }
+        Err(_) => CloseCode::Silent,
+    };
+    connection.close(code);
+}
+
+async fn answer(shared: &Shared, connection: &Connection, token: &TokenId) -> Result<(), FrameError> {
+    let Ok(stream) = connection.accept().await else { return Ok(()) };
+    let mut frames = Frames::new(stream);
+    loop {
+        let request = match frames.next().await? {
+            ToRelay::Enrol(request) => request,
+            ToRelay::Ping { id } => {
+                frames.send(&ToConnector::Pong { id }).await?;
+                continue;
+            }
+            ToRelay::Announce(_)
+            | ToRelay::Health { .. }
+            | ToRelay::Drain
+            | ToRelay::Pong { .. }
+            | ToRelay::Unsupported { .. }
+            | ToRelay::Unknown => {
+                frames.send(&ToConnector::Unsupported { what: "not while joining".to_owned() }).await?;
+                continue;
+            }
+        };
+        let Some(source) = shared.plane.peer_stats(connection.peer()).and_then(|stats| stats.path) else {
+            return Ok(());
+        };
+        let now = SystemTime::now();
+        let enrolled = enrol::enrol(&*shared.registry, &shared.identity, token, request, source.remote, now).await;
+        match enrolled {
+            Ok(admitted) => {
+                let row = &admitted.connector;
+                let psks = admitted.psks.into_iter().map(|key| PskEpoch { epoch: key.epoch, psk: key.psk }).collect();
+                // The peer is there before the answer: the connector comes back as itself at once.
+                if let Err(error) = shared.add_member(row, psks) {
+                    warn!(connector = %row.id, %error, "enrolled connector cannot be added");
+                    connection.close(CloseCode::Overloaded);
+                    return Ok(());
+                }
+                info!(connector = %row.id, token = %token, repeated = admitted.repeated, "connector joined");
+                frames.send(&ToConnector::Enrolled(admitted.answer)).await?;
+            }
+            Err(Refused::ForGood { refusal, at }) => {
+                info!(token = %token, refusal = ?refusal, source = %source.remote, "joining refused");
+                frames.send(&ToConnector::Refused { refusal, at }).await?;
+            }
+            Err(Refused::Unknown) => return Ok(()),
+            Err(error @ (Refused::Later(_) | Refused::Broken(_))) => {
+                warn!(token = %token, %error, "joining must wait");
+                connection.close(CloseCode::Overloaded);
+                return Ok(());
+            }
+        }
+        return frames.finish().await;
+    }
+}

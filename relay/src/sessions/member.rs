@@ -1,0 +1,211 @@
+//! A live connector: one connection that has announced itself.
+//!
+//! Must never outlive its connection's use: whoever picks it checks [`Member::is_open`] first. Every figure here is read
+//! on the way of a request, so they are plain atomics.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use culvert_model::control::ToConnector;
+use culvert_model::id::ConnectorId;
+use culvert_model::name::Label;
+use culvert_plane::Connection;
+use tokio::sync::Notify;
+
+use crate::pick;
+use crate::upstream::Upstream;
+
+/// A tunnel not heard of for this long, with nothing in flight, is asked before it is trusted with a request.
+const ASK_AFTER: Duration = Duration::from_millis(500);
+
+/// One connector's session.
+pub(crate) struct Member {
+    /// Which connector.
+    pub(crate) id: ConnectorId,
+    /// Its tunnel's name.
+    pub(crate) tunnel: Label,
+    /// Requests go this way.
+    pub(crate) upstream: Upstream,
+    connection: Connection,
+    identity: u64,
+    in_flight: AtomicU32,
+    /// It said that it is leaving.
+    leaving: AtomicBool,
+    /// An operator took it out of service.
+    drained: AtomicBool,
+    ended: AtomicBool,
+    base: Instant,
+    heard: AtomicU64,
+    exchanged: AtomicU64,
+    unanswered_since: AtomicU64,
+    probe: AtomicBool,
+    anew: AtomicBool,
+    outbox: Mutex<Vec<ToConnector>>,
+    wake: Notify,
+    /// Told at every pong.
+    answered: Notify,
+}
+
+/// "Never", among the milliseconds since `base`.
+const NEVER: u64 = u64::MAX;
+
+impl Member {
+    /// A connector whose announcement has just been read.
+    pub(crate) fn new(id: ConnectorId, tunnel: Label, connection: Connection, drained: bool, now: Instant) -> Self {
+        Self {
+            upstream: Upstream::new(connection.clone()),
+            identity: pick::hash(id.as_str().as_bytes()),
+            id,
+            tunnel,
+            connection,
+            in_flight: AtomicU32::new(0),
+            leaving: AtomicBool::new(false),
+            drained: AtomicBool::new(drained),
+            ended: AtomicBool::new(false),
+            base: now,
+            heard: AtomicU64::new(0),
+            exchanged: AtomicU64::new(NEVER),
+            unanswered_since: AtomicU64::new(NEVER),
+            probe: AtomicBool::new(false),
+            anew: AtomicBool::new(false),
+            outbox: Mutex::new(Vec::new()),
+            wake: Notify::new(),
+            answered: Notify::new(),
+        }
+    }
+
+    /// Its connection.
+    pub(crate) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// Whether requests may still be sent over it at all.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.ended.load(Ordering::Relaxed) && !self.connection.is_closed()
+    }
+
+    /// Whether it takes no new requests.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed) || self.drained.load(Ordering::Relaxed)
+    }
+
+    /// Requests that run over it.
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// A number that stands for the connector for ever.
+    pub(crate) fn identity(&self) -> u64 {
+        self.identity
+    }
+
+    /// Since when it owes an answer.
+    pub(crate) fn unanswered_since(&self) -> Option<Instant> {
+        self.moment(&self.unanswered_since)
+    }
+
+    /// When it was last heard: a control message or a response.
+    pub(crate) fn heard(&self) -> Instant {
+        self.moment(&self.heard).unwrap_or(self.base)
+    }
+
+    /// When a request last started or ended on it.
+    pub(crate) fn exchanged(&self) -> Option<Instant> {
+        self.moment(&self.exchanged)
+    }
+
+    /// A request starts. True when the tunnel was silent for a while: it is being asked at the same time, and
+    /// [`Member::answered`] tells.
+    pub(crate) fn begin(&self, now: Instant) -> bool {
+        let alone = self.in_flight.fetch_add(1, Ordering::Relaxed) == 0;
+        self.exchanged.store(self.millis(now), Ordering::Relaxed);
+        let silent = alone && now.duration_since(self.heard()) > ASK_AFTER;
+        if silent {
+            self.probe.store(true, Ordering::Relaxed);
+            self.wake.notify_one();
+        }
+        silent
+    }
+
+    /// A request is over.
+    pub(crate) fn end(&self, now: Instant) {
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.exchanged.store(self.millis(now), Ordering::Relaxed);
+    }
+
+    /// Something came from it.
+    pub(crate) fn note_heard(&self, now: Instant) {
+        self.heard.store(self.millis(now), Ordering::Relaxed);
+    }
+
+    /// Waits for its next pong.
+    pub(crate) async fn answered(&self) {
+        self.answered.notified().await;
+    }
+
+    /// Has a message sent on the control stream.
+    pub(crate) fn tell(&self, message: ToConnector) {
+        self.outbox.lock().unwrap_or_else(PoisonError::into_inner).push(message);
+        self.wake.notify_one();
+    }
+
+    /// Has its announcement decided anew.
+    pub(super) fn decide_anew(&self) {
+        self.anew.store(true, Ordering::Relaxed);
+        self.wake.notify_one();
+    }
+
+    pub(super) fn take_decide_anew(&self) -> bool {
+        self.anew.swap(false, Ordering::Relaxed)
+    }
+
+    pub(super) fn set_drained(&self, drained: bool) {
+        self.drained.store(drained, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_leaving(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_ended(&self) {
+        self.ended.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_unanswered(&self, since: Option<Instant>) {
+        let millis = since.map_or(NEVER, |since| self.millis(since));
+        self.unanswered_since.store(millis, Ordering::Relaxed);
+    }
+
+    pub(super) fn note_answer(&self) {
+        self.answered.notify_waiters();
+    }
+
+    pub(super) fn take_probe(&self) -> bool {
+        self.probe.swap(false, Ordering::Relaxed)
+    }
+
+    pub(super) fn take_outbox(&self) -> Vec<ToConnector> {
+        std::mem::take(&mut *self.outbox.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Waits until there is a message to send or a probe to make. Cancel safe.
+    pub(super) async fn woken(&self) {
+        self.wake.notified().await;
+    }
+
+    fn millis(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.base).as_millis()).unwrap_or(NEVER - 1)
+    }
+
+    fn moment(&self, millis: &AtomicU64) -> Option<Instant> {
+        let millis = millis.load(Ordering::Relaxed);
+        (millis != NEVER).then(|| self.base + Duration::from_millis(millis))
+    }
+}
+
+impl std::fmt::Debug for Member {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Member").field("id", &self.id).field("tunnel", &self.tunnel).finish_non_exhaustive()
+    }
+}

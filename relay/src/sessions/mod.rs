@@ -1,0 +1,442 @@
+//! Connectors that are there: who they are, what they serve, whether they answer.
+//!
+//! Takes the plane's facts and the registry's rows and keeps the [`Directory`] true. Must never carry a request, and
+//! never wait for the database where packets or requests wait for it.
+
+mod clones;
+mod conversation;
+mod directory;
+mod frames;
+mod joining;
+mod liveness;
+mod member;
+mod notes;
+mod report;
+mod table;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use culvert_engine::{AddPeerError, BootstrapConfig, BootstrapId, Path, PeerConfig, PeerId, PskEpoch};
+use culvert_model::address::BOOTSTRAP_INNER;
+use culvert_model::close::CloseCode;
+use culvert_model::control::ToConnector;
+use culvert_model::id::ConnectorId;
+use culvert_plane::{Connection, Event, Events, Plane};
+use futures_util::future::join_all;
+use ipnet::IpNet;
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{debug, info, warn};
+
+use crate::enrol;
+use crate::identity::Identity;
+use crate::registry::{ConnectorRow, Note, Registry, Snapshot, TokenRow};
+use clones::Displaced;
+pub(crate) use directory::{Balance, Directory, Pair, PairState, Service};
+pub(crate) use member::Member;
+use notes::Notes;
+use table::Table;
+
+/// After its start a relay waits this long for connectors that it calls back (wire.md §2 "Relay restart").
+const CALLED_BACK_WITHIN: Duration = Duration::from_secs(5);
+/// So many call-backs are started at once, so that handshakes do not hold up what already runs.
+const CALL_BACKS_AT_ONCE: usize = 50;
+/// And this long after each other.
+const CALL_BACK_EVERY: Duration = Duration::from_millis(10);
+/// How often rows past their time are dropped.
+const FORGET_EVERY: Duration = Duration::from_secs(60);
+/// How often idle streams are swept.
+const SWEEP_EVERY: Duration = Duration::from_secs(5);
+/// An older epoch of a pre-shared key is deleted so long after the newer one was used (wire.md §3).
+const OLD_EPOCH_FOR: Duration = Duration::from_secs(180);
+
+/// A handle to the sessions; clones speak of the same ones.
+#[derive(Clone)]
+pub(crate) struct Sessions {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    plane: Plane,
+    registry: Arc<dyn Registry>,
+    identity: Arc<Identity>,
+    directory: Arc<Directory>,
+    table: Mutex<Table>,
+    notes: Notes,
+}
+
+impl Sessions {
+    /// Adds everybody the registry knows to the plane. Connectors are called back by [`Sessions::run`].
+    pub(crate) async fn new(
+        plane: Plane,
+        registry: Arc<dyn Registry>,
+        identity: Arc<Identity>,
+        directory: Arc<Directory>,
+        snapshot: Snapshot,
+    ) -> Self {
+        let shared = Shared { plane, registry, identity, directory, table: Mutex::default(), notes: Notes::default() };
+        let sessions = Self { shared: Arc::new(shared) };
+        sessions.resync(snapshot).await;
+        let shared = &sessions.shared;
+        shared.directory.expect(&shared.table().expected_services(), Instant::now() + CALLED_BACK_WITHIN);
+        sessions
+    }
+
+    /// Runs until the plane is gone.
+    pub(crate) async fn run(self, mut events: Events) {
+        let shared = &self.shared;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(call_back(Arc::clone(shared)));
+        let (mut forget, mut sweep) = (interval(FORGET_EVERY), interval(SWEEP_EVERY));
+        forget.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(event) => shared.take(event, &mut tasks),
+                    None => break,
+                },
+                Some(ended) = tasks.join_next() => {
+                    if let Err(error) = ended && error.is_panic() {
+                        tracing::error!(%error, "session task panicked");
+                    }
+                }
+                () = shared.notes.due() => { tasks.spawn(write_notes(Arc::clone(shared))); }
+                _ = forget.tick() => { tasks.spawn(forget_old(Arc::clone(shared))); }
+                _ = sweep.tick() => shared.sweep(),
+            }
+        }
+        write_notes(Arc::clone(shared)).await;
+    }
+
+    /// Makes the running relay agree with the registry: to be called after every change of it.
+    ///
+    /// Nothing is ended because a row is missing: a snapshot may be older than an enrolment that ran meanwhile.
+    pub(crate) async fn resync(&self, snapshot: Snapshot) {
+        let now = SystemTime::now();
+        let shared = &self.shared;
+        let Snapshot { tunnels, tokens, connectors, services } = snapshot;
+        {
+            let mut table = shared.table();
+            (table.tunnels, table.services) = (tunnels, services);
+        }
+        for token in tokens.iter().filter(|token| !token.is_forgotten(now)) {
+            shared.add_token(token);
+        }
+        let mut revoked = Vec::new();
+        for row in &connectors {
+            let is_known = shared.table().connectors.contains_key(&row.id);
+            match (row.revoked, is_known) {
+                (Some(_), true) => revoked.extend(shared.revoke(&row.id)),
+                (None, true) => shared.set_drained(&row.id, row.drained),
+                (None, false) => shared.add_known(row),
+                (Some(_), false) => {}
+            }
+        }
+        let known = shared.table().known_services();
+        shared.directory.set_known(&known);
+        join_all(revoked.into_iter().map(|peer| shared.plane.remove_peer(peer, CloseCode::Revoked))).await;
+    }
+
+    /// Has every live connector announced anew: who owns which name may have changed.
+    pub(crate) fn decide_anew(&self) {
+        for live in self.shared.table().connectors.values().filter_map(|known| known.live.as_ref()) {
+            live.member.decide_anew();
+        }
+    }
+
+    /// Tells every live connector that this relay is about to stop.
+    pub(crate) fn tell_drain(&self) {
+        for live in self.shared.table().connectors.values().filter_map(|known| known.live.as_ref()) {
+            live.member.tell(ToConnector::Drain);
+        }
+    }
+
+    /// Writes what was noticed and not yet written.
+    pub(crate) async fn flush(&self) {
+        write_notes(Arc::clone(&self.shared)).await;
+    }
+}
+
+impl Shared {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(self: &Arc<Self>, event: Event, tasks: &mut JoinSet<()>) {
+        let now = Instant::now();
+        match event {
+            Event::Connected(connection) => self.connected(connection, tasks, now),
+            Event::SessionUp { peer, path, first, bootstrap } => {
+                if bootstrap.is_none() {
+                    self.heard_of(peer, path, true);
+                    debug!(peer = ?peer, first, "session up");
+                }
+            }
+            Event::EndpointMoved { peer, path } => self.heard_of(peer, path, false),
+            Event::NewInstance { peer } => self.new_instance(peer, now),
+            Event::Clone { peer } => {
+                if let Some((id, known)) = self.table().by_peer(peer) {
+                    note_displaced(id, known.clones.came_back(now));
+                }
+            }
+            Event::ClockBehind { peer } => {
+                if let Some((id, known)) = self.table().by_peer(peer)
+                    && known.clock_behind.replace(now).is_none()
+                {
+                    warn!(connector = %id, "connector's clock is behind, it was called back");
+                }
+            }
+            Event::EpochPromoted { peer, epoch } => self.epoch_promoted(peer, epoch, tasks),
+            Event::Unanswered { peer, attempts } => debug!(peer = ?peer, attempts, "handshake unanswered"),
+            Event::SessionLost { peer } => debug!(peer = ?peer, "session lost"),
+            Event::PeerGone { .. } => {}
+            Event::Resumed { asleep } => info!(seconds = asleep.as_secs(), "machine was asleep"),
+        }
+    }
+
+    fn connected(self: &Arc<Self>, connection: Connection, tasks: &mut JoinSet<()>, now: Instant) {
+        let peer = connection.peer();
+        if let Some(bootstrap) = connection.bootstrap() {
+            let Some(token) = self.table().tokens.get(&bootstrap).cloned() else {
+                connection.close(CloseCode::Protocol);
+                return;
+            };
+            tasks.spawn(joining::serve(Arc::clone(self), connection, token));
+            return;
+        }
+        let mut table = self.table();
+        let Some((id, known)) = table.by_peer(peer) else {
+            connection.close(CloseCode::Protocol);
+            return;
+        };
+        let id = id.clone();
+        if known.live.as_ref().is_some_and(|live| live.member.is_open()) {
+            note_displaced(&id, known.clones.displaced(now));
+        }
+        drop(table);
+        tasks.spawn(conversation::hold(Arc::clone(self), connection, id));
+    }
+
+    /// The process at the other end is another one than before: its connection is over, the new one dials.
+    fn new_instance(&self, peer: PeerId, now: Instant) {
+        let mut table = self.table();
+        let Some((id, known)) = table.by_peer(peer) else { return };
+        let id = id.clone();
+        let Some(live) = known.live.take() else { return };
+        note_displaced(&id, known.clones.displaced(now));
+        drop(table);
+        self.ended(&live.member, Some(now + directory::EXPECTED_FOR));
+    }
+
+    fn heard_of(&self, peer: PeerId, path: Path, handshake: bool) {
+        let mut table = self.table();
+        let Some((id, known)) = table.by_peer(peer) else { return };
+        let id = id.clone();
+        if handshake {
+            let at = SystemTime::now();
+            known.last_handshake = Some(at);
+            self.notes.add(Note::Handshake { connector: id.clone(), at });
+        }
+        if known.endpoint.replace((path.remote, path.local)) != Some((path.remote, path.local)) {
+            let local = local_of(&self.plane, path);
+            self.notes.add(Note::Endpoint { connector: id, remote: path.remote, local });
+        }
+    }
+
+    fn epoch_promoted(self: &Arc<Self>, peer: PeerId, epoch: u32, tasks: &mut JoinSet<()>) {
+        let Some(connector) = self.table().by_peer(peer).map(|(id, _)| id.clone()) else { return };
+        let relay = self.identity.relay_tag();
+        let note = move |alone| Note::PskConfirmed { connector, relay, epoch, alone };
+        self.notes.add(note.clone()(false));
+        let shared = Arc::clone(self);
+        tasks.spawn(async move {
+            tokio::time::sleep(OLD_EPOCH_FOR).await;
+            shared.notes.add(note(true));
+        });
+    }
+
+    fn add_token(&self, token: &TokenRow) {
+        if self.table().tokens.values().any(|known| *known == token.id) {
+            return;
+        }
+        let (public_key, psk) = match enrol::bootstrap_of(token, &self.identity) {
+            Ok(keys) => keys,
+            Err(error) => {
+                warn!(token = %token.id, %error, "token left out");
+                return;
+            }
+        };
+        let config = BootstrapConfig {
+            public_key,
+            static_index: 0,
+            psk,
+            allowed_ips: vec![IpNet::from(IpAddr::from(BOOTSTRAP_INNER))],
+        };
+        match self.plane.add_bootstrap(config) {
+            Ok(bootstrap) => {
+                self.table().tokens.insert(bootstrap, token.id.clone());
+            }
+            Err(error) => warn!(token = %token.id, %error, "token left out"),
+        }
+    }
+
+    fn add_known(&self, row: &ConnectorRow) {
+        match enrol::psks_of(row, &self.identity) {
+            Ok(psks) => {
+                let psks = psks.into_iter().map(|key| PskEpoch { epoch: key.epoch, psk: key.psk }).collect();
+                if let Err(error) = self.add_member(row, psks) {
+                    warn!(connector = %row.id, %error, "connector left out");
+                }
+            }
+            Err(error) => warn!(connector = %row.id, %error, "connector left out"),
+        }
+    }
+
+    /// Makes a connector a peer, or gives the peer its new pre-shared keys.
+    fn add_member(&self, row: &ConnectorRow, psks: Vec<PskEpoch>) -> Result<(), AddPeerError> {
+        let mut table = self.table();
+        if let Some(known) = table.connectors.get(&row.id) {
+            if let Err(error) = self.plane.set_psks(known.peer, psks) {
+                warn!(connector = %row.id, %error, "pre-shared keys not changed");
+            }
+            return Ok(());
+        }
+        let path = row.last_endpoint.and_then(|remote| path_to(&self.plane, remote, row.last_local));
+        let peer = self.plane.add_peer(PeerConfig {
+            public_key: row.public_key,
+            static_index: 0,
+            psks,
+            allowed_ips: vec![IpNet::from(IpAddr::from(row.inner_address))],
+            path,
+            persistent_keepalive: None,
+        })?;
+        table.insert(row, peer);
+        Ok(())
+    }
+
+    fn set_drained(&self, id: &ConnectorId, drained: bool) {
+        let mut table = self.table();
+        let Some(known) = table.connectors.get_mut(id) else { return };
+        if known.drained == drained {
+            return;
+        }
+        known.drained = drained;
+        if let Some(live) = known.live.clone() {
+            drop(table);
+            live.member.set_drained(drained);
+            self.directory.touch(&live.pairs);
+            info!(connector = %id, drained, "connector drained or back");
+        }
+    }
+
+    /// The key is worth nothing any more: its requests end now. Whoever calls this has the plane forget the peer.
+    fn revoke(&self, id: &ConnectorId) -> Option<PeerId> {
+        let known = self.table().remove(id)?;
+        if let Some(live) = known.live {
+            self.ended(&live.member, None);
+        }
+        info!(connector = %id, "connector revoked");
+        Some(known.peer)
+    }
+
+    /// Takes a session out of everything; its connection is closed by whoever knows why.
+    fn ended(&self, member: &Arc<Member>, expected_until: Option<Instant>) {
+        member.set_ended();
+        self.directory.remove(member, expected_until);
+        member.upstream.close();
+        let mut table = self.table();
+        if let Some(known) = table.connectors.get_mut(&member.id)
+            && known.live.as_ref().is_some_and(|live| Arc::ptr_eq(&live.member, member))
+        {
+            known.live = None;
+        }
+    }
+
+    fn sweep(&self) {
+        for live in self.table().connectors.values().filter_map(|known| known.live.as_ref()) {
+            live.member.upstream.sweep();
+        }
+    }
+
+    fn bootstrap_of(&self, token: &culvert_model::id::TokenId) -> Option<BootstrapId> {
+        self.table().tokens.iter().find(|(_, known)| *known == token).map(|(bootstrap, _)| *bootstrap)
+    }
+}
+
+fn note_displaced(id: &ConnectorId, displaced: Displaced) {
+    match displaced {
+        Displaced::Once => info!(connector = %id, "connector replaced its session"),
+        Displaced::Alarm => warn!(connector = %id, "two processes use the key of one connector"),
+        Displaced::AlarmedAlready => debug!(connector = %id, "two processes use the key of one connector"),
+    }
+}
+
+/// Initiates toward the last known endpoint of every connector, so that tunnels are back in a round trip.
+async fn call_back(shared: Arc<Shared>) {
+    let peers: Vec<PeerId> =
+        shared.table().connectors.values().filter(|known| known.endpoint.is_some()).map(|known| known.peer).collect();
+    if !peers.is_empty() {
+        info!(connectors = peers.len(), "calling connectors back");
+    }
+    for some in peers.chunks(CALL_BACKS_AT_ONCE) {
+        for peer in some {
+            shared.plane.connect(*peer, None);
+        }
+        tokio::time::sleep(CALL_BACK_EVERY).await;
+    }
+}
+
+async fn write_notes(shared: Arc<Shared>) {
+    let notes = shared.notes.take();
+    if notes.is_empty() {
+        return;
+    }
+    if let Err(error) = shared.registry.note(notes).await {
+        debug!(%error, "notes not written");
+    }
+}
+
+async fn forget_old(shared: Arc<Shared>) {
+    let live: Vec<ConnectorId> = {
+        let table = shared.table();
+        table.connectors.iter().filter(|(_, known)| known.live.is_some()).map(|(id, _)| id.clone()).collect()
+    };
+    match shared.registry.forget(live, SystemTime::now()).await {
+        Ok(forgotten) => {
+            for token in &forgotten.tokens {
+                if let Some(bootstrap) = shared.bootstrap_of(token) {
+                    shared.table().tokens.remove(&bootstrap);
+                    shared.plane.remove_bootstrap(bootstrap);
+                }
+            }
+            for id in &forgotten.connectors {
+                let Some(known) = shared.table().remove(id) else { continue };
+                debug!(connector = %id, "connector forgotten");
+                shared.plane.remove_peer(known.peer, CloseCode::Revoked).await;
+            }
+        }
+        Err(error) => debug!(%error, "nothing forgotten"),
+    }
+}
+
+/// The way to an endpoint that a row remembers, over the socket that it came by.
+fn path_to(plane: &Plane, remote: SocketAddr, local: Option<SocketAddr>) -> Option<Path> {
+    let addrs = plane.local_addrs();
+    let of_family = |addr: &&SocketAddr| addr.is_ipv4() == remote.is_ipv4();
+    let same_port = local.and_then(|local| addrs.iter().filter(of_family).position(|addr| addr.port() == local.port()));
+    let place = match same_port {
+        Some(place) => addrs.iter().enumerate().filter(|(_, addr)| of_family(addr)).nth(place)?.0,
+        None => addrs.iter().position(|addr| of_family(&addr))?,
+    };
+    let local = local.map(|local| local.ip()).filter(|ip| !ip.is_unspecified() && ip.is_ipv4() == remote.is_ipv4());
+    Some(Path { remote, local, socket: u8::try_from(place).ok()? })
+}
+
+fn local_of(plane: &Plane, path: Path) -> SocketAddr {
+    let bound = plane.local_addrs().get(usize::from(path.socket)).copied();
+    let bound = bound.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
+    SocketAddr::new(path.local.unwrap_or(bound.ip()), bound.port())
+}

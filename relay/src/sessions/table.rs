@@ -1,0 +1,112 @@
+//! What the relay remembers of each connector and token while it runs: the registry's rows and what was seen of them.
+//!
+//! Must never be the truth about what may be done: that is the registry; this is its copy for the way of a packet.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use culvert_engine::{BootstrapId, PeerId};
+use culvert_model::control::RefusedService;
+use culvert_model::id::{ConnectorId, TokenId, TunnelId};
+use culvert_model::name::{Label, ServiceName};
+
+use super::clones::Clones;
+use super::directory::Pair;
+use super::member::Member;
+use crate::registry::{ConnectorRow, ServiceRow, Tunnel};
+
+/// All of it.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    pub(super) connectors: HashMap<ConnectorId, Known>,
+    pub(super) by_peer: HashMap<PeerId, ConnectorId>,
+    pub(super) tokens: HashMap<BootstrapId, TokenId>,
+    pub(super) tunnels: Vec<Tunnel>,
+    pub(super) services: Vec<ServiceRow>,
+}
+
+/// One connector that may come.
+#[derive(Debug)]
+pub(super) struct Known {
+    pub(super) tunnel: TunnelId,
+    pub(super) peer: PeerId,
+    pub(super) name: Option<Label>,
+    pub(super) version: Option<String>,
+    pub(super) drained: bool,
+    pub(super) endpoint: Option<(SocketAddr, Option<IpAddr>)>,
+    pub(super) last_handshake: Option<SystemTime>,
+    pub(super) clock_behind: Option<Instant>,
+    pub(super) clones: Clones,
+    pub(super) live: Option<Live>,
+}
+
+/// What a connector with a session has.
+#[derive(Debug, Clone)]
+pub(super) struct Live {
+    pub(super) member: Arc<Member>,
+    pub(super) pairs: Vec<Arc<Pair>>,
+    pub(super) refused: Vec<RefusedService>,
+}
+
+impl Table {
+    /// Remembers a connector that the engine knows as `peer`.
+    pub(super) fn insert(&mut self, row: &ConnectorRow, peer: PeerId) {
+        self.by_peer.insert(peer, row.id.clone());
+        let endpoint = row.last_endpoint.map(|remote| (remote, row.last_local.map(|local| local.ip())));
+        self.connectors.insert(
+            row.id.clone(),
+            Known {
+                tunnel: row.tunnel.clone(),
+                peer,
+                name: row.name.clone(),
+                version: row.version.clone(),
+                drained: row.drained,
+                endpoint,
+                last_handshake: row.last_handshake,
+                clock_behind: None,
+                clones: Clones::default(),
+                live: None,
+            },
+        );
+    }
+
+    /// Forgets one.
+    pub(super) fn remove(&mut self, id: &ConnectorId) -> Option<Known> {
+        let known = self.connectors.remove(id)?;
+        self.by_peer.remove(&known.peer);
+        Some(known)
+    }
+
+    pub(super) fn by_peer(&mut self, peer: PeerId) -> Option<(&ConnectorId, &mut Known)> {
+        let id = self.by_peer.get(&peer)?;
+        self.connectors.get_mut(id).map(|known| (id, known))
+    }
+
+    pub(super) fn tunnel(&self, id: &TunnelId) -> Option<&Tunnel> {
+        self.tunnels.iter().find(|tunnel| tunnel.id == *id)
+    }
+
+    /// Services that are known even while nobody serves them: announced once, or granted by their very name.
+    pub(super) fn known_services(&self) -> HashSet<ServiceName> {
+        let granted = self.tunnels.iter().flat_map(|tunnel| &tunnel.grants).filter_map(|grant| grant.exact());
+        self.services.iter().map(|row| row.name.clone()).chain(granted).collect()
+    }
+
+    /// Services of tunnels whose connectors are on their way back after a restart of the relay.
+    pub(super) fn expected_services(&self) -> Vec<ServiceName> {
+        let back: HashSet<&TunnelId> =
+            self.connectors.values().filter(|known| known.endpoint.is_some()).map(|known| &known.tunnel).collect();
+        self.services.iter().filter(|row| back.contains(&row.tunnel)).map(|row| row.name.clone()).collect()
+    }
+
+    /// Remembers that a tunnel serves these, as the registry does.
+    pub(super) fn note_services(&mut self, tunnel: &TunnelId, names: &[ServiceName], now: SystemTime) {
+        for name in names {
+            if !self.services.iter().any(|row| row.name == *name && row.tunnel == *tunnel) {
+                self.services.push(ServiceRow { name: name.clone(), tunnel: tunnel.clone(), since: now });
+            }
+        }
+    }
+}

@@ -2,45 +2,31 @@
 //!
 //! Must never end cleanly when what it reads was cut short.
 
+use std::fmt;
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use culvert_model::reason::Reason;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
+
+use crate::fault::{Fault, Side};
 
 /// What a boxed body may fail with.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// A request's or response's body.
-#[derive(Debug)]
+/// A request's or response's body. Its error is a [`Fault`]: it was not whole, and why.
 pub struct Body {
-    _private: (),
-}
-
-/// Why a body did not arrive whole.
-#[derive(Debug, thiserror::Error)]
-pub enum BodyError {
-    /// Its sender went away or broke the framing.
-    #[error("the body was cut short")]
-    Cut(#[source] BoxError),
-    /// No byte for the idle time.
-    #[error("nothing of the body arrived in time")]
-    Idle,
-    /// The whole-request deadline passed.
-    #[error("the body was not whole before the deadline")]
-    Deadline,
-    /// Over the limit.
-    #[error("the body is longer than {0} bytes")]
-    TooLarge(u64),
-    /// Ended on purpose, for this reason.
-    #[error("the body was ended: {0}")]
-    Ended(Reason),
+    kind: Kind,
+    /// What has to know that the body is there, and waited for: the connection it came on, and the one it goes to.
+    flags: [Option<Flag>; 2],
+    watch: Option<Box<Watch>>,
 }
 
 /// How a body ended and how much of it passed.
@@ -57,90 +43,446 @@ pub struct Ending {
 pub enum Outcome {
     /// With its last byte, or trailers.
     Whole,
-    /// By an error on the side that it comes from.
+    /// By an error on the side that it comes from, or a deadline.
     Cut(Reason),
     /// Nobody wanted the rest.
     Dropped,
 }
 
+/// Drives the connection that a response's body comes on.
+pub(crate) trait Drive: Send {
+    /// Moves bytes. Never completes: the body itself tells its end.
+    fn poll_drive(&mut self, cx: &mut Context<'_>);
+
+    /// Why the body ended early. Called after it failed.
+    fn poll_fault(&mut self, cx: &mut Context<'_>) -> Poll<Fault>;
+
+    /// The body is over: the connection may be used again.
+    fn finish(self: Box<Self>);
+}
+
+/// A bit that is set while a body lives, and one that is set while somebody waits for its next bytes.
+pub(crate) struct Flag {
+    bits: Arc<AtomicU32>,
+    live: u32,
+    starved: u32,
+}
+
+enum Kind {
+    Empty,
+    Full(Bytes),
+    /// A length without bytes: `Content-Length` of a 304, which hyper drops when the body says it is empty.
+    Phantom(u64),
+    Incoming(Incoming),
+    Answer(Incoming, Box<dyn Drive>),
+    Boxed(Pin<Box<dyn HttpBody<Data = Bytes, Error = Fault> + Send>>),
+    /// It failed: there is nothing more, but that is no clean end.
+    Failed,
+    Failing(Option<Box<dyn Drive>>),
+}
+
+#[derive(Default)]
+struct Watch {
+    passed: u64,
+    counter: Option<Arc<AtomicU64>>,
+    limit: Option<u64>,
+    idle: Option<(Duration, Reason)>,
+    deadline: Option<Instant>,
+    /// When the current wait began; none while bytes flow.
+    waiting: Option<Instant>,
+    sleep: Option<Pin<Box<Sleep>>>,
+    end: Option<Box<dyn FnOnce(Ending) + Send>>,
+}
+
 impl Body {
     /// No body.
     pub const fn empty() -> Self {
-        Self { _private: () }
+        Self::of(Kind::Empty)
     }
 
     /// These bytes.
-    pub fn full(_bytes: impl Into<Bytes>) -> Self {
-        todo!()
+    pub fn full(bytes: impl Into<Bytes>) -> Self {
+        let bytes = bytes.into();
+        Self::of(if bytes.is_empty() { Kind::Empty } else { Kind::Full(bytes) })
     }
 
     /// Any other body.
-    pub fn boxed<B>(_body: B) -> Self
+    pub fn boxed<B>(body: B) -> Self
     where
         B: HttpBody<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        todo!()
+        Self::wrap(Named(Box::pin(body)))
     }
 
     /// Adds the bytes of data that pass to `counter`.
     #[must_use]
-    pub fn counted(self, _counter: Arc<AtomicU64>) -> Self {
+    pub fn counted(mut self, counter: Arc<AtomicU64>) -> Self {
+        self.watch().counter = Some(counter);
         self
     }
 
-    /// Fails the body with [`BodyError::TooLarge`] past so many bytes.
+    /// Fails the body with `too_large` past so many bytes, or at once if it says that it is longer.
     #[must_use]
-    pub fn limited(self, _bytes: u64) -> Self {
+    pub fn limited(mut self, bytes: u64) -> Self {
+        self.watch().limit = Some(bytes);
         self
     }
 
-    /// Fails the body when nothing arrives for so long while it is waited for.
+    /// Fails the body with `reason` when nothing arrives for so long while it is waited for.
     #[must_use]
-    pub fn idle_timeout(self, _idle: Duration) -> Self {
+    pub fn idle_timeout(mut self, idle: Duration, reason: Reason) -> Self {
+        self.watch().idle = Some((idle, reason));
         self
     }
 
-    /// Fails the body when it is waited for past this moment.
+    /// Fails the body with `deadline` when it is waited for past this moment.
     #[must_use]
-    pub fn deadline(self, _deadline: Instant) -> Self {
+    pub fn deadline(mut self, deadline: Instant) -> Self {
+        self.watch().deadline = Some(deadline);
         self
     }
 
-    /// Calls `end` once: when the body ended, failed, or was dropped.
+    /// Calls `end` once: when the body ended, failed, or was dropped. A second `on_end` is called before the first.
     #[must_use]
-    pub fn on_end(self, _end: impl FnOnce(Ending) + Send + 'static) -> Self {
+    pub fn on_end(mut self, end: impl FnOnce(Ending) + Send + 'static) -> Self {
+        let watch = self.watch();
+        watch.end = Some(match watch.end.take() {
+            None => Box::new(end),
+            Some(first) => Box::new(move |ending| {
+                end(ending);
+                first(ending);
+            }),
+        });
         self
     }
 
-    /// Reads it all, at most `limit` bytes.
+    /// Reads it all, at most `limit` bytes. Trailers are dropped.
     ///
     /// # Errors
-    /// As the body's, and [`BodyError::TooLarge`].
-    pub async fn read(self, _limit: usize) -> Result<Bytes, BodyError> {
-        todo!()
+    /// The body's fault, or `too_large`.
+    pub async fn read(mut self, limit: usize) -> Result<Bytes, Fault> {
+        let mut whole: Option<Bytes> = None;
+        let mut more = BytesMut::new();
+        while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut self).poll_frame(cx)).await {
+            let Ok(data) = frame?.into_data() else { continue };
+            let held = whole.as_ref().map_or(0, Bytes::len) + more.len();
+            if held + data.len() > limit {
+                return Err(too_large(u64::try_from(limit).unwrap_or(u64::MAX)));
+            }
+            if held == 0 {
+                whole = Some(data);
+            } else {
+                more.extend_from_slice(&whole.take().unwrap_or_default());
+                more.extend_from_slice(&data);
+            }
+        }
+        Ok(whole.unwrap_or_else(|| more.freeze()))
+    }
+
+    pub(crate) fn wrap<B>(body: B) -> Self
+    where
+        B: HttpBody<Data = Bytes, Error = Fault> + Send + 'static,
+    {
+        Self::of(Kind::Boxed(Box::pin(body)))
+    }
+
+    pub(crate) fn phantom(length: u64) -> Self {
+        Self::of(Kind::Phantom(length))
+    }
+
+    pub(crate) fn answer(incoming: Incoming, drive: Box<dyn Drive>) -> Self {
+        Self::of(Kind::Answer(incoming, drive))
+    }
+
+    /// Sets a bit for as long as the body lives. At most two.
+    pub(crate) fn flagged(mut self, flag: Flag) -> Self {
+        match &mut self.flags {
+            [free @ None, _] | [_, free] => *free = Some(flag),
+        }
+        self
+    }
+
+    const fn of(kind: Kind) -> Self {
+        Self { kind, flags: [None, None], watch: None }
+    }
+
+    fn watch(&mut self) -> &mut Watch {
+        self.watch.get_or_insert_default()
+    }
+
+    fn ended(&mut self, outcome: Outcome) {
+        self.flags = [None, None];
+        if let Some(watch) = &mut self.watch {
+            watch.sleep = None;
+            if let Some(end) = watch.end.take() {
+                end(Ending { bytes: watch.passed, outcome });
+            }
+        }
+    }
+
+    fn fail(&mut self, fault: Fault) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        self.kind = Kind::Failed;
+        self.ended(Outcome::Cut(fault.reason));
+        Poll::Ready(Some(Err(fault)))
     }
 }
 
 impl From<Incoming> for Body {
-    fn from(_: Incoming) -> Self {
-        todo!()
+    fn from(incoming: Incoming) -> Self {
+        Self::of(if incoming.is_end_stream() { Kind::Empty } else { Kind::Incoming(incoming) })
     }
 }
 
 impl HttpBody for Body {
     type Data = Bytes;
-    type Error = BodyError;
+    type Error = Fault;
 
-    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        todo!()
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        let this = self.get_mut();
+        if let Some(watch) = &this.watch
+            && let Some(limit) = watch.limit
+            && watch.passed.saturating_add(this.kind.size_hint().lower()) > limit
+        {
+            return this.fail(too_large(limit));
+        }
+        match this.kind.poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(data) = frame.data_ref()
+                    && let Some(watch) = &mut this.watch
+                    && let Err(fault) = watch.pass(data.len())
+                {
+                    return this.fail(fault);
+                }
+                for flag in this.flags.iter().flatten() {
+                    flag.set_starved(false);
+                }
+                if frame.is_trailers() || this.kind.is_end() {
+                    this.kind.finish();
+                    this.ended(Outcome::Whole);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(fault))) => this.fail(fault),
+            Poll::Ready(None) => {
+                if !matches!(this.kind, Kind::Failed) {
+                    this.kind.finish();
+                    this.ended(Outcome::Whole);
+                }
+                Poll::Ready(None)
+            }
+            Poll::Pending => {
+                for flag in this.flags.iter().flatten() {
+                    flag.set_starved(true);
+                }
+                match this.watch.as_mut().map(|watch| watch.poll_overdue(cx)) {
+                    Some(Poll::Ready(fault)) => this.fail(fault),
+                    Some(Poll::Pending) | None => Poll::Pending,
+                }
+            }
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        todo!()
+        self.kind.is_end()
     }
 
     fn size_hint(&self) -> SizeHint {
-        todo!()
+        self.kind.size_hint()
     }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        let outcome = if self.kind.is_end() { Outcome::Whole } else { Outcome::Dropped };
+        self.ended(outcome);
+    }
+}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match &self.kind {
+            Kind::Empty => "empty",
+            Kind::Full(_) => "full",
+            Kind::Phantom(_) => "phantom",
+            Kind::Incoming(_) => "incoming",
+            Kind::Answer(..) => "answer",
+            Kind::Boxed(_) => "boxed",
+            Kind::Failed | Kind::Failing(_) => "failed",
+        };
+        f.debug_tuple("Body").field(&kind).finish()
+    }
+}
+
+impl Kind {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        match self {
+            Self::Empty | Self::Failed => Poll::Ready(None),
+            Self::Phantom(_) => {
+                *self = Self::Empty;
+                Poll::Ready(None)
+            }
+            Self::Full(bytes) => {
+                let bytes = std::mem::take(bytes);
+                *self = Self::Empty;
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
+            Self::Incoming(incoming) => Pin::new(incoming).poll_frame(cx).map_err(|error| {
+                // hyper does not tell a caller that went away from one that broke the framing.
+                Fault::new(Reason::BadRequest).side(Side::Caller).log(error)
+            }),
+            Self::Answer(incoming, drive) => {
+                let mut polled = Pin::new(&mut *incoming).poll_frame(cx);
+                if polled.is_pending() {
+                    drive.poll_drive(cx);
+                    polled = Pin::new(incoming).poll_frame(cx);
+                }
+                match polled {
+                    Poll::Ready(Some(Err(_))) => {
+                        let Self::Answer(_, drive) = std::mem::replace(self, Self::Failed) else {
+                            return Poll::Ready(None);
+                        };
+                        *self = Self::Failing(Some(drive));
+                        self.poll_frame(cx)
+                    }
+                    Poll::Ready(Some(Ok(frame))) => Poll::Ready(Some(Ok(frame))),
+                    Poll::Ready(None) => Poll::Ready(None),
+                    Poll::Pending => Poll::Pending,
+                }
+            }
+            Self::Failing(drive) => match drive.as_mut().map(|drive| drive.poll_fault(cx)) {
+                Some(Poll::Ready(fault)) => Poll::Ready(Some(Err(fault))),
+                Some(Poll::Pending) => Poll::Pending,
+                None => Poll::Ready(None),
+            },
+            Self::Boxed(body) => body.as_mut().poll_frame(cx),
+        }
+    }
+
+    /// Gives the connection back. Whatever is left of the body is nothing.
+    fn finish(&mut self) {
+        if let Self::Answer(incoming, drive) = std::mem::replace(self, Self::Empty) {
+            // The channel before the connection: a connection whose reader is gone closes.
+            drop(incoming);
+            drive.finish();
+        }
+    }
+
+    fn is_end(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Full(_) | Self::Phantom(_) | Self::Failed | Self::Failing(_) => false,
+            Self::Incoming(incoming) | Self::Answer(incoming, _) => incoming.is_end_stream(),
+            Self::Boxed(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Full(bytes) => SizeHint::with_exact(u64::try_from(bytes.len()).unwrap_or(u64::MAX)),
+            Self::Phantom(length) => SizeHint::with_exact(*length),
+            Self::Incoming(incoming) | Self::Answer(incoming, _) => incoming.size_hint(),
+            Self::Boxed(body) => body.size_hint(),
+            Self::Failed | Self::Failing(_) => SizeHint::default(),
+        }
+    }
+}
+
+impl Watch {
+    fn pass(&mut self, bytes: usize) -> Result<(), Fault> {
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        self.waiting = None;
+        self.passed = self.passed.saturating_add(bytes);
+        if let Some(limit) = self.limit
+            && self.passed > limit
+        {
+            return Err(too_large(limit));
+        }
+        if let Some(counter) = &self.counter {
+            counter.fetch_add(bytes, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Ready when it has been waited for too long. The timer is moved only when it fires, not at every frame.
+    fn poll_overdue(&mut self, cx: &mut Context<'_>) -> Poll<Fault> {
+        if self.idle.is_none() && self.deadline.is_none() {
+            return Poll::Pending;
+        }
+        let since = *self.waiting.get_or_insert_with(Instant::now);
+        let idle = self.idle.and_then(|(idle, reason)| Some((since.checked_add(idle)?, reason)));
+        let (due, reason) = match (idle, self.deadline) {
+            (Some((idle, reason)), Some(deadline)) if idle < deadline => (idle, reason),
+            (_, Some(deadline)) => (deadline, Reason::Deadline),
+            (Some(idle), None) => idle,
+            (None, None) => return Poll::Pending,
+        };
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
+        if sleep.deadline() > due {
+            sleep.as_mut().reset(due);
+        }
+        while sleep.as_mut().poll(cx).is_ready() {
+            if sleep.deadline() >= due {
+                let side = if reason == Reason::RequestTimeout { Side::Caller } else { Side::Origin };
+                return Poll::Ready(Fault::new(reason).side(side).log("the body stalled"));
+            }
+            sleep.as_mut().reset(due);
+        }
+        Poll::Pending
+    }
+}
+
+impl Flag {
+    /// Sets `live` now and clears it when dropped; `starved` follows whether the body is waited for.
+    pub(crate) fn raise(bits: &Arc<AtomicU32>, live: u32, starved: u32) -> Self {
+        bits.fetch_or(live, Ordering::Relaxed);
+        Self { bits: bits.clone(), live, starved }
+    }
+
+    fn set_starved(&self, starved: bool) {
+        if self.starved == 0 {
+        } else if starved {
+            self.bits.fetch_or(self.starved, Ordering::Relaxed);
+        } else {
+            self.bits.fetch_and(!self.starved, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Flag {
+    fn drop(&mut self) {
+        self.bits.fetch_and(!(self.live | self.starved), Ordering::Relaxed);
+    }
+}
+
+/// A foreign body whose errors become faults of this process, unless they are faults already.
+struct Named<B>(Pin<Box<B>>);
+
+impl<B> HttpBody for Named<B>
+where
+    B: HttpBody<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = Fault;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        self.0.as_mut().poll_frame(cx).map_err(|error| match error.into().downcast::<Fault>() {
+            Ok(fault) => *fault,
+            Err(error) => Fault::new(Reason::Internal).log(error),
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
+    }
+}
+
+fn too_large(limit: u64) -> Fault {
+    Fault::new(Reason::TooLarge).side(Side::Caller).log(format_args!("over {limit} bytes"))
 }

@@ -5,9 +5,14 @@
 #![warn(missing_docs)]
 
 pub mod body;
+mod client;
 pub mod exchange;
+mod expect;
 pub mod failure;
 pub mod fault;
+mod fields;
+mod forwarded;
+mod host;
 pub mod limits;
 pub mod pool;
 pub mod request;

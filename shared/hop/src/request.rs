@@ -1,14 +1,33 @@
 //! A request's head: refused where it is ambiguous, rewritten for the next hop.
 //!
 //! Must never forward a field that is for this hop only, or let a caller remove or forge what the next hop relies on.
+//!
+//! What hyper 1.12 does before this module sees a head: it refuses NUL, bare CR, obs-fold and space before a colon,
+//! differing `Content-Length`s and a `Transfer-Encoding` that does not end in `chunked`; of `Content-Length` beside
+//! `Transfer-Encoding` it drops the former and closes after the answer (RFC 9112 §6.3); [`crate::server`] refuses those.
 
 use std::net::IpAddr;
 
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TE, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue};
+use http::uri::{PathAndQuery, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 use hyper::upgrade::OnUpgrade;
 
-use crate::fault::{Audience, Fault};
+use culvert_model::reason::Reason;
+
+use crate::fault::{Audience, Fault, Side};
+use crate::fields::{drop_fields, is_culvert, is_hop_by_hop, is_protected, tokens};
+use crate::forwarded;
+use crate::host::HostPort;
+
+/// `X-Request-Id`.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+const CHUNKED: HeaderValue = HeaderValue::from_static("chunked");
+const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
+const NAMES_TE: HeaderValue = HeaderValue::from_static("te");
+const NAMES_UPGRADE: HeaderValue = HeaderValue::from_static("upgrade");
 
 /// What a checked head says about the request.
 #[derive(Debug)]
@@ -17,9 +36,12 @@ pub struct Head {
     pub audience: Audience,
     /// The caller asks to change the protocol, and may.
     pub upgrade: Option<Upgrade>,
-    /// `Expect: 100-continue`.
+    /// `Expect: 100-continue`, with a body to wait for it.
     pub expects_continue: bool,
-    _private: (),
+    authority: HeaderValue,
+    host_len: usize,
+    port: Option<u16>,
+    chunked: bool,
 }
 
 /// An asked change of protocol.
@@ -54,12 +76,17 @@ pub struct Caller {
 impl Head {
     /// The host that the request is for, as sent, without the port. IPv6 addresses keep their brackets.
     pub fn host(&self) -> &str {
-        todo!()
+        self.authority.to_str().ok().and_then(|text| text.get(..self.host_len)).unwrap_or_default()
     }
 
     /// The port in `Host`.
     pub fn port(&self) -> Option<u16> {
-        todo!()
+        self.port
+    }
+
+    /// `Host` as sent.
+    pub fn authority(&self) -> &HeaderValue {
+        &self.authority
     }
 }
 
@@ -69,8 +96,21 @@ impl Head {
 ///
 /// # Errors
 /// A [`Fault`] `bad_request` and whom to tell it.
-pub fn check(_parts: &mut Parts) -> Result<Head, (Fault, Audience)> {
-    todo!()
+pub fn check(parts: &mut Parts) -> Result<Head, (Fault, Audience)> {
+    let audience = Audience::of(&parts.headers, request_id(&parts.headers));
+    match inspect(parts) {
+        Ok((host_len, port, authority)) => {
+            let has_body = has_body(&parts.headers);
+            let on = parts.extensions.remove::<OnUpgrade>();
+            let upgrade = on.and_then(|on| offered(&parts.headers, has_body).map(|protocol| Upgrade { protocol, on }));
+            let expects_continue = has_body
+                && parts.version > Version::HTTP_10
+                && parts.headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+            let chunked = parts.headers.contains_key(TRANSFER_ENCODING);
+            Ok(Head { audience, upgrade, expects_continue, authority, host_len, port, chunked })
+        }
+        Err(why) => Err((Fault::new(Reason::BadRequest).side(Side::Caller).log(why), audience)),
+    }
 }
 
 /// At the relay: strips what is for this hop and every `Culvert-*` field, and adds the forwarding fields.
@@ -80,26 +120,214 @@ pub fn check(_parts: &mut Parts) -> Result<Head, (Fault, Audience)> {
 /// # Errors
 /// A [`Fault`] `loop`: the request has been here before, or has been through too many Culverts.
 pub fn forward(
-    _parts: &mut Parts,
-    _head: &Head,
-    _caller: &Caller,
-    _policy: ForwardPolicy,
-    _relay: &str,
+    parts: &mut Parts,
+    head: &Head,
+    caller: &Caller,
+    policy: ForwardPolicy,
+    relay: &str,
 ) -> Result<(), Fault> {
-    todo!()
+    if forwarded::is_loop(&parts.headers, relay) {
+        return Err(Fault::new(Reason::Loop));
+    }
+    strip(parts, head, |name| policy == ForwardPolicy::Replace && forwarded::is_forwarding(name));
+    let port = head.port.or(caller.port).unwrap_or(if caller.tls { 443 } else { 80 });
+    forwarded::add(&mut parts.headers, caller, &head.authority, port, relay);
+    parts.headers.insert(REQUEST_ID, head.audience.request_id.clone());
+    Ok(())
 }
 
 /// At the connector: strips what is for this hop and every `Culvert-*` field. Read `Culvert-Service` before.
-pub fn deliver(_parts: &mut Parts, _head: &Head) {
-    todo!()
+pub fn deliver(parts: &mut Parts, head: &Head) {
+    strip(parts, head, |_| false);
 }
 
 /// Replaces `Host`.
-pub fn set_host(_parts: &mut Parts, _host: HeaderValue) {
-    todo!()
+pub fn set_host(parts: &mut Parts, host: HeaderValue) {
+    parts.headers.insert(HOST, host);
 }
 
 /// The trace id of a well-formed W3C `traceparent`.
-pub fn trace_id(_headers: &HeaderMap) -> Option<&str> {
-    todo!()
+pub fn trace_id(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get("traceparent")?.to_str().ok()?;
+    let mut parts = value.split('-');
+    let (version, trace, parent, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let is_hex = |text: &str, len| {
+        text.len() == len && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    let well_formed = is_hex(version, 2) && version != "ff" && is_hex(trace, 32) && is_hex(parent, 16) && is_hex(flags, 2);
+    let ends = version != "00" || parts.next().is_none();
+    let is_zero = |text: &str| text.bytes().all(|byte| byte == b'0');
+    (well_formed && ends && !is_zero(trace) && !is_zero(parent)).then_some(trace)
+}
+
+/// The caller's request id if it is one visible word, else a new one.
+fn request_id(headers: &HeaderMap) -> HeaderValue {
+    let mut sent = headers.get_all(REQUEST_ID).iter();
+    if let (Some(id), None) = (sent.next(), sent.next())
+        && (1..=128).contains(&id.len())
+        && id.as_bytes().iter().all(u8::is_ascii_graphic)
+    {
+        return id.clone();
+    }
+    let id = format!("{:032x}", rand::random::<u128>());
+    HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("-"))
+}
+
+/// The rules; on success where in `Host` the name ends, the port, and `Host`.
+fn inspect(parts: &mut Parts) -> Result<(usize, Option<u16>, HeaderValue), &'static str> {
+    if parts.method == Method::CONNECT {
+        return Err("CONNECT");
+    }
+    let mut hosts = parts.headers.get_all(HOST).iter();
+    let host = match (hosts.next(), hosts.next()) {
+        (Some(host), None) => Some(host.clone()),
+        (None, _) => None,
+        (Some(_), Some(_)) => return Err("Host twice"),
+    };
+    let authority = settle_target(parts, host)?;
+    let Some(HostPort { host, port }) = HostPort::parse(authority.as_bytes()) else { return Err("an ill-formed Host") };
+    let host_len = host.len();
+    check_framing(&parts.headers, parts.version)?;
+    check_connection(&parts.headers)?;
+    Ok((host_len, port, authority))
+}
+
+/// Brings the target into origin-form; the host it is for.
+fn settle_target(parts: &mut Parts, host: Option<HeaderValue>) -> Result<HeaderValue, &'static str> {
+    let uri = &parts.uri;
+    let Some(scheme) = uri.scheme_str() else {
+        return match (uri.authority(), uri.path()) {
+            (Some(_), _) => Err("a target in authority-form"),
+            (None, "*") if parts.method != Method::OPTIONS => Err("the target * without OPTIONS"),
+            (None, "*") => host.ok_or("no Host"),
+            (None, path) if path.starts_with('/') => host.ok_or("no Host"),
+            (None, _) => Err("a target that is no path"),
+        };
+    };
+    let default_port = match scheme {
+        "http" => 80,
+        "https" => 443,
+        _ => return Err("a target of another scheme"),
+    };
+    let authority = uri.authority().map_or("", |authority| authority.as_str());
+    let target = HostPort::parse(authority.as_bytes()).ok_or("an ill-formed host in the target")?;
+    let host = match host {
+        Some(host) => {
+            let named = HostPort::parse(host.as_bytes()).ok_or("an ill-formed Host")?;
+            if !target.is_same(named, default_port) {
+                return Err("a target that disagrees with Host");
+            }
+            host
+        }
+        None if parts.version == Version::HTTP_10 => {
+            let host = HeaderValue::from_str(authority).map_err(|_| "an ill-formed host in the target")?;
+            parts.headers.insert(HOST, host.clone());
+            host
+        }
+        None => return Err("no Host"),
+    };
+    let path = parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
+    parts.uri = Uri::from(path);
+    Ok(host)
+}
+
+/// Refuses framing that another parser may read differently (RFC 9112 §6, §11.2).
+fn check_framing(headers: &HeaderMap, version: Version) -> Result<(), &'static str> {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let coding = codings.next();
+    if codings.next().is_some() {
+        return Err("Transfer-Encoding twice");
+    }
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let length = lengths.next();
+    if lengths.next().is_some() {
+        return Err("Content-Length twice");
+    }
+    match (coding, length) {
+        (Some(_), Some(_)) => Err("Content-Length beside Transfer-Encoding"),
+        (Some(coding), None) if !coding.as_bytes().eq_ignore_ascii_case(b"chunked") => {
+            Err("a Transfer-Encoding other than chunked")
+        }
+        (Some(_), None) if version < Version::HTTP_11 => Err("Transfer-Encoding before HTTP/1.1"),
+        (None, Some(length)) if length.is_empty() || !length.as_bytes().iter().all(u8::is_ascii_digit) => {
+            Err("an ill-formed Content-Length")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses connection options that are no names, or that would take away what the next hop relies on.
+fn check_connection(headers: &HeaderMap) -> Result<(), &'static str> {
+    for token in tokens(headers, &CONNECTION) {
+        match HeaderName::from_bytes(token) {
+            Err(_) => return Err("an ill-formed Connection"),
+            Ok(name) if is_protected(&name) => return Err("a Connection that names a field of the request"),
+            Ok(_) => {}
+        }
+    }
+    Ok(())
+}
+
+fn has_body(headers: &HeaderMap) -> bool {
+    headers.contains_key(TRANSFER_ENCODING)
+        || headers.get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes().iter().any(|digit| *digit != b'0'))
+}
+
+/// The protocol that the caller wants to change to, if it may be passed on.
+///
+/// Not with a body: what follows it could be read before or after the change. Not another HTTP (`h2c`): the hop would
+/// lose sight of the requests.
+fn offered(headers: &HeaderMap, has_body: bool) -> Option<HeaderValue> {
+    let mut lines = headers.get_all(UPGRADE).iter();
+    let protocol = lines.next()?;
+    let is_http = |protocol: &[u8]| {
+        protocol.eq_ignore_ascii_case(b"h2c")
+            || protocol.get(..4).is_some_and(|start| start.eq_ignore_ascii_case(b"http"))
+    };
+    let wanted = tokens(headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case(b"upgrade"));
+    let fits = wanted
+        && !has_body
+        && !protocol.is_empty()
+        && lines.next().is_none()
+        && !tokens(headers, &UPGRADE).any(is_http);
+    fits.then(|| protocol.clone())
+}
+
+/// Drops what ends here and what `is_unwanted` says, and writes this hop's own fields in its place.
+fn strip(parts: &mut Parts, head: &Head, is_unwanted: impl Fn(&HeaderName) -> bool) {
+    let named: Vec<HeaderName> = tokens(&parts.headers, &CONNECTION)
+        .filter(|token| {
+            ![&b"close"[..], b"keep-alive", b"upgrade", b"te"].iter().any(|usual| token.eq_ignore_ascii_case(usual))
+        })
+        .filter_map(|token| HeaderName::from_bytes(token).ok())
+        .collect();
+    let old = parts.version < Version::HTTP_11;
+    // Fields that are written anew below keep their place.
+    let is_rewritten = |name: &HeaderName| {
+        *name == CONNECTION
+            || *name == TE && head.upgrade.is_none()
+            || *name == UPGRADE && head.upgrade.is_some()
+            || *name == TRANSFER_ENCODING && head.chunked
+    };
+    drop_fields(&mut parts.headers, |name| {
+        !is_rewritten(name)
+            && (is_hop_by_hop(name)
+                || is_culvert(name)
+                || named.contains(name)
+                || old && *name == EXPECT
+                || is_unwanted(name))
+    });
+    if head.chunked {
+        // hyper's client sends the chunked body of a GET only when the head says so.
+        parts.headers.insert(TRANSFER_ENCODING, CHUNKED);
+    }
+    if let Some(upgrade) = &head.upgrade {
+        parts.headers.insert(CONNECTION, NAMES_UPGRADE);
+        parts.headers.insert(UPGRADE, upgrade.protocol.clone());
+    } else {
+        // Without it hyper's server leaves trailers out; and TE has to be named (RFC 9110 §10.1.4).
+        parts.headers.insert(TE, TRAILERS);
+        parts.headers.insert(CONNECTION, NAMES_TE);
+    }
+    parts.version = Version::HTTP_11;
 }

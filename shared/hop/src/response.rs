@@ -2,16 +2,85 @@
 //!
 //! Must never forward a switch of protocols that nobody asked for, ambiguous framing, or a `Culvert-*` field.
 
+use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE};
 use http::response::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version};
 
-use crate::fault::Fault;
+use culvert_model::reason::Reason;
 
-/// Checks the head of an origin's (or connector's) response and strips what is for this hop.
-///
-/// `asked` says whether the request asked for an upgrade. At the relay, call [`crate::failure::take`] before.
+use crate::fault::{Fault, PROXY_STATUS, Side, speaks_for_culvert};
+use crate::fields::{drop_fields, is_culvert, is_hop_by_hop, is_protected, tokens};
+
+const NAMES_UPGRADE: HeaderValue = HeaderValue::from_static("upgrade");
+
+/// Checks the head of an ordinary response and strips what is for this hop. At the relay, call
+/// [`crate::failure::take`] before.
 ///
 /// # Errors
-/// A [`Fault`] `origin_protocol` or `upgrade_refused`: drop the exchange.
-pub fn accept(_parts: &mut Parts, _asked: bool) -> Result<(), Fault> {
-    todo!()
+/// A [`Fault`] `origin_protocol` or, for a 101, `upgrade_refused`: drop the exchange.
+pub fn accept(parts: &mut Parts) -> Result<(), Fault> {
+    if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+        return Err(Fault::new(Reason::UpgradeRefused).side(Side::Origin).log("a 101 that nobody asked for"));
+    }
+    check_framing(&parts.headers)
+        .map_err(|why| Fault::new(Reason::OriginProtocol).side(Side::Origin).log(why))?;
+    // What the origin could switch to is worth knowing only where it insists.
+    let insists = parts.status == StatusCode::UPGRADE_REQUIRED && parts.headers.contains_key(UPGRADE);
+    strip(parts, insists);
+    if insists {
+        parts.headers.insert(CONNECTION, NAMES_UPGRADE);
+    }
+    Ok(())
+}
+
+/// Checks the head of a 101 that was asked for, and prepares it to be sent to whoever asked.
+///
+/// # Errors
+/// A [`Fault`] `upgrade_refused`: the origin switched to something else, or does not say to what.
+pub fn accept_switch(parts: &mut Parts, asked: &HeaderValue) -> Result<(), Fault> {
+    let mut lines = parts.headers.get_all(UPGRADE).iter();
+    let fits = match (lines.next(), lines.next()) {
+        (Some(protocol), None) => {
+            let protocol = protocol.as_bytes().trim_ascii();
+            asked.as_bytes().split(|byte| *byte == b',').any(|one| one.trim_ascii().eq_ignore_ascii_case(protocol))
+        }
+        _ => false,
+    };
+    if parts.status != StatusCode::SWITCHING_PROTOCOLS || !fits {
+        return Err(Fault::new(Reason::UpgradeRefused).side(Side::Origin).log("a 101 to another protocol"));
+    }
+    strip(parts, true);
+    parts.headers.insert(CONNECTION, NAMES_UPGRADE);
+    Ok(())
+}
+
+/// Refuses what another client may read differently; hyper's client lets it through (RFC 9112 §6.3).
+fn check_framing(headers: &HeaderMap) -> Result<(), &'static str> {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    match (codings.next(), codings.next(), lengths.next(), lengths.next()) {
+        (_, Some(_), _, _) => Err("Transfer-Encoding twice"),
+        (_, _, _, Some(_)) => Err("Content-Length twice"),
+        (Some(_), _, Some(_), _) => Err("Content-Length beside Transfer-Encoding"),
+        (Some(coding), ..) if !coding.as_bytes().eq_ignore_ascii_case(b"chunked") => {
+            Err("a Transfer-Encoding other than chunked")
+        }
+        (_, _, Some(length), _) if length.is_empty() || !length.as_bytes().iter().all(u8::is_ascii_digit) => {
+            Err("an ill-formed Content-Length")
+        }
+        _ => Ok(()),
+    }
+}
+
+fn strip(parts: &mut Parts, keeps_upgrade: bool) {
+    let named: Vec<HeaderName> = tokens(&parts.headers, &CONNECTION)
+        .filter_map(|token| HeaderName::from_bytes(token).ok())
+        .filter(|name| !is_protected(name))
+        .collect();
+    let forged = parts.headers.get_all(PROXY_STATUS).iter().any(speaks_for_culvert);
+    drop_fields(&mut parts.headers, |name| {
+        !(keeps_upgrade && (*name == UPGRADE || *name == CONNECTION))
+            && (is_hop_by_hop(name) || is_culvert(name) || named.contains(name) || forged && *name == PROXY_STATUS)
+    });
+    parts.version = Version::HTTP_11;
 }

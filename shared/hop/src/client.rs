@@ -1,0 +1,253 @@
+//! One HTTP/1.1 connection as its client, polled by whoever holds it and by no task of its own.
+//!
+//! Must never be given back to its pool while anything of an exchange is still to come.
+
+use std::error::Error as _;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use hyper::client::conn::http1::{Builder, Connection, SendRequest};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
+
+use culvert_model::reason::Reason;
+
+use crate::body::{Body, Drive, Flag};
+use crate::fault::{Fault, Retry};
+use crate::pool::{Inner, Lost, Opener, PoolSettings};
+
+/// Set while the request's body is not fully taken.
+const UPLOADING: u32 = 1;
+/// Set while the request's body is waited for: its sender is slow, not the receiver.
+const STARVED: u32 = 2;
+
+/// A connection. Dropped while an exchange runs, it drops its stream without a clean end.
+pub(crate) struct Client<O: Opener> {
+    pub(crate) sender: SendRequest<Body>,
+    connection: Option<Connection<TokioIo<Wire<O::Io>>, Body>>,
+    ended: bool,
+    error: Option<hyper::Error>,
+    bits: Arc<AtomicU32>,
+    written: Arc<AtomicU64>,
+    /// What `written` was when the exchange began.
+    baseline: u64,
+    pub(crate) idle_since: Instant,
+    /// Where it goes when the exchange is over. None while it is there: they would keep each other alive.
+    pub(crate) pool: Option<Arc<Inner<O>>>,
+}
+
+impl<O: Opener> Client<O> {
+    pub(crate) async fn handshake(
+        io: O::Io,
+        pool: &Arc<Inner<O>>,
+        settings: &PoolSettings,
+    ) -> Result<Box<Self>, Fault> {
+        let written = Arc::new(AtomicU64::new(0));
+        let wire = Wire { io, written: written.clone(), error: None };
+        // Not `max_headers`: setting it moves hyper's parser from the stack to the heap. The default is 100.
+        let (sender, connection) = Builder::new()
+            .preserve_header_case(settings.preserve_case)
+            .max_buf_size(settings.max_head.max(8192))
+            .handshake(TokioIo::new(wire))
+            .await
+            .map_err(|error| Fault::new(Reason::Internal).retry(Retry::Safe).log(error))?;
+        Ok(Box::new(Self {
+            sender,
+            connection: Some(connection),
+            ended: false,
+            error: None,
+            bits: Arc::new(AtomicU32::new(0)),
+            written,
+            baseline: 0,
+            idle_since: Instant::now(),
+            pool: Some(pool.clone()),
+        }))
+    }
+
+    /// Marks the start of an exchange; the flag that goes with its request's body.
+    pub(crate) fn begin(&mut self, has_body: bool) -> Option<Flag> {
+        self.baseline = self.written();
+        has_body.then(|| Flag::raise(&self.bits, UPLOADING, STARVED))
+    }
+
+    /// Moves bytes; ready once the connection is over.
+    pub(crate) fn poll_connection(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.ended {
+            return Poll::Ready(());
+        }
+        let Some(connection) = &mut self.connection else { return Poll::Ready(()) };
+        match connection.poll_without_shutdown(cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(result) => {
+                self.ended = true;
+                self.error = result.err();
+                Poll::Ready(())
+            }
+        }
+    }
+
+    /// Whether an idle connection can take a request.
+    pub(crate) fn poll_usable(&mut self, cx: &mut Context<'_>) -> bool {
+        self.poll_connection(cx).is_pending() && self.sender.is_ready()
+    }
+
+    /// Bytes that the stream has taken.
+    pub(crate) fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn is_uploading(&self) -> bool {
+        self.bits.load(Ordering::Relaxed) & UPLOADING != 0
+    }
+
+    /// Whether the request's body is waited for.
+    pub(crate) fn is_starved(&self) -> bool {
+        self.bits.load(Ordering::Relaxed) & STARVED != 0
+    }
+
+    /// The stream, and what was read past the head, of a connection that is over.
+    pub(crate) fn into_raw(mut self: Box<Self>) -> Option<(O::Io, Bytes)> {
+        let parts = self.connection.take().filter(|_| self.ended)?.into_parts();
+        Some((parts.io.into_inner().io, parts.read_buf))
+    }
+
+    /// Drops hyper's half of the connection, which hands back a request that it has not touched.
+    pub(crate) fn disconnect(&mut self) -> Option<io::Error> {
+        self.ended = true;
+        self.connection.take().and_then(|connection| connection.into_parts().io.into_inner().error)
+    }
+
+    /// Names the failure of the exchange: the request's body's own, or what the opener makes of the stream's.
+    pub(crate) fn fault(&mut self, error: Option<&hyper::Error>) -> Fault {
+        let stored = self.error.take();
+        let error = error.or(stored.as_ref());
+        if let Some(own) = error.and_then(|error| error.source()).and_then(|source| source.downcast_ref::<Fault>()) {
+            let fault = Fault::new(own.reason).side(own.side);
+            return match own.detail() {
+                Some(detail) => fault.log(detail),
+                None => fault,
+            };
+        }
+        let io = self.disconnect();
+        let lost = match (&io, error) {
+            (Some(io), _) => Lost::Io(io),
+            (None, Some(error)) if error.is_parse() => Lost::Malformed,
+            (None, _) => Lost::Ended,
+        };
+        let fault = self.name(lost);
+        match (fault.detail(), io, error) {
+            (Some(_), ..) | (None, None, None) => fault,
+            (None, Some(io), _) => fault.log(io),
+            (None, None, Some(error)) => fault.log(error),
+        }
+    }
+
+    /// Names a failure, and says whether the request may go elsewhere.
+    pub(crate) fn name(&self, lost: Lost<'_>) -> Fault {
+        let fault = match &self.pool {
+            Some(pool) => pool.opener.lost(lost),
+            None => Fault::new(Reason::Internal),
+        };
+        if self.written() == self.baseline { fault.retry(Retry::Safe) } else { fault }
+    }
+
+    /// Gives the connection back if the exchange has left nothing behind; else drops it.
+    pub(crate) fn release(mut self: Box<Self>) {
+        // hyper may still have to notice that the last byte was the last.
+        if self.is_uploading() || !self.sender.is_ready() && !self.poll_usable(&mut Context::from_waker(Waker::noop())) {
+            return;
+        }
+        if let Some(pool) = self.pool.take() {
+            self.idle_since = Instant::now();
+            pool.put(self);
+        }
+    }
+
+    /// Ends an idle connection cleanly, without waiting.
+    pub(crate) fn retire(mut self: Box<Self>) {
+        if let Some(connection) = self.connection.take() {
+            let mut wire = connection.into_parts().io.into_inner();
+            let _ = Pin::new(&mut wire.io).poll_shutdown(&mut Context::from_waker(Waker::noop()));
+        }
+    }
+}
+
+impl<O: Opener> Drive for Client<O> {
+    fn poll_drive(&mut self, cx: &mut Context<'_>) {
+        let _ = self.poll_connection(cx);
+    }
+
+    fn poll_fault(&mut self, _: &mut Context<'_>) -> Poll<Fault> {
+        Poll::Ready(self.fault(None))
+    }
+
+    fn finish(self: Box<Self>) {
+        self.release();
+    }
+}
+
+/// A stream that counts what it takes and keeps its first error, which hyper does not always tell.
+pub(crate) struct Wire<Io> {
+    io: Io,
+    written: Arc<AtomicU64>,
+    error: Option<io::Error>,
+}
+
+impl<Io> Wire<Io> {
+    fn keep<T>(&mut self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        polled.map_err(|error| {
+            let kind = error.kind();
+            self.error.get_or_insert(error);
+            kind.into()
+        })
+    }
+
+    fn count(&mut self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = &polled {
+            self.written.fetch_add(u64::try_from(*bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
+        }
+        self.keep(polled)
+    }
+}
+
+impl<Io: AsyncRead + Unpin> AsyncRead for Wire<Io> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.io).poll_read(cx, out);
+        self.keep(polled)
+    }
+}
+
+impl<Io: AsyncWrite + Unpin> AsyncWrite for Wire<Io> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.io).poll_write(cx, bytes);
+        self.count(polled)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.io).poll_write_vectored(cx, parts);
+        self.count(polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.io).poll_flush(cx);
+        self.keep(polled)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.io).poll_shutdown(cx);
+        self.keep(polled)
+    }
+}

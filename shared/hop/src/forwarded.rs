@@ -1,0 +1,99 @@
+//! The fields that tell the origin who called whom through what: `Forwarded`, `X-Forwarded-*`, `Via`.
+//!
+//! Must never change what a believed caller sent in them, only add to it.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use http::header::{Entry, FORWARDED, HeaderName, VIA};
+use http::{HeaderMap, HeaderValue};
+
+use crate::fields::tokens;
+use crate::request::Caller;
+
+const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+const REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+
+const VIA_CULVERT: HeaderValue = HeaderValue::from_static("1.1 culvert");
+/// Through how many Culverts a request may have come: relays may stand behind each other, but not in a ring.
+pub(crate) const MAX_HOPS: usize = 8;
+
+/// Whether the field says how a request came here.
+pub(crate) fn is_forwarding(name: &HeaderName) -> bool {
+    *name == FORWARDED || *name == VIA || *name == REAL_IP || name.as_str().starts_with("x-forwarded-")
+}
+
+/// Whether a request has been at the relay of this id, or through too many Culverts.
+///
+/// The relay signs its `Forwarded` element with `by=_culvert-ID` (RFC 7239 §6.3).
+pub(crate) fn is_loop(headers: &HeaderMap, relay: &str) -> bool {
+    let hops = tokens(headers, &VIA).filter(|via| via.split(|b| *b == b' ').nth(1) == Some(b"culvert")).count();
+    hops >= MAX_HOPS
+        || headers.get_all(FORWARDED).iter().any(|value| {
+            value.as_bytes().split(|byte| matches!(byte, b';' | b',')).any(|pair| {
+                let (name, by) = pair.trim_ascii().split_at_checked(3).unwrap_or_default();
+                let by = by.strip_prefix(b"\"").and_then(|by| by.strip_suffix(b"\"")).unwrap_or(by);
+                name.eq_ignore_ascii_case(b"by=") && by.strip_prefix(b"_culvert-") == Some(relay.as_bytes())
+            })
+        })
+}
+
+/// Adds this hop to the fields. What was not to be believed has been dropped before.
+pub(crate) fn add(headers: &mut HeaderMap, caller: &Caller, host: &HeaderValue, port: u16, relay: &str) {
+    if let Some(address) = caller.address {
+        let mut text = String::with_capacity(40);
+        let _ = write!(text, "{address}");
+        append(headers, FOR, text);
+    }
+    let proto = if caller.tls { "https" } else { "http" };
+    headers.entry(PROTO).or_insert_with(|| HeaderValue::from_static(proto));
+    headers.entry(HOST).or_insert_with(|| host.clone());
+    headers.entry(PORT).or_insert_with(|| HeaderValue::from(port));
+    append(headers, FORWARDED, element(caller.address, host, proto, relay));
+    match headers.entry(VIA) {
+        Entry::Vacant(entry) => {
+            entry.insert(VIA_CULVERT);
+        }
+        Entry::Occupied(_) => append(headers, VIA, "1.1 culvert".to_owned()),
+    }
+}
+
+/// One `Forwarded` element (RFC 7239 §4).
+fn element(address: Option<IpAddr>, host: &HeaderValue, proto: &str, relay: &str) -> String {
+    let mut out = String::with_capacity(96);
+    let _ = match address {
+        Some(IpAddr::V4(address)) => write!(out, "for={address}"),
+        Some(IpAddr::V6(address)) => write!(out, "for=\"[{address}]\""),
+        None => write!(out, "for=unknown"),
+    };
+    let host = host.to_str().unwrap_or_default();
+    let quote = if host.contains([':', '[']) { "\"" } else { "" };
+    let _ = write!(out, ";by=_culvert-{relay};host={quote}{host}{quote};proto={proto}");
+    out
+}
+
+/// Adds an element to a list field, on the last of its lines.
+fn append(headers: &mut HeaderMap, name: HeaderName, element: String) {
+    match headers.entry(name) {
+        Entry::Vacant(entry) => {
+            if let Ok(value) = HeaderValue::try_from(element) {
+                entry.insert(value);
+            }
+        }
+        Entry::Occupied(mut entry) => {
+            let Some(last) = entry.iter_mut().next_back() else { return };
+            let mut joined = Vec::with_capacity(last.len() + 2 + element.len());
+            joined.extend_from_slice(last.as_bytes());
+            if !joined.is_empty() {
+                joined.extend_from_slice(b", ");
+            }
+            joined.extend_from_slice(element.as_bytes());
+            if let Ok(value) = HeaderValue::from_maybe_shared(bytes::Bytes::from(joined)) {
+                *last = value;
+            }
+        }
+    }
+}

@@ -140,7 +140,9 @@ impl Health {
         let mut reasons = self.reasons.clone();
         match service {
             Some(name) if !services.contains_key(&name.to_owned()) => reasons.push(format!("no service {name:?}")),
-            Some(name) if !services.values().any(|pairs| pairs.up > 0) => reasons.push(format!("no pair of {name:?} is up")),
+            Some(name) if !services.values().any(|pairs| pairs.up > 0) => {
+                reasons.push(format!("no pair of {name:?} is up"))
+            }
             Some(_) | None => {}
         }
         let mut body = Map::new();

@@ -280,7 +280,8 @@ impl Loaded {
     /// [`ConfigError::Wrong`] when the type and the list of settings disagree.
     pub fn settle<T: DeserializeOwned>(&self) -> Result<T, ConfigError> {
         T::deserialize(self.table.clone()).map_err(|error| {
-            let source = self.file.as_deref().map_or(Source::Default, |path| Source::File { path: path.into(), line: 0 });
+            let source =
+                self.file.as_deref().map_or(Source::Default, |path| Source::File { path: path.into(), line: 0 });
             ConfigError::Wrong(vec![Problem { source, message: error.message().to_owned() }])
         })
     }

@@ -86,8 +86,11 @@ impl Drain {
                 return false;
             }
             let closing = now + plan.delay;
-            *phase =
-                Phase::Draining { closing, streams: closing + plan.streams.min(plan.timeout), deadline: closing + plan.timeout };
+            *phase = Phase::Draining {
+                closing,
+                streams: closing + plan.streams.min(plan.timeout),
+                deadline: closing + plan.timeout,
+            };
             true
         });
     }

@@ -30,7 +30,9 @@ pub enum Format {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LogError {
     /// The filter is malformed.
-    #[error("{0:?} is not a log filter: a level (error, warn, info, debug, trace) or target=level, separated by commas")]
+    #[error(
+        "{0:?} is not a log filter: a level (error, warn, info, debug, trace) or target=level, separated by commas"
+    )]
     BadFilter(String),
     /// The format is unknown.
     #[error("{0:?} is not a log format: human or json")]

@@ -417,7 +417,9 @@ mod tests {
             found.map(|found| found.secret.expose().to_owned())
         };
         assert_eq!(found(Some(&flag), 0).as_deref(), Some("flag"));
-        for (skip, expected) in [Some("variable"), Some("file"), Some("token"), Some("culvert_t1_x"), None].iter().enumerate() {
+        for (skip, expected) in
+            [Some("variable"), Some("file"), Some("token"), Some("culvert_t1_x"), None].iter().enumerate()
+        {
             assert_eq!(found(None, skip).as_deref(), *expected);
         }
         assert!(find_token(None, &env(&[("TUNNEL_TOKEN", "eyJhIjoi")])).unwrap().is_none(), "another product's");
@@ -436,7 +438,15 @@ mod tests {
             assert_eq!(quit.exit, Exit::Usage);
             assert!(!format!("{quit:?}").contains("hunter2") && quit.hint.is_some(), "{quit:?}");
         }
-        let fine = ["run", "--service", "a=http://u@x:80/?a=b:c@d", "--endpoint", "[::1]:51820", "postgres://u:@db", "culvert_t"];
+        let fine = [
+            "run",
+            "--service",
+            "a=http://u@x:80/?a=b:c@d",
+            "--endpoint",
+            "[::1]:51820",
+            "postgres://u:@db",
+            "culvert_t",
+        ];
         assert_eq!(refuse_on_command_line(fine.map(OsString::from)), Ok(()));
     }
 }

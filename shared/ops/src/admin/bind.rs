@@ -108,8 +108,7 @@ pub(super) struct Near {
 
 impl Near {
     pub(super) fn new(path: &Path) -> io::Result<Self> {
-        let (Some(parent), Some(name), true) =
-            (path.parent(), path.file_name(), path.as_os_str().len() > LONGEST_PATH)
+        let (Some(parent), Some(name), true) = (path.parent(), path.file_name(), path.as_os_str().len() > LONGEST_PATH)
         else {
             return Ok(Self { path: path.to_path_buf(), _directory: None });
         };

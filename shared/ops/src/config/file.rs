@@ -71,9 +71,8 @@ impl Reader<'_> {
     }
 
     fn tables(&mut self, at: usize, value: &DeValue<'_>, names: &mut Vec<String>) -> Option<Node> {
-        let wrong = |reader: &mut Self| {
-            reader.problem(at, format!("{0} is a list of tables: write [[{0}]]", names.join(".")))
-        };
+        let wrong =
+            |reader: &mut Self| reader.problem(at, format!("{0} is a list of tables: write [[{0}]]", names.join(".")));
         let DeValue::Array(items) = value else { return wrong(self) };
         let Some(tables) = all_tables(items) else { return wrong(self) };
         Some(Node::Tables(tables.into_iter().map(|table| self.table(table, names)).collect()))

@@ -50,12 +50,15 @@ pub(super) fn place(settings: &[Setting], names: &[String]) -> Place {
 
 /// The known key that a mistyped one most likely means.
 pub(super) fn nearest_key(settings: &[Setting], wrong: &str) -> Option<String> {
-    nearest(wrong, settings.iter().flat_map(|setting| {
-        let plain = setting.key.replace("[]", "");
-        // A table's name may be what is mistyped.
-        let table = plain.rsplit_once('.').map(|(table, _)| table.to_owned());
-        [Some(plain), table].into_iter().flatten()
-    }))
+    nearest(
+        wrong,
+        settings.iter().flat_map(|setting| {
+            let plain = setting.key.replace("[]", "");
+            // A table's name may be what is mistyped.
+            let table = plain.rsplit_once('.').map(|(table, _)| table.to_owned());
+            [Some(plain), table].into_iter().flatten()
+        }),
+    )
 }
 
 pub(super) fn nearest(wrong: &str, known: impl IntoIterator<Item = String>) -> Option<String> {

@@ -118,7 +118,11 @@ impl Kind {
             Self::WordOrPath(words) => {
                 let text = text(&value)?;
                 let word = words.contains(&text.as_str());
-                if text.is_empty() { Err(expected()) } else { Ok(Value::String(if word { text } else { resolve(&text, base) })) }
+                if text.is_empty() {
+                    Err(expected())
+                } else {
+                    Ok(Value::String(if word { text } else { resolve(&text, base) }))
+                }
             }
             Self::Address => {
                 let text = text(&value)?;
@@ -159,7 +163,9 @@ impl Kind {
             Self::Path => "a path is expected".to_owned(),
             Self::WordOrPath(words) => format!("{} or a path is expected", quoted(words)),
             Self::Address => "HOST:PORT or unix:PATH is expected".to_owned(),
-            Self::Secret => "{ env = \"NAME\" }, { file = \"PATH\" }, { credential = \"NAME\" } or a text is expected".to_owned(),
+            Self::Secret => {
+                "{ env = \"NAME\" }, { file = \"PATH\" }, { credential = \"NAME\" } or a text is expected".to_owned()
+            }
             Self::List(item) => format!("in a list, {}", item.expected()),
             Self::Entries { name, value } => format!("tables with {name:?} and {value:?} are expected"),
         }
@@ -280,10 +286,25 @@ mod tests {
             let table: Table = format!("x = {text}").parse().unwrap();
             Kind::Secret.check(table["x"].clone(), None)
         };
-        for good in ["\"literal\"", "{ env = \"A\" }", "{ env = \"A\", prefix = \"Bearer \" }", "{ values = [\"a\", { file = \"/b\" }] }"] {
+        for good in [
+            "\"literal\"",
+            "{ env = \"A\" }",
+            "{ env = \"A\", prefix = \"Bearer \" }",
+            "{ values = [\"a\", { file = \"/b\" }] }",
+        ] {
             assert!(check(good).is_ok(), "{good}");
         }
-        for bad in ["\"\"", "1", "{}", "{ env = \"A\", file = \"/b\" }", "{ envv = \"A\" }", "{ prefix = \"x\" }", "{ env = \"\" }", "{ values = [] }", "{ values = [{ values = [\"a\"] }] }"] {
+        for bad in [
+            "\"\"",
+            "1",
+            "{}",
+            "{ env = \"A\", file = \"/b\" }",
+            "{ envv = \"A\" }",
+            "{ prefix = \"x\" }",
+            "{ env = \"\" }",
+            "{ values = [] }",
+            "{ values = [{ values = [\"a\"] }] }",
+        ] {
             assert!(check(bad).is_err(), "{bad}");
         }
     }

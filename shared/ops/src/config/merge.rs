@@ -96,9 +96,8 @@ pub(super) fn environment(
         }
         known.push(variable);
     }
-    let mistyped = |name: &String| {
-        name.strip_prefix(prefix).is_some_and(|rest| !is_service_link(rest)) && !known.contains(name)
-    };
+    let mistyped =
+        |name: &String| name.strip_prefix(prefix).is_some_and(|rest| !is_service_link(rest)) && !known.contains(name);
     let line = |name: String| {
         let hint = nearest(&name, known.iter().cloned());
         let hint = hint.map(|hint| format!("; did you mean {hint}?")).unwrap_or_default();

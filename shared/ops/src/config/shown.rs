@@ -58,9 +58,7 @@ fn show(kind: Kind, value: &Value) -> Value {
             Value::Table(table.iter().map(entry).collect())
         }
         (Kind::Url, Value::String(text)) => Value::String(without_password(text)),
-        (Kind::List(item), Value::Array(items)) => {
-            Value::Array(items.iter().map(|value| show(*item, value)).collect())
-        }
+        (Kind::List(item), Value::Array(items)) => Value::Array(items.iter().map(|value| show(*item, value)).collect()),
         _ => value.clone(),
     }
 }

@@ -53,7 +53,12 @@ fn an_unknown_key_is_an_error_with_file_line_and_the_nearest_key() {
         ("[wireguard]\nlistn = []\n", 2, "wireguard.listn", "wireguard.listen"),
         ("\n\n[wiregard]\nlisten = []\n", 3, "wiregard", "wireguard"),
         ("[[service]]\nname = \"a\"\norigins = \"http://x\"\n", 3, "service.origins", "service.origin"),
-        ("[http]\nlistener = [{ listen = \"a:1\", tls = { crt = \"x\" } }]\n", 2, "http.listener.tls.crt", "http.listener.tls.cert"),
+        (
+            "[http]\nlistener = [{ listen = \"a:1\", tls = { crt = \"x\" } }]\n",
+            2,
+            "http.listener.tls.crt",
+            "http.listener.tls.cert",
+        ),
         ("[pool.orders.limits]\nconcurent = 1\n", 2, "pool.orders.limits.concurent", "pool.*.limits.concurrent"),
         ("listen = []", 1, "listen", "wireguard.listen"),
     ] {
@@ -73,7 +78,9 @@ fn every_problem_of_a_file_is_named_with_its_line() {
     let quit = Quit::from(host.load(&vars(&[]), Flags::new()).unwrap_err());
     let said: Vec<&str> = quit.message.lines().map(|line| line.split_once(".toml:").unwrap().1).collect();
     assert_eq!(said.len(), 4, "{said:#?}");
-    for start in ["2: http.domain: a text", "4: drain.timeout: \"soon\" is not a duration", "8: wireguard.listen: HOST:PORT"] {
+    for start in
+        ["2: http.domain: a text", "4: drain.timeout: \"soon\" is not a duration", "8: wireguard.listen: HOST:PORT"]
+    {
         assert!(said.iter().any(|line| line.starts_with(start)), "{start}: {said:#?}");
     }
     assert!(said.iter().any(|line| line.ends_with("service is a list of tables: write [[service]]")), "{said:#?}");
@@ -85,7 +92,10 @@ fn every_problem_of_a_file_is_named_with_its_line() {
 #[test]
 fn lists_in_variables_are_separated_by_spaces_and_flags_replace_them() {
     let host = Host::new("[wireguard]\nendpoints = [\"file:1\"]\n");
-    let env = vars(&[("CULVERT_RELAY_WIREGUARD_LISTEN", "127.0.0.1:1  [::1]:2"), ("CULVERT_RELAY_WIREGUARD_ENDPOINTS", "env:1")]);
+    let env = vars(&[
+        ("CULVERT_RELAY_WIREGUARD_LISTEN", "127.0.0.1:1  [::1]:2"),
+        ("CULVERT_RELAY_WIREGUARD_ENDPOINTS", "env:1"),
+    ]);
     let loaded = host.load(&env, Flags::new().list("--endpoint", "wireguard.endpoints", ["a:1", "b:2"])).unwrap();
     assert_eq!(loaded.table()["wireguard"]["listen"].to_string(), "[\"127.0.0.1:1\", \"[::1]:2\"]");
     assert_eq!(loaded.table()["wireguard"]["endpoints"].to_string(), "[\"a:1\", \"b:2\"]");
@@ -135,7 +145,11 @@ fn no_secret_is_ever_shown() {
     let loaded = host.load(&env, Flags::new()).unwrap();
     let lines: Vec<String> = loaded.values().iter().map(ToString::to_string).collect();
     assert!(!lines.concat().contains("hunter2"), "{lines:#?}");
-    for part in ["registry.password = (hidden)  # CULVERT_RELAY_REGISTRY_PASSWORD", "{ env = \"OLD\" }", "postgres://u:(hidden)@db/x"] {
+    for part in [
+        "registry.password = (hidden)  # CULVERT_RELAY_REGISTRY_PASSWORD",
+        "{ env = \"OLD\" }",
+        "postgres://u:(hidden)@db/x",
+    ] {
         assert!(lines.concat().contains(part), "{part}: {lines:#?}");
     }
     assert!(loaded.table()["registry"]["password"].as_str() == Some("hunter2"), "the program still gets it");
@@ -229,7 +243,8 @@ fn a_program_names_the_place_of_what_it_refuses() {
 #[test]
 fn a_reload_names_the_keys_that_need_a_restart() {
     let env = vars(&[]);
-    let old = Host::new("[http]\ndomain = \"a\"\n[[http.listener]]\nlisten = \"a:1\"\n").load(&env, Flags::new()).unwrap();
+    let old =
+        Host::new("[http]\ndomain = \"a\"\n[[http.listener]]\nlisten = \"a:1\"\n").load(&env, Flags::new()).unwrap();
     let new = Host::new("[http]\ndomain = \"b\"\n[registry]\nurl = \"sqlite:b\"\n").load(&env, Flags::new()).unwrap();
     assert_eq!(old.restart_needed(&new), ["http.listener[0].listen", "registry.url"]);
     assert!(old.restart_needed(&old).is_empty());

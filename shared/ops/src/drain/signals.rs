@@ -81,3 +81,21 @@ pub async fn obey(mut signals: Signals, drain: Drain, plan: Plan, reload: mpsc::
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::signal::{Signal as Number, raise};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_hosts_signals_arrive_as_what_they_ask_for() {
+        let mut signals = Signals::install().unwrap();
+        for (number, asked) in
+            [(Number::SIGHUP, Signal::Reload), (Number::SIGTERM, Signal::End), (Number::SIGINT, Signal::End)]
+        {
+            raise(number).unwrap();
+            assert_eq!(signals.next().await, Some(asked));
+        }
+    }
+}

@@ -80,10 +80,7 @@ impl StateDir {
     /// # Errors
     /// [`StateError::System`] and its like, when the temporary directory cannot be written.
     pub fn temporary() -> Result<Self, StateError> {
-        let made = tempfile::Builder::new()
-            .prefix("culvert-")
-            .permissions(fs::Permissions::from_mode(0o700))
-            .tempdir();
+        let made = tempfile::Builder::new().prefix("culvert-").permissions(fs::Permissions::from_mode(0o700)).tempdir();
         let made = made.map_err(|error| StateError::from_io("make", std::env::temp_dir(), error))?;
         let mut state = Self::create(made.path())?;
         state._temporary = Some(Arc::new(made));

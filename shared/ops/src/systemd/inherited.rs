@@ -123,7 +123,10 @@ mod tests {
         }
         let unix = UnixListener::bind(directory.path().join("s")).unwrap();
         assert!(matches!(classify(unix.into()), Some(Inherited::Unix(_))));
-        assert!(matches!(classify(UdpSocket::bind("[::]:0").or_else(|_| UdpSocket::bind("127.0.0.1:0")).unwrap().into()), Some(Inherited::Udp(_))));
+        assert!(matches!(
+            classify(UdpSocket::bind("[::]:0").or_else(|_| UdpSocket::bind("127.0.0.1:0")).unwrap().into()),
+            Some(Inherited::Udp(_))
+        ));
         assert!(classify(tempfile::tempfile().unwrap().into()).is_none());
     }
 
@@ -141,6 +144,39 @@ mod tests {
                 [("LISTEN_PID", pid), ("LISTEN_FDS", "1")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
             assert!(Sockets::take(&env).left().is_empty());
         }
+    }
+
+    /// Run by the test below in a process of its own, with a listening socket as descriptor 3.
+    #[test]
+    fn child_takes_its_socket() {
+        use crate::load::ProcessEnvironment;
+        if ProcessEnvironment.var("CULVERT_TEST_CHILD").is_none() {
+            return;
+        }
+        let mut sockets = Sockets::take(&ProcessEnvironment);
+        assert!(Sockets::take(&ProcessEnvironment).left().is_empty(), "a second time nothing is there");
+        match sockets.named("http").pop() {
+            Some(Inherited::Tcp(listener)) => println!("took {}", listener.local_addr().unwrap()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_socket_that_was_handed_over_is_listened_on() {
+        use std::process::Command;
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let hand_over =
+            "exec env LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=http CULVERT_TEST_CHILD=1 \"$@\" 3<&0 0</dev/null";
+        let child = Command::new("sh")
+            .args(["-c", hand_over, "sh"])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "--nocapture", "systemd::inherited::tests::child_takes_its_socket"])
+            .stdin(OwnedFd::from(listener))
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&child.stdout).into_owned();
+        assert!(child.status.success() && said.contains(&format!("took {address}")), "{said}");
     }
 
     #[test]

@@ -27,7 +27,11 @@ struct Args {
     #[arg(long, default_value_t = 256)]
     bulk_mib: u64,
     /// Which peers, in this order.
-    #[arg(long, value_delimiter = ',', default_value = "direct,culvert,nginx-tls-nginx,boringtun+nginx,wireguard-go+nginx")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "direct,culvert,nginx-tls-nginx,boringtun+nginx,wireguard-go+nginx"
+    )]
     peers: Vec<String>,
     /// Parts to leave out.
     #[arg(long, value_delimiter = ',')]

@@ -85,8 +85,8 @@ pub(crate) fn requests(site: &Site, peer: &Peer, connections: u32, run: Duration
         .find(|line| line.contains(" requests in "))
         .and_then(|line| line.split_whitespace().next()?.parse().ok())
         .with_context(|| format!("requests in {said}"))?;
-    let errors = number("Non-2xx or 3xx responses:").ok().and_then(|text| text.parse().ok()).unwrap_or(0)
-        + socket_errors(&said);
+    let errors =
+        number("Non-2xx or 3xx responses:").ok().and_then(|text| text.parse().ok()).unwrap_or(0) + socket_errors(&said);
     let per_request = |cpu: Duration| cpu.as_secs_f64() * 1e6 / done.max(1.0);
     Ok(Requests {
         connections,
@@ -110,7 +110,14 @@ pub(crate) fn bulk(site: &Site, peer: &Peer, streams: u32, up: bool) -> Result<B
     for _ in 0..streams {
         let mut command = spawner::command("nsenter");
         command.arg(&site.gateway.prefix()[1]).args(["--", "curl", "-sS", "--fail", "-o", "/dev/null", "-m", "300"]);
-        command.args(["-w", "%{size_download} %{size_upload}", "-H", &format!("Host: {}", target.host), "-H", "Expect:"]);
+        command.args([
+            "-w",
+            "%{size_download} %{size_upload}",
+            "-H",
+            &format!("Host: {}", target.host),
+            "-H",
+            "Expect:",
+        ]);
         if up {
             command.arg("-T").arg(site.file("bulk"));
         }

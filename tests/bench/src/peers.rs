@@ -52,9 +52,7 @@ impl Peer {
             "culvert" => return culvert(site).await,
             other => bail!("there is no peer {other:?}"),
         };
-        let target = |address: String| -> Result<Target> {
-            Ok(Target { address: address.parse()?, host: address })
-        };
+        let target = |address: String| -> Result<Target> { Ok(Target { address: address.parse()?, host: address }) };
         let peer = Self { name: name.to_owned(), fetch: target(fetch)?, upload: target(upload)?, running };
         peer.answers(site).await?;
         Ok(peer)
@@ -159,9 +157,11 @@ async fn tunnel(site: &Site, program: &Path, flags: &[&str], name: &str, net: u8
         command.arg(&side.prefix()[1]).arg("--").arg(program).args(&command_flags);
         let end = Process::start(name, command)?;
         let socket = PathBuf::from(format!("/var/run/wireguard/{interface}.sock"));
-        wait::until(&format!("{}", socket.display()), Duration::from_secs(5), || async { socket.exists().then_some(()) })
-            .await
-            .with_context(|| end.output())?;
+        wait::until(&format!("{}", socket.display()), Duration::from_secs(5), || async {
+            socket.exists().then_some(())
+        })
+        .await
+        .with_context(|| end.output())?;
         let (own_key, peer_key) = (&keys[place], &keys[1 - place]);
         let key_file = site.file(&format!("{interface}.key"));
         std::fs::write(&key_file, &own_key.0)?;
@@ -171,8 +171,18 @@ async fn tunnel(site: &Site, program: &Path, flags: &[&str], name: &str, net: u8
         side.run(
             "wg",
             &[
-                "set", &interface, "listen-port", &listen, "private-key", &key_path, "peer", &peer_key.1, "allowed-ips",
-                &format!("10.98.{net}.0/24"), "endpoint", &endpoint,
+                "set",
+                &interface,
+                "listen-port",
+                &listen,
+                "private-key",
+                &key_path,
+                "peer",
+                &peer_key.1,
+                "allowed-ips",
+                &format!("10.98.{net}.0/24"),
+                "endpoint",
+                &endpoint,
             ],
         )?;
         side.ip(&["addr", "add", &format!("10.98.{net}.{own}/24"), "dev", &interface])?;
@@ -243,8 +253,8 @@ fn wg_key() -> Result<(String, String)> {
 }
 
 fn boringtun() -> Option<PathBuf> {
-    let cached = std::env::var_os("CULVERT_CACHE").map(PathBuf::from).or_else(|| {
-        std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/culvert"))
-    })?;
+    let cached = std::env::var_os("CULVERT_CACHE")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/culvert")))?;
     Some(cached.join("bin/boringtun-cli")).filter(|path| path.exists()).or_else(|| binary::on_path("boringtun-cli"))
 }

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use crate::client::{self, Answer};
 use crate::netns::Namespace;
 use crate::process::{self, Process, Said};
-use crate::relay::{START, clean, prefixed};
+use crate::relay::{START, clean, prefixed, public_copy};
 use crate::{address, binary, usage};
 
 /// One connector: configured, started, killed and started again by the test.
@@ -25,6 +25,8 @@ pub struct Connector {
     pub env: Vec<(String, String)>,
     /// What stands before the program.
     pub prefix: Vec<String>,
+    program: Option<PathBuf>,
+    has_state: bool,
     state: PathBuf,
     directory: TempDir,
     process: Option<Process>,
@@ -42,10 +44,12 @@ impl Connector {
             args.extend(["--service".to_owned(), (*service).to_owned()]);
         }
         Ok(Self {
-            admin: address::at(address::own_loopback(), 9481),
+            admin: address::at(address::own_loopback(), 31_481),
             args,
             env: vec![("CULVERT_TOKEN".to_owned(), token.to_owned())],
             prefix: Vec::new(),
+            program: None,
+            has_state: true,
             state: directory.path().join("state"),
             directory,
             process: None,
@@ -90,7 +94,10 @@ impl Connector {
     /// The binary is missing.
     pub fn launch(&mut self) -> Result<()> {
         let mut command = self.base()?;
-        command.arg("run").arg("--state-dir").arg(&self.state).arg("--admin-listen").arg(self.admin.to_string());
+        command.arg("run").arg("--admin-listen").arg(self.admin.to_string());
+        if self.has_state {
+            command.arg("--state-dir").arg(&self.state);
+        }
         command.args(&self.args);
         self.process = Some(Process::start("connector", command)?);
         Ok(())
@@ -142,6 +149,30 @@ impl Connector {
         process::run("culvert-connector", command, None, START).await
     }
 
+    /// The same without naming a state directory.
+    ///
+    /// # Errors
+    /// It could not be run.
+    pub async fn cli_bare(&self, args: &[&str]) -> Result<Said> {
+        let mut command = self.base()?;
+        command.args(args);
+        process::run("culvert-connector", command, None, START).await
+    }
+
+    /// Names no state directory to `run`.
+    pub fn no_state(&mut self) {
+        self.has_state = false;
+    }
+
+    /// Runs a copy of the binary that every user can reach.
+    ///
+    /// # Errors
+    /// It could not be copied.
+    pub fn use_public_copy(&mut self) -> Result<()> {
+        self.program = Some(public_copy(self.directory.path(), "culvert-connector")?);
+        Ok(())
+    }
+
     /// `kill -9`.
     ///
     /// # Errors
@@ -170,6 +201,11 @@ impl Connector {
         self.process.as_mut().context("the connector was not started")
     }
 
+    /// Its process id, while it was started.
+    pub fn id(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::id)
+    }
+
     /// What it wrote.
     pub fn output(&self) -> String {
         self.process.as_ref().map(Process::output).unwrap_or_default()
@@ -184,7 +220,8 @@ impl Connector {
     }
 
     fn base(&self) -> Result<Command> {
-        let mut command = prefixed(&self.prefix, &binary::own("culvert-connector")?);
+        let mut command =
+            prefixed(&self.prefix, &self.program.clone().map_or_else(|| binary::own("culvert-connector"), Ok)?);
         clean(&mut command, self.directory.path(), &self.env);
         Ok(command)
     }

@@ -7,6 +7,7 @@
 //! | `/echo` | the body, as it comes |
 //! | `/bytes/N` | N bytes of a known pattern, hash in [`pattern_hash`] |
 //! | `/hash` | SHA-256 and length of the body |
+//! | `/sink` | the length of the body, which is thrown away |
 //! | `/slow/MS` | `slow`, after MS milliseconds |
 //! | `/sse/N/MS` | N events, one each MS milliseconds |
 //! | `/status/N` | that status |
@@ -248,6 +249,13 @@ async fn answer(mut request: Request<Incoming>, seen: &Seen) -> Response<Pieces>
                 }
             }
             Response::new(Pieces::whole(format!("{} {length}", hex(&hash.finalize()))))
+        }
+        "sink" => {
+            let mut length = 0;
+            while let Some(Ok(frame)) = request.body_mut().frame().await {
+                length += frame.into_data().map(|data| data.len()).unwrap_or(0);
+            }
+            Response::new(Pieces::whole(length.to_string()))
         }
         "slow" => {
             tokio::time::sleep(Duration::from_millis(number(1))).await;

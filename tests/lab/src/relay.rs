@@ -34,6 +34,9 @@ pub struct Relay {
     pub env: Vec<(String, String)>,
     /// What stands before the program: `nsenter`, `setpriv` and the like.
     pub prefix: Vec<String>,
+    /// The program, where it is not the one beside the test.
+    program: Option<PathBuf>,
+    wireguard_listen: Option<String>,
     state: PathBuf,
     directory: TempDir,
     activator: Option<Activator>,
@@ -55,15 +58,17 @@ impl Relay {
     /// No temporary directory.
     pub fn at(ip: IpAddr) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("culvert-relay-").tempdir()?;
-        let wireguard = address::at(ip, 51_820);
+        let wireguard = address::at(ip, 31_820);
         Ok(Self {
-            http: address::at(ip, 8080),
-            admin: address::at(ip, 9480),
+            http: address::at(ip, 31_080),
+            admin: address::at(ip, 31_480),
             wireguard,
             endpoint: wireguard.to_string(),
             args: Vec::new(),
             env: Vec::new(),
             prefix: Vec::new(),
+            program: None,
+            wireguard_listen: Some(wireguard.to_string()),
             state: directory.path().join("state"),
             directory,
             activator: None,
@@ -230,6 +235,46 @@ impl Relay {
         process::run("culvert-relay", command, None, START).await
     }
 
+    /// The same without naming a state directory.
+    ///
+    /// # Errors
+    /// It could not be run.
+    pub async fn cli_bare(&self, args: &[&str]) -> Result<Said> {
+        let mut command = self.base()?;
+        command.args(args);
+        process::run("culvert-relay", command, None, START).await
+    }
+
+    /// The same with standard input.
+    ///
+    /// # Errors
+    /// It could not be run.
+    pub async fn cli_input(&self, args: &[&str], input: &[u8]) -> Result<Said> {
+        let mut command = self.base()?;
+        command.args(args);
+        process::run("culvert-relay", command, Some(input), START).await
+    }
+
+    /// Uses that state directory.
+    pub fn set_state(&mut self, state: &Path) {
+        self.state = state.to_path_buf();
+    }
+
+    /// Runs a copy of the binary that every user can reach, from a directory that every user can enter.
+    ///
+    /// # Errors
+    /// It could not be copied.
+    pub fn use_public_copy(&mut self) -> Result<()> {
+        self.program = Some(public_copy(self.directory.path(), "culvert-relay")?);
+        Ok(())
+    }
+
+    /// Lets the WireGuard listeners be the defaults: every address of both families.
+    pub fn listen_everywhere(&mut self) {
+        self.wireguard_listen = None;
+        self.endpoint = format!("{}:51820", self.wireguard.ip());
+    }
+
     /// A command whose standard output is JSON.
     ///
     /// # Errors
@@ -268,6 +313,11 @@ impl Relay {
         self.process.as_mut().context("the relay was not started")
     }
 
+    /// Its process id, while it was started.
+    pub fn id(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::id)
+    }
+
     /// What it wrote.
     pub fn output(&self) -> String {
         self.process.as_ref().map(Process::output).unwrap_or_default()
@@ -283,12 +333,14 @@ impl Relay {
 
     fn run_command(&self) -> Result<Command> {
         let mut command = match &self.activator {
-            Some(activator) => activator.command(&binary::own("culvert-relay")?)?,
+            Some(activator) => activator.command(&self.program()?)?,
             None => self.base()?,
         };
         self.clean(&mut command);
         command.arg("run").arg("--state-dir").arg(&self.state);
-        command.arg("--wireguard-listen").arg(self.wireguard.to_string());
+        if let Some(listen) = &self.wireguard_listen {
+            command.arg("--wireguard-listen").arg(listen);
+        }
         command.arg("--endpoint").arg(&self.endpoint);
         command.arg("--admin-listen").arg(self.admin.to_string());
         if self.activator.is_none() && !self.args.iter().any(|arg| arg == "--config" || arg == "--http-listen") {
@@ -299,14 +351,28 @@ impl Relay {
     }
 
     fn base(&self) -> Result<Command> {
-        let mut command = prefixed(&self.prefix, &binary::own("culvert-relay")?);
+        let mut command = prefixed(&self.prefix, &self.program()?);
         self.clean(&mut command);
         Ok(command)
+    }
+
+    fn program(&self) -> Result<PathBuf> {
+        self.program.clone().map_or_else(|| binary::own("culvert-relay"), Ok)
     }
 
     fn clean(&self, command: &mut Command) {
         clean(command, self.directory.path(), &self.env);
     }
+}
+
+/// Copies a binary to where every user can run it.
+pub(crate) fn public_copy(directory: &Path, name: &str) -> Result<PathBuf> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let copy = directory.join(name);
+    std::fs::copy(binary::own(name)?, &copy)?;
+    std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o755))?;
+    std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755))?;
+    Ok(copy)
 }
 
 /// A command behind its prefix.

@@ -1,0 +1,47 @@
+//! End to end on loopback, without root: the real binaries, real sockets, one relay and address for each test.
+
+mod activation;
+mod bad_input;
+mod clones;
+mod confined;
+mod deploy;
+mod dev;
+mod health;
+mod joining;
+mod main_path;
+mod many;
+mod promises;
+mod reasons;
+mod replicas;
+mod restart;
+mod secrets;
+mod silence;
+mod state_directory;
+
+use anyhow::Result;
+use culvert_lab::{Connector, Origin, Relay};
+
+/// A relay, one origin, one connector that serves it as `orders`, all up.
+struct Setup {
+    relay: Relay,
+    connector: Connector,
+    origin: Origin,
+    token: String,
+}
+
+impl Setup {
+    async fn new() -> Result<Self> {
+        let mut relay = Relay::new()?;
+        relay.start().await?;
+        Self::behind(relay).await
+    }
+
+    async fn behind(relay: Relay) -> Result<Self> {
+        let origin = Origin::start("orders").await?;
+        let token = relay.tunnel("main", &["orders"]).await?;
+        let mut connector = Connector::new(&token, &[&format!("orders={}", origin.url())])?;
+        connector.start().await?;
+        relay.up("orders").await?;
+        Ok(Self { relay, connector, origin, token })
+    }
+}

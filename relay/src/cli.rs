@@ -1,47 +1,495 @@
-//! The command line: what users type.
+//! The command line: what users type, and what `--help` says of it.
+//!
+//! Must never do anything but read: [`Cli::into_command`] names what to do, others do it. What does not work yet is not
+//! here, so that it is not in `--help` either.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use clap::Args;
+use clap::builder::styling::Styles;
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+use culvert_model::name::{Grant, Label, ServiceName};
+use culvert_model::token::Endpoint;
+use culvert_model::units::parse_optional_duration;
+
+use crate::command::{Command, TokenTerms};
+
+/// The relay beside an API gateway: connectors dial it over WireGuard, gateways call it over HTTP
+///
+/// Start with `culvert-relay dev`, which needs no set-up.
+#[derive(Debug, Parser)]
+#[command(name = "culvert-relay", version, max_term_width = 100, styles = Styles::plain())]
+#[command(arg_required_else_help = true, disable_help_subcommand = true, infer_long_args = false)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// Everything the relay's binary does.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Run the relay
+    Run(Box<RunArgs>),
+    /// Try everything on this machine: relay and connector, real WireGuard over loopback, nothing kept
+    Dev(DevArgs),
+    /// Define tunnels: groups of connectors and the services they may serve
+    #[command(subcommand)]
+    Tunnel(TunnelVerb),
+    /// Make and revoke the tokens that let connectors join
+    #[command(subcommand)]
+    Token(TokenVerb),
+    /// See connectors, take them out of service, revoke their keys
+    #[command(subcommand)]
+    Connector(ConnectorVerb),
+    /// See services and whether they are up
+    #[command(subcommand)]
+    Service(ServiceVerb),
+    /// The relay's own key
+    #[command(subcommand)]
+    Key(KeyVerb),
+    /// Print a new private key, as `wg genkey` does
+    Genkey,
+    /// Read a private key from stdin and print its public key, as `wg pubkey` does
+    Pubkey,
+    /// Print a new pre-shared key, as `wg genpsk` does
+    Genpsk,
+    /// Say how the running relay is doing
+    Status(Ask),
+    /// Say whether the running relay, or one of its services, is ready: status 0 or 1
+    Ready(ReadyArgs),
+    /// Make the running relay read its configuration again
+    Reload(Place),
+    /// Check the configuration and print every value and where it comes from
+    Check(Box<CheckArgs>),
+    /// Print a shell's completion script
+    Completion {
+        /// Which shell: bash, zsh or fish
+        #[arg(value_parser = shell, value_name = "SHELL")]
+        shell: Shell,
+    },
+}
 
 /// Where the relay's settings and state are.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Place {
-    /// Configuration file
+    /// Configuration file [default: /etc/culvert/relay.toml, else ~/.config/culvert/relay.toml]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// State directory
+    /// State directory [default: /var/lib/culvert-relay, else ~/.local/state/culvert/relay]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+}
+
+/// A question to the relay of one place.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Ask {
+    /// Where it is.
+    #[command(flatten)]
+    pub place: Place,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `run`: every flag as typed; none = not given (environment, file and default follow).
 #[derive(Debug, Clone, Default, Args)]
 pub struct RunArgs {
+    /// Where it is.
     #[command(flatten)]
     pub place: Place,
+    /// UDP address toward connectors [default: 0.0.0.0:51820 and [::]:51820]
     #[arg(long, value_name = "ADDR")]
     pub wireguard_listen: Vec<String>,
+    /// Where connectors dial this relay; tokens name it
     #[arg(long, value_name = "HOST:PORT")]
     pub endpoint: Vec<String>,
+    /// HTTP address toward gateways [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDR|unix:PATH")]
     pub http_listen: Vec<String>,
+    /// Address of /livez, /readyz and /metrics [default: 127.0.0.1:9480]
     #[arg(long, value_name = "ADDR")]
     pub admin_listen: Option<String>,
+    /// Database [default: sqlite:registry.db, in the state directory]
     #[arg(long, value_name = "URL")]
     pub registry: Option<String>,
+    /// Longest time to finish what is in flight when told to stop [default: 25s]
     #[arg(long, value_name = "TIME")]
     pub drain_timeout: Option<String>,
+    /// Time that long-lived streams get of it [default: 5s]
     #[arg(long, value_name = "TIME")]
     pub drain_streams: Option<String>,
+    /// Time between "not ready" and closing the listeners [default: 0s]
     #[arg(long, value_name = "TIME")]
     pub drain_delay: Option<String>,
+}
+
+/// `check`: as `run` would have it.
+#[derive(Debug, Clone, Default, Args)]
+pub struct CheckArgs {
+    /// The flags of `run`.
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `dev`.
 #[derive(Debug, Clone, Default, Args)]
 pub struct DevArgs {
-    /// NAME=URL
+    /// A service and its origin, as in orders=http://127.0.0.1:3000; without one, a built-in example
     #[arg(long, value_name = "NAME=URL")]
     pub service: Vec<String>,
+}
+
+/// `ready`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ReadyArgs {
+    /// Which relay, and how to answer.
+    #[command(flatten)]
+    pub ask: Ask,
+    /// Ask whether this service has a connector that is up
+    #[arg(long, value_name = "NAME")]
+    pub service: Option<ServiceName>,
+}
+
+/// What a new token allows.
+#[derive(Debug, Clone, Args)]
+pub struct TermsArgs {
+    /// How many connectors may join: a number or "unlimited"
+    #[arg(long, value_name = "N", default_value = "1", value_parser = uses)]
+    pub uses: Uses,
+    /// How long it may be used: 30m, 24h, 7d or "never"
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = expires)]
+    pub expires: Expires,
+    /// Where connectors dial, instead of the configured endpoints
+    #[arg(long, value_name = "HOST:PORT")]
+    pub endpoint: Vec<Endpoint>,
+}
+
+/// How often a token can be used; none = unlimited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Uses(Option<u32>);
+
+/// How long a token can be used; none = for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Expires(Option<Duration>);
+
+/// `tunnel …`.
+#[derive(Debug, Subcommand)]
+pub enum TunnelVerb {
+    /// Define a tunnel and print the token that lets a connector join it
+    Create {
+        /// Its name: 1 to 63 of a-z, 0-9 and -
+        name: Label,
+        /// A service it may serve, or a pattern such as "billing-*"
+        #[arg(long = "service", value_name = "NAME-OR-GLOB", required = true)]
+        services: Vec<Grant>,
+        /// Share its services with other tunnels that say so too
+        #[arg(long)]
+        shared: bool,
+        #[command(flatten)]
+        terms: TermsArgs,
+        #[command(flatten)]
+        ask: Ask,
+    },
+    /// Change what a tunnel may serve
+    #[command(group = clap::ArgGroup::new("change").required(true).multiple(true))]
+    Set {
+        /// Its name or id
+        name: String,
+        /// One more service or pattern
+        #[arg(long, value_name = "NAME-OR-GLOB", group = "change")]
+        add_service: Vec<Grant>,
+        /// One service or pattern less
+        #[arg(long, value_name = "NAME-OR-GLOB", group = "change")]
+        remove_service: Vec<Grant>,
+        #[command(flatten)]
+        ask: Ask,
+    },
+    /// List tunnels
+    #[command(visible_alias = "ls")]
+    List(Ask),
+    /// Show a tunnel with its connectors and tokens
+    #[command(alias = "describe")]
+    Show {
+        /// Its name or id
+        name: String,
+        #[command(flatten)]
+        ask: Ask,
+    },
+    /// Delete a tunnel: its connectors and tokens are revoked at once
+    #[command(visible_alias = "rm", alias = "remove")]
+    Delete {
+        /// Its name or id
+        name: String,
+        #[command(flatten)]
+        ask: Ask,
+    },
+}
+
+/// `token …`.
+#[derive(Debug, Subcommand)]
+pub enum TokenVerb {
+    /// Print a new token for a tunnel
+    Create {
+        /// The tunnel's name or id
+        tunnel: String,
+        #[command(flatten)]
+        terms: TermsArgs,
+        #[command(flatten)]
+        ask: Ask,
+    },
+    /// List tokens; those that ended are shown for 30 days
+    #[command(visible_alias = "ls")]
+    List {
+        /// Of this tunnel only
+        tunnel: Option<String>,
+        #[command(flatten)]
+        ask: Ask,
+    },
+    /// Revoke a token; connectors that joined with it stay
+    #[command(aliases = ["rm", "remove", "delete"])]
+    Revoke {
+        /// Its id, as `token list` shows it
+        id: String,
+        #[command(flatten)]
+        ask: Ask,
+    },
+}
+
+/// `connector …`.
+#[derive(Debug, Subcommand)]
+pub enum ConnectorVerb {
+    /// List connectors
+    #[command(visible_alias = "ls")]
+    List {
+        /// Of this tunnel only
+        tunnel: Option<String>,
+        #[command(flatten)]
+        ask: Ask,
+    },
+    /// Show a connector
+    #[command(alias = "describe")]
+    Show {
+        /// Its id, or its name where only one has it
+        id: String,
+        #[command(flatten)]
+        ask: Ask,
+    },
+    /// Send it no new requests; those in flight go on
+    Drain {
+        /// Its id, or its name where only one has it
+        id: String,
+        #[command(flatten)]
+        ask: Ask,
+    },
+    /// Put it back into service
+    Undrain {
+        /// Its id, or its name where only one has it
+        id: String,
+        #[command(flatten)]
+        ask: Ask,
+    },
+    /// Revoke its key for good: its session ends at once
+    #[command(aliases = ["rm", "remove", "delete"])]
+    Revoke {
+        /// Its id, or its name where only one has it
+        id: String,
+        #[command(flatten)]
+        ask: Ask,
+    },
+}
+
+/// `service …`.
+#[derive(Debug, Subcommand)]
+pub enum ServiceVerb {
+    /// List services
+    #[command(visible_alias = "ls")]
+    List(Ask),
+    /// Show a service and the connectors that serve it
+    #[command(alias = "describe")]
+    Show {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        ask: Ask,
+    },
+}
+
+/// `key …`.
+#[derive(Debug, Subcommand)]
+pub enum KeyVerb {
+    /// Print the relay's public key
+    Show(Ask),
+}
+
+impl Verb {
+    /// The command to carry out, when this is one that goes to the relay.
+    ///
+    /// # Errors
+    /// The verb itself, when it is not.
+    pub fn into_command(self) -> Result<(Command, Ask), Self> {
+        Ok(match self {
+            Self::Tunnel(verb) => verb.into_command(),
+            Self::Token(verb) => verb.into_command(),
+            Self::Connector(verb) => verb.into_command(),
+            Self::Service(ServiceVerb::List(ask)) => (Command::ServiceList, ask),
+            Self::Service(ServiceVerb::Show { name, ask }) => (Command::ServiceShow { service: name }, ask),
+            Self::Key(KeyVerb::Show(ask)) => (Command::KeyShow, ask),
+            Self::Status(ask) => (Command::Status, ask),
+            other => return Err(other),
+        })
+    }
+}
+
+impl TunnelVerb {
+    fn into_command(self) -> (Command, Ask) {
+        match self {
+            Self::Create { name, services, shared, terms, ask } => {
+                (Command::TunnelCreate { name, services, shared, token: terms.into() }, ask)
+            }
+            Self::Set { name, add_service, remove_service, ask } => {
+                (Command::TunnelSet { tunnel: name, add: add_service, remove: remove_service }, ask)
+            }
+            Self::List(ask) => (Command::TunnelList, ask),
+            Self::Show { name, ask } => (Command::TunnelShow { tunnel: name }, ask),
+            Self::Delete { name, ask } => (Command::TunnelDelete { tunnel: name }, ask),
+        }
+    }
+}
+
+impl TokenVerb {
+    fn into_command(self) -> (Command, Ask) {
+        match self {
+            Self::Create { tunnel, terms, ask } => (Command::TokenCreate { tunnel, token: terms.into() }, ask),
+            Self::List { tunnel, ask } => (Command::TokenList { tunnel }, ask),
+            Self::Revoke { id, ask } => (Command::TokenRevoke { token: id }, ask),
+        }
+    }
+}
+
+impl ConnectorVerb {
+    fn into_command(self) -> (Command, Ask) {
+        match self {
+            Self::List { tunnel, ask } => (Command::ConnectorList { tunnel }, ask),
+            Self::Show { id, ask } => (Command::ConnectorShow { connector: id }, ask),
+            Self::Drain { id, ask } => (Command::ConnectorDrain { connector: id }, ask),
+            Self::Undrain { id, ask } => (Command::ConnectorUndrain { connector: id }, ask),
+            Self::Revoke { id, ask } => (Command::ConnectorRevoke { connector: id }, ask),
+        }
+    }
+}
+
+impl From<TermsArgs> for TokenTerms {
+    fn from(terms: TermsArgs) -> Self {
+        Self {
+            uses: terms.uses.0,
+            expires_seconds: terms.expires.0.map(|lasting| lasting.as_secs().max(1)),
+            endpoints: terms.endpoint.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+fn uses(text: &str) -> Result<Uses, String> {
+    match text.parse::<u32>() {
+        Ok(0) => Err("a token needs one use at least".to_owned()),
+        Ok(count) => Ok(Uses(Some(count))),
+        Err(_) if text == "unlimited" => Ok(Uses(None)),
+        Err(_) => Err("a whole number or \"unlimited\" is expected".to_owned()),
+    }
+}
+
+fn expires(text: &str) -> Result<Expires, String> {
+    let lasting = parse_optional_duration(text).map_err(|error| error.to_string())?;
+    match lasting {
+        None if text.trim() != "never" => {
+            Err("a token that lasts for no time is of no use: did you mean never?".to_owned())
+        }
+        lasting => Ok(Expires(lasting)),
+    }
+}
+
+fn shell(text: &str) -> Result<Shell, String> {
+    match text {
+        "bash" => Ok(Shell::Bash),
+        "zsh" => Ok(Shell::Zsh),
+        "fish" => Ok(Shell::Fish),
+        _ => Err("bash, zsh or fish is expected".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn commands_read_as_they_are_typed() {
+        let terms = |uses, hours: Option<u64>| TokenTerms {
+            uses,
+            expires_seconds: hours.map(|hours| hours * 3600),
+            endpoints: Vec::new(),
+        };
+        let id = || "con_x".to_owned();
+        for (line, expected) in [
+            (
+                "tunnel create dc1 --service orders --service billing-* --shared --uses 3 --expires 7d",
+                Command::TunnelCreate {
+                    name: "dc1".parse().unwrap(),
+                    services: vec!["orders".parse().unwrap(), "billing-*".parse().unwrap()],
+                    shared: true,
+                    token: terms(Some(3), Some(168)),
+                },
+            ),
+            ("token create dc1", Command::TokenCreate { tunnel: "dc1".to_owned(), token: terms(Some(1), Some(24)) }),
+            (
+                "token create dc1 --uses unlimited --expires never",
+                Command::TokenCreate { tunnel: "dc1".to_owned(), token: terms(None, None) },
+            ),
+            ("tunnel ls", Command::TunnelList),
+            ("tunnel describe dc1", Command::TunnelShow { tunnel: "dc1".to_owned() }),
+            ("tunnel rm dc1", Command::TunnelDelete { tunnel: "dc1".to_owned() }),
+            ("tunnel remove dc1", Command::TunnelDelete { tunnel: "dc1".to_owned() }),
+            ("connector revoke con_x", Command::ConnectorRevoke { connector: id() }),
+            ("connector undrain con_x --json", Command::ConnectorUndrain { connector: id() }),
+            ("service ls", Command::ServiceList),
+            ("status", Command::Status),
+        ] {
+            let words = std::iter::once("culvert-relay").chain(line.split(' '));
+            let (command, _) = Cli::try_parse_from(words).unwrap().verb.into_command().unwrap();
+            assert_eq!(command, expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn nonsense_is_wrong_usage() {
+        for line in [
+            "",
+            "tunnel",
+            "tunnel create dc1",
+            "tunnel create UPPER_case --service orders",
+            "tunnel create dc1 --service localhost",
+            "tunnel create dc1 --service orders --uses 0",
+            "tunnel create dc1 --service orders --expires 0s",
+            "tunnel create dc1 --service orders --expires soon",
+            "tunnel set dc1",
+            "token create dc1 --endpoint nowhere",
+            "completion tcsh",
+            "gateway list",
+            "audit",
+        ] {
+            let words = std::iter::once("culvert-relay").chain(line.split(' ').filter(|word| !word.is_empty()));
+            let error = Cli::try_parse_from(words).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
 }

@@ -1,18 +1,34 @@
 //! The relay's own secrets, in its state directory: static key, sealing key, reset secret.
 //!
-//! Must never leave the host, nor be printed.
+//! Must never leave the host, nor be printed; never be made anew beside a registry that needs the old ones.
 
-use culvert_model::key::{PrivateKey, Psk, PublicKey};
+use std::fmt;
+
+use chacha20poly1305::aead::{Aead as _, KeyInit as _, Payload};
+use chacha20poly1305::{Key, XChaCha20Poly1305, XNonce};
+use culvert_model::key::{BadKey, PrivateKey, Psk, PublicKey, random};
+use culvert_ops::exit::Quit;
+use culvert_ops::state::{StateDir, StateError};
+use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
 use crate::registry::Sealed;
+
+/// The static private key, as `wg` writes it.
+pub const PRIVATE_KEY: &str = "private.key";
+/// The key that seals pre-shared keys in the registry, written alike.
+pub const STATE_KEY: &str = "state.key";
+/// What connection ids and reset tokens are made from, written alike.
+pub const RESET_KEY: &str = "reset.key";
+
+const NONCE_BYTES: usize = 24;
 
 /// What the relay is, to connectors and to its own registry.
 pub struct Identity {
     private_key: PrivateKey,
     public_key: PublicKey,
-    state_key: Zeroizing<[u8; 32]>,
-    reset_secret: Zeroizing<[u8; 32]>,
+    state_key: PrivateKey,
+    reset_secret: PrivateKey,
 }
 
 /// What sealed bytes belong to: they open under nothing else.
@@ -24,12 +40,50 @@ pub enum SealedFor<'a> {
     Connector(&'a PublicKey),
 }
 
+/// Why there is no identity.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A file holds no key.
+    #[error("{file} in {directory}: {source}")]
+    Malformed {
+        /// Which file.
+        file: &'static str,
+        /// Where.
+        directory: String,
+        /// What is wrong.
+        source: BadKey,
+    },
+    /// A file is gone that the registry depends on.
+    #[error("{file} is missing in {directory}, and the registry there was made with it")]
+    Lost {
+        /// Which file.
+        file: &'static str,
+        /// Where.
+        directory: String,
+    },
+}
+
 /// The sealed bytes are not ours, not for this, or changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a sealed key cannot be opened: the registry and the state directory do not belong together")]
 pub struct Unsealable;
 
 impl Identity {
+    /// Reads the relay's secrets, and makes those that are missing if `registry_is_new`.
+    ///
+    /// # Errors
+    /// [`IdentityError`].
+    pub fn open(state: &StateDir, registry_is_new: bool) -> Result<Self, IdentityError> {
+        let reset_secret = read_or_make(state, RESET_KEY, true)?;
+        let state_key = read_or_make(state, STATE_KEY, registry_is_new)?;
+        let private_key = read_or_make(state, PRIVATE_KEY, registry_is_new)?;
+        let public_key = private_key.public_key();
+        Ok(Self { private_key, public_key, state_key, reset_secret })
+    }
+
     /// The static private key, for the engine.
     pub fn private_key(&self) -> &PrivateKey {
         &self.private_key
@@ -42,17 +96,27 @@ impl Identity {
 
     /// The secret from which connection ids and reset tokens are made (wire.md §2).
     pub fn reset_secret(&self) -> &[u8; 32] {
-        &self.reset_secret
+        self.reset_secret.as_bytes()
     }
 
     /// Which relay this is among those that share a registry: stays when the static key is rotated. No secret.
     pub fn relay_tag(&self) -> String {
-        todo!()
+        let digest =
+            Sha256::new().chain_update(b"culvert relay tag v1").chain_update(self.state_key.as_bytes()).finalize();
+        digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// Seals a pre-shared key for the registry.
+    /// Seals a pre-shared key for the registry: 24 random bytes of nonce, ciphertext, tag (XChaCha20-Poly1305).
+    ///
+    /// # Panics
+    /// When the system has no random source.
     pub fn seal(&self, psk: &Psk, of: SealedFor<'_>) -> Sealed {
-        todo!()
+        let nonce = random::<NONCE_BYTES>();
+        let sealed = self
+            .cipher()
+            .encrypt(XNonce::from_slice(&nonce), Payload { msg: psk.as_bytes(), aad: &of.context() })
+            .expect("32 bytes are fewer than the cipher's limit of 2^38");
+        Sealed([nonce.as_slice(), &sealed].concat())
     }
 
     /// Opens what [`Identity::seal`] made.
@@ -60,6 +124,110 @@ impl Identity {
     /// # Errors
     /// [`Unsealable`].
     pub fn unseal(&self, sealed: &Sealed, of: SealedFor<'_>) -> Result<Psk, Unsealable> {
-        todo!()
+        let (nonce, ciphertext) = sealed.0.split_first_chunk::<NONCE_BYTES>().ok_or(Unsealable)?;
+        let payload = Payload { msg: ciphertext, aad: &of.context() };
+        let opened = self.cipher().decrypt(XNonce::from_slice(nonce), payload).map_err(|_| Unsealable)?;
+        let opened = Zeroizing::new(opened);
+        <[u8; 32]>::try_from(opened.as_slice()).map(Psk::from_bytes).map_err(|_| Unsealable)
+    }
+
+    fn cipher(&self) -> XChaCha20Poly1305 {
+        XChaCha20Poly1305::new(Key::from_slice(self.state_key.as_bytes()))
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Identity")
+    }
+}
+
+impl SealedFor<'_> {
+    /// Bound into the tag, so that a row's key cannot be moved to another row.
+    fn context(self) -> Vec<u8> {
+        match self {
+            Self::Token(key) => [b"culvert token psk".as_slice(), key.as_bytes()].concat(),
+            Self::Connector(key) => [b"culvert connector psk".as_slice(), key.as_bytes()].concat(),
+        }
+    }
+}
+
+impl From<IdentityError> for Quit {
+    fn from(error: IdentityError) -> Self {
+        let text = error.to_string();
+        match error {
+            IdentityError::State(error) => error.into(),
+            IdentityError::Malformed { .. } => Self::config(text).hint("restore the file from a backup"),
+            IdentityError::Lost { directory, .. } => Self::config(text).hint(format!(
+                "restore the file from a backup; or, to start anew and join every connector again, empty {directory}"
+            )),
+        }
+    }
+}
+
+/// Every secret is 32 bytes and written like a private key, so that it is wiped like one too.
+fn read_or_make(state: &StateDir, file: &'static str, make: bool) -> Result<PrivateKey, IdentityError> {
+    let directory = || state.path().display().to_string();
+    if let Some(text) = state.read_text(file)? {
+        return text.parse().map_err(|source| IdentityError::Malformed { file, directory: directory(), source });
+    }
+    if !make {
+        return Err(IdentityError::Lost { file, directory: directory() });
+    }
+    let key = PrivateKey::generate();
+    let line = Zeroizing::new(format!("{}\n", *key.to_base64()));
+    state.write(file, line.as_bytes())?;
+    Ok(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identity_stays_the_same() {
+        let state = StateDir::temporary().unwrap();
+        let first = Identity::open(&state, true).unwrap();
+        let again = Identity::open(&state, false).unwrap();
+        assert_eq!(first.public_key(), again.public_key());
+        assert_eq!(first.relay_tag(), again.relay_tag());
+        assert_eq!(first.reset_secret(), again.reset_secret());
+        assert_ne!(first.reset_secret(), first.private_key().as_bytes());
+    }
+
+    #[test]
+    fn a_key_that_the_registry_needs_is_not_made_anew() {
+        let state = StateDir::temporary().unwrap();
+        Identity::open(&state, true).unwrap();
+        for file in [PRIVATE_KEY, STATE_KEY] {
+            let kept = state.read(file).unwrap().unwrap();
+            state.remove(file).unwrap();
+            let error = Identity::open(&state, false).unwrap_err();
+            assert!(matches!(error, IdentityError::Lost { file: lost, .. } if lost == file), "{error}");
+            state.write(file, &kept).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_sealed_key_opens_here_for_its_row_and_nowhere_else() {
+        let (mine, other) = (identity(), identity());
+        let (row, psk) = (PrivateKey::generate().public_key(), Psk::generate());
+        let sealed = mine.seal(&psk, SealedFor::Token(&row));
+        assert_eq!(mine.unseal(&sealed, SealedFor::Token(&row)), Ok(psk.clone()));
+        assert_eq!(mine.unseal(&sealed, SealedFor::Connector(&row)), Err(Unsealable));
+        assert_eq!(mine.unseal(&sealed, SealedFor::Token(&mine.public_key())), Err(Unsealable));
+        assert_eq!(other.unseal(&sealed, SealedFor::Token(&row)), Err(Unsealable));
+        assert_eq!(mine.unseal(&Sealed(vec![0; 7]), SealedFor::Token(&row)), Err(Unsealable));
+        assert_ne!(mine.seal(&psk, SealedFor::Token(&row)), sealed, "a nonce is used once");
+        assert!(!sealed.0.windows(32).any(|window| window == psk.as_bytes()));
+    }
+
+    #[test]
+    fn an_identity_prints_its_type_name_alone() {
+        assert_eq!(format!("{:?}", identity()), "Identity");
+    }
+
+    fn identity() -> Identity {
+        Identity::open(&StateDir::temporary().unwrap(), true).unwrap()
     }
 }

@@ -4,8 +4,16 @@
 //! when no relay runs; either way [`carry_out`] does it. Must never put a secret into anything but the answer that asks
 //! for it.
 
+mod connector;
+pub mod keys;
 pub mod live;
 pub mod reply;
+mod service;
+mod status;
+mod table;
+mod token;
+mod tunnel;
+mod view;
 
 use std::time::SystemTime;
 
@@ -13,12 +21,14 @@ use culvert_model::id::{ConnectorId, TokenId, TunnelId};
 use culvert_model::key::PublicKey;
 use culvert_model::name::{Grant, Label};
 use culvert_model::token::Endpoint;
+use culvert_ops::exit::{Exit, Quit};
 use serde::{Deserialize, Serialize};
 
 use crate::identity::Identity;
-use crate::registry::{Registry, RegistryError};
+use crate::registry::{Actor, Registry, RegistryError};
 pub use live::{Live, LiveConnector, LiveService, LiveServiceOfConnector, LiveStatus, Offline};
 pub use reply::Reply;
+use view::View;
 
 /// Where `admin.sock` takes a [`Request`] (POST) and answers with a [`Reply`].
 pub const PATH: &str = "/api/v1/command";
@@ -143,7 +153,68 @@ pub async fn carry_out(
     facts: &Facts<'_>,
     now: SystemTime,
 ) -> Result<Outcome, CommandError> {
-    todo!()
+    let Request { actor, command } = request;
+    let view = View::of(registry, live, now).await?;
+    let by = Actor(actor);
+    match command {
+        Command::TunnelCreate { name, services, shared, token } => {
+            tunnel::create(tunnel::Wanted { name, services, shared, token }, &view, registry, facts, by).await
+        }
+        Command::TunnelSet { tunnel, add, remove } => tunnel::set(&tunnel, add, remove, &view, registry, by).await,
+        Command::TunnelList => Ok(tunnel::show_all(&view)),
+        Command::TunnelShow { tunnel } => tunnel::show(&tunnel, &view),
+        Command::TunnelDelete { tunnel } => tunnel::delete(&tunnel, &view, registry, by).await,
+        Command::TokenCreate { tunnel, token } => token::create(&tunnel, &token, &view, registry, facts, by).await,
+        Command::TokenList { tunnel } => token::show_all(tunnel.as_deref(), &view),
+        Command::TokenRevoke { token } => token::revoke(&token, &view, registry, by).await,
+        Command::ConnectorList { tunnel } => connector::show_all(tunnel.as_deref(), &view),
+        Command::ConnectorShow { connector } => connector::show(&connector, &view),
+        Command::ConnectorDrain { connector } => connector::drain(&connector, true, &view, registry, by).await,
+        Command::ConnectorUndrain { connector } => connector::drain(&connector, false, &view, registry, by).await,
+        Command::ConnectorRevoke { connector } => connector::revoke(&connector, &view, registry, by).await,
+        Command::ServiceList => Ok(service::show_all(&view)),
+        Command::ServiceShow { service } => service::show(&service, &view),
+        Command::KeyShow => Ok(status::key(facts)),
+        Command::Status => status::status(&view, live, registry, facts),
+    }
+}
+
+impl Outcome {
+    /// A listing: an array for machines; for people a table, or words where there is nothing to list.
+    fn listing(json: Vec<serde_json::Value>, text: String, when_empty: impl FnOnce() -> String) -> Self {
+        let (text, notes) = if json.is_empty() { (String::new(), vec![when_empty()]) } else { (text, Vec::new()) };
+        Self { json: json.into(), text, notes, changes: Vec::new() }
+    }
+}
+
+impl CommandError {
+    fn failed(message: impl Into<String>) -> Self {
+        Self::Failed { message: message.into(), hint: None }
+    }
+
+    fn config(message: impl Into<String>) -> Self {
+        Self::Config { message: message.into(), hint: None }
+    }
+
+    fn hint(self, words: impl Into<String>) -> Self {
+        let words = Some(words.into());
+        match self {
+            Self::Failed { message, .. } => Self::Failed { message, hint: words },
+            Self::Config { message, .. } => Self::Config { message, hint: words },
+            Self::Registry(error) => Self::Registry(error),
+        }
+    }
+}
+
+impl From<CommandError> for Quit {
+    fn from(error: CommandError) -> Self {
+        let (exit, message, hint) = match error {
+            CommandError::Failed { message, hint } => (Exit::Failed, message, hint),
+            CommandError::Config { message, hint } => (Exit::Config, message, hint),
+            CommandError::Registry(error) => return error.into(),
+        };
+        Self { exit, message, hint }
+    }
 }
 
 impl Facts<'_> {

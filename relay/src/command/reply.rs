@@ -1,5 +1,6 @@
 //! How a running relay answers a command: the JSON between `admin.sock` and the command line.
 
+use culvert_ops::exit::{self, Exit, Quit};
 use serde::{Deserialize, Serialize};
 
 use super::{CommandError, Outcome};
@@ -28,19 +29,42 @@ pub enum Reply {
     },
 }
 
-impl From<&Result<Outcome, CommandError>> for Reply {
-    fn from(result: &Result<Outcome, CommandError>) -> Self {
+impl From<Result<Outcome, CommandError>> for Reply {
+    fn from(result: Result<Outcome, CommandError>) -> Self {
         match result {
-            Ok(outcome) => {
-                Self::Done { json: outcome.json.clone(), text: outcome.text.clone(), notes: outcome.notes.clone() }
+            Ok(outcome) => Self::Done { json: outcome.json, text: outcome.text, notes: outcome.notes },
+            Err(error) => Quit::from(error).into(),
+        }
+    }
+}
+
+impl From<Quit> for Reply {
+    fn from(quit: Quit) -> Self {
+        Self::Failed { exit: quit.exit as u8, message: quit.message, hint: quit.hint }
+    }
+}
+
+impl Reply {
+    /// Prints what was done, data on stdout and words on stderr, and gives the command's end.
+    ///
+    /// # Errors
+    /// What the relay answered, or that stdout cannot be written.
+    pub fn print(self, as_json: bool) -> Result<Exit, Quit> {
+        match self {
+            Self::Done { json, text, notes } => {
+                for note in notes {
+                    exit::say(note);
+                }
+                if as_json {
+                    exit::print(json)?;
+                } else if !text.is_empty() {
+                    exit::print(text.trim_end_matches('\n'))?;
+                }
+                Ok(Exit::Ok)
             }
-            Err(error) => {
-                let (exit, hint) = match error {
-                    CommandError::Failed { hint, .. } => (1, hint.clone()),
-                    CommandError::Config { hint, .. } => (78, hint.clone()),
-                    CommandError::Registry(_) => (1, None),
-                };
-                Self::Failed { exit, message: error.to_string(), hint }
+            Self::Failed { exit, message, hint } => {
+                let exit = [Exit::Usage, Exit::Config].into_iter().find(|known| *known as u8 == exit);
+                Err(Quit { exit: exit.unwrap_or(Exit::Failed), message, hint })
             }
         }
     }

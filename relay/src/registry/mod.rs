@@ -4,7 +4,9 @@
 //! transaction, by the pure functions of [`grants`] and [`rows`]. Must never hold a secret in clear: tokens are kept as
 //! verifiers, pre-shared keys sealed with a key that lives elsewhere.
 
+mod admission;
 pub mod grants;
+mod place;
 pub mod rows;
 pub mod sqlite;
 #[cfg(test)]
@@ -18,7 +20,9 @@ use culvert_model::control::Refusal;
 use culvert_model::id::{ConnectorId, TokenId, TunnelId};
 use culvert_model::key::PublicKey;
 use culvert_model::name::{Grant, Label, ServiceName};
+use culvert_ops::exit::Quit;
 
+pub use place::{BadUrl, Url};
 pub use rows::{AuditRow, ConnectorRow, Sealed, SealedPsk, ServiceRow, Snapshot, TokenRow, TokenState, Tunnel};
 
 /// How long tokens and connectors that ended are remembered, only to say so to their holders.
@@ -103,6 +107,9 @@ pub trait Registry: Send + Sync {
 
     /// Adds a line to the audit trail that no other method writes, such as a refused attempt.
     fn audit(&self, row: AuditRow) -> Future<'_, ()>;
+
+    /// The audit trail from a time on, oldest first.
+    fn audit_since(&self, since: SystemTime) -> Future<'_, Vec<AuditRow>>;
 
     /// Why the last transaction failed to reach the database, if it did: the relay serves on with what it knows.
     fn degraded(&self) -> Option<String>;
@@ -264,6 +271,26 @@ pub enum RegistryError {
         /// What the engine says.
         detail: String,
     },
+}
+
+impl From<RegistryError> for Quit {
+    fn from(error: RegistryError) -> Self {
+        let text = error.to_string();
+        match error {
+            RegistryError::Rule(Rule::Owned { .. }) => {
+                Self::failed(text).hint("tunnels that are both created with --shared may serve a name together")
+            }
+            RegistryError::Rule(_) => Self::failed(text),
+            RegistryError::Newer { .. } => Self::config(text).hint("use the program that wrote it, or a newer one"),
+            RegistryError::Corrupt { .. } => {
+                Self::config(text).hint("restore it from a backup; nothing was changed in it")
+            }
+            RegistryError::Locked { .. } => Self::failed(text).hint("try again when that process is done"),
+            RegistryError::Full { .. } => Self::failed(text).hint("make room and try again"),
+            RegistryError::Exposed { path, .. } => Self::config(text).hint(format!("chmod 600 {path}")),
+            RegistryError::Away { .. } => Self::failed(text),
+        }
+    }
 }
 
 /// A rule that a request breaks.

@@ -1,0 +1,75 @@
+//! `status` and `key show`.
+
+use culvert_ops::time::rfc3339;
+use serde_json::json;
+
+use super::live::Live;
+use super::table::{facts, rough};
+use super::view::View;
+use super::{CommandError, Facts, Outcome};
+use crate::registry::Registry;
+
+pub(super) fn key(known: &Facts<'_>) -> Outcome {
+    let public_key = known.public_key();
+    Outcome { json: json!({ "public_key": public_key }), text: format!("{public_key}\n"), ..Outcome::default() }
+}
+
+pub(super) fn status(
+    view: &View,
+    live: &dyn Live,
+    registry: &dyn Registry,
+    known: &Facts<'_>,
+) -> Result<Outcome, CommandError> {
+    let Some(process) = live.status() else {
+        return Err(CommandError::failed("the relay is not running").hint("`culvert-relay run` starts it"));
+    };
+    let services = view.known_services();
+    let connectors = view.connectors_of(None);
+    let members = connectors.iter().filter(|connector| connector.revoked.is_none()).count();
+    let up = connectors.iter().filter(|connector| view.state(connector) == "up").count();
+    let uptime = view.now.duration_since(process.started).unwrap_or_default();
+    let endpoints: Vec<String> = known.endpoints.iter().map(ToString::to_string).collect();
+    let degraded = registry.degraded();
+    let listeners: Vec<_> =
+        process.listeners.iter().map(|(what, address)| json!({ "what": what, "address": address })).collect();
+    let per_service: serde_json::Map<_, _> = services
+        .iter()
+        .map(|service| (service.name.to_string(), json!({ "up": service.live.up, "total": service.live.total })))
+        .collect();
+    let json = json!({
+        "version": process.version,
+        "pid": process.pid,
+        "ready": process.ready,
+        "draining": process.draining,
+        "reasons": process.reasons,
+        "started": rfc3339(process.started),
+        "uptime_seconds": uptime.as_secs(),
+        "public_key": known.public_key(),
+        "endpoints": endpoints,
+        "listeners": listeners,
+        "registry": degraded.as_deref().map_or("ok", |_| "degraded"),
+        "tunnels": view.snapshot.tunnels.len(),
+        "connectors_up": up,
+        "connectors_total": members,
+        "services": per_service,
+    });
+    let state = match (process.draining, process.ready) {
+        (true, _) => "draining",
+        (false, true) => "ready",
+        (false, false) => "not ready",
+    };
+    let listening: Vec<String> = process.listeners.iter().map(|(what, address)| format!("{what} {address}")).collect();
+    let whole = services.iter().filter(|service| service.live.up > 0).count();
+    let text = facts(&[
+        ("relay", format!("{state}, version {}, process {}, up {}", process.version, process.pid, rough(uptime))),
+        ("amiss", process.reasons.join("\n")),
+        ("public key", known.public_key().to_string()),
+        ("endpoints", if endpoints.is_empty() { "none".to_owned() } else { endpoints.join(" ") }),
+        ("listening", listening.join("\n")),
+        ("registry", degraded.unwrap_or_else(|| "ok".to_owned())),
+        ("tunnels", view.snapshot.tunnels.len().to_string()),
+        ("connectors", format!("{up} of {members} up")),
+        ("services", format!("{whole} of {} up", services.len())),
+    ]);
+    Ok(Outcome { json, text, ..Outcome::default() })
+}

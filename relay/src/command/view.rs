@@ -1,0 +1,228 @@
+//! What commands look at: the registry and, where a relay runs, what is live in it; with ids and names resolved.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::SystemTime;
+
+use culvert_model::id::{ConnectorId, TokenId, TunnelId};
+use culvert_model::name::{Label, ServiceName};
+use culvert_ops::time::rfc3339;
+use serde_json::{Value, json};
+
+use super::CommandError;
+use super::live::{Live, LiveConnector, LiveService};
+use crate::enrol;
+use crate::registry::{ConnectorRow, Registry, Snapshot, TokenRow, Tunnel};
+
+/// One moment of a relay.
+pub(super) struct View {
+    pub(super) snapshot: Snapshot,
+    pub(super) now: SystemTime,
+    connectors: HashMap<ConnectorId, LiveConnector>,
+    services: BTreeMap<ServiceName, LiveService>,
+}
+
+/// A service as far as the relay knows it.
+pub(super) struct KnownService {
+    pub(super) name: ServiceName,
+    pub(super) tunnels: Vec<Label>,
+    pub(super) live: LiveService,
+}
+
+impl View {
+    pub(super) async fn of(registry: &dyn Registry, live: &dyn Live, now: SystemTime) -> Result<Self, CommandError> {
+        let snapshot = registry.load().await?;
+        Ok(Self { snapshot, now, connectors: live.connectors(), services: live.services() })
+    }
+
+    /// The live tunnel of this id or name.
+    pub(super) fn tunnel(&self, named: &str) -> Result<&Tunnel, CommandError> {
+        let lower = named.to_ascii_lowercase();
+        self.snapshot
+            .tunnels
+            .iter()
+            .find(|tunnel| tunnel.id.as_str() == named || tunnel.name.as_str() == lower)
+            .ok_or_else(|| CommandError::failed(format!("no tunnel {named:?}")).hint("`tunnel list` shows them"))
+    }
+
+    pub(super) fn token(&self, id: &str) -> Result<&TokenRow, CommandError> {
+        self.snapshot
+            .tokens
+            .iter()
+            .find(|token| token.id.as_str() == id)
+            .ok_or_else(|| CommandError::failed(format!("no token {id:?}")).hint("`token list` shows their ids"))
+    }
+
+    /// The connector of this id, or the only one of this name that is not revoked.
+    pub(super) fn connector(&self, named: &str) -> Result<&ConnectorRow, CommandError> {
+        let unknown = || CommandError::failed(format!("no connector {named:?}")).hint("`connector list` shows them");
+        let all = &self.snapshot.connectors;
+        if let Some(found) = all.iter().find(|connector| connector.id.as_str() == named) {
+            return Ok(found);
+        }
+        let lower = named.to_ascii_lowercase();
+        let has_name = |connector: &&ConnectorRow| {
+            connector.revoked.is_none() && self.name(connector).is_some_and(|name| name.as_str() == lower)
+        };
+        let found: Vec<&ConnectorRow> = all.iter().filter(has_name).collect();
+        match found.as_slice() {
+            [] => Err(unknown()),
+            [one] => Ok(one),
+            several => {
+                let ids: Vec<&str> = several.iter().map(|connector| connector.id.as_str()).collect();
+                Err(CommandError::failed(format!("{} connectors are named {lower}", several.len()))
+                    .hint(format!("give one's id: {}", ids.join(", "))))
+            }
+        }
+    }
+
+    /// Connectors of one tunnel, or of all that are not deleted.
+    pub(super) fn connectors_of(&self, tunnel: Option<&TunnelId>) -> Vec<&ConnectorRow> {
+        let shown = |connector: &&ConnectorRow| match tunnel {
+            Some(id) => connector.tunnel == *id,
+            None => self.snapshot.tunnels.iter().any(|tunnel| tunnel.id == connector.tunnel),
+        };
+        self.snapshot.connectors.iter().filter(shown).collect()
+    }
+
+    pub(super) fn tokens_of(&self, tunnel: Option<&TunnelId>) -> Vec<&TokenRow> {
+        let shown = |token: &&TokenRow| match tunnel {
+            Some(id) => token.tunnel == *id,
+            None => self.snapshot.tunnels.iter().any(|tunnel| tunnel.id == token.tunnel),
+        };
+        let kept = |token: &&TokenRow| !token.is_forgotten(self.now);
+        self.snapshot.tokens.iter().filter(shown).filter(kept).collect()
+    }
+
+    /// A tunnel's name; its id when it is deleted.
+    pub(super) fn tunnel_name(&self, id: &TunnelId) -> String {
+        let found = self.snapshot.tunnels.iter().find(|tunnel| tunnel.id == *id);
+        found.map_or_else(|| id.to_string(), |tunnel| tunnel.name.to_string())
+    }
+
+    pub(super) fn live(&self, id: &ConnectorId) -> Option<&LiveConnector> {
+        self.connectors.get(id)
+    }
+
+    pub(super) fn name<'a>(&'a self, connector: &'a ConnectorRow) -> Option<&'a Label> {
+        self.live(&connector.id).and_then(|live| live.name.as_ref()).or(connector.name.as_ref())
+    }
+
+    pub(super) fn version(&self, connector: &ConnectorRow) -> Option<String> {
+        let told = self.live(&connector.id).and_then(|live| live.version.as_ref()).or(connector.version.as_ref());
+        told.map(|version| enrol::program(version))
+    }
+
+    pub(super) fn last_handshake(&self, connector: &ConnectorRow) -> Option<SystemTime> {
+        self.live(&connector.id).and_then(|live| live.last_handshake).or(connector.last_handshake)
+    }
+
+    /// `up`, `draining`, `lost` or `revoked`.
+    pub(super) fn state(&self, connector: &ConnectorRow) -> &'static str {
+        match self.live(&connector.id) {
+            _ if connector.revoked.is_some() => "revoked",
+            Some(live) if live.draining || connector.drained => "draining",
+            Some(_) => "up",
+            None => "lost",
+        }
+    }
+
+    pub(super) fn endpoint(&self, connector: &ConnectorRow) -> Option<String> {
+        let live = self.live(&connector.id).and_then(|live| live.endpoint);
+        live.or(connector.last_endpoint).map(|endpoint| endpoint.to_string())
+    }
+
+    /// How many of a tunnel's connectors are up, and how many there are.
+    pub(super) fn up(&self, tunnel: &TunnelId) -> (usize, usize) {
+        let all = self.connectors_of(Some(tunnel));
+        let members = all.iter().filter(|connector| connector.revoked.is_none()).count();
+        (all.iter().filter(|connector| self.state(connector) == "up").count(), members)
+    }
+
+    /// Every service that is granted exactly, was announced, or is live; by name.
+    pub(super) fn known_services(&self) -> Vec<KnownService> {
+        let mut owners: BTreeMap<ServiceName, BTreeSet<Label>> = BTreeMap::new();
+        for tunnel in &self.snapshot.tunnels {
+            for name in tunnel.grants.iter().filter_map(culvert_model::name::Grant::exact) {
+                owners.entry(name).or_default().insert(tunnel.name.clone());
+            }
+        }
+        for service in &self.snapshot.services {
+            let tunnel = self.snapshot.tunnels.iter().find(|tunnel| tunnel.id == service.tunnel);
+            owners.entry(service.name.clone()).or_default().extend(tunnel.map(|tunnel| tunnel.name.clone()));
+        }
+        for name in self.services.keys() {
+            owners.entry(name.clone()).or_default();
+        }
+        owners
+            .into_iter()
+            .map(|(name, tunnels)| {
+                let live = self.services.get(&name).copied().unwrap_or_default();
+                KnownService { name, tunnels: tunnels.into_iter().collect(), live }
+            })
+            .collect()
+    }
+
+    pub(super) fn tunnel_json(&self, tunnel: &Tunnel) -> Value {
+        let (up, total) = self.up(&tunnel.id);
+        json!({
+            "id": tunnel.id,
+            "name": tunnel.name,
+            "services": tunnel.grants,
+            "shared": tunnel.shared,
+            "connectors_up": up,
+            "connectors_total": total,
+            "created": rfc3339(tunnel.created),
+        })
+    }
+
+    pub(super) fn token_json(&self, token: &TokenRow) -> Value {
+        json!({
+            "id": token.id,
+            "tunnel": self.tunnel_name(&token.tunnel),
+            "uses_left": token.uses_left,
+            "expires": token.expires.map(rfc3339),
+            "last_used": token.last_used.map(rfc3339),
+            "state": token.state(self.now).as_str(),
+            "created": rfc3339(token.created),
+        })
+    }
+
+    pub(super) fn connector_json(&self, connector: &ConnectorRow) -> Value {
+        let live = self.live(&connector.id).filter(|_| connector.revoked.is_none());
+        json!({
+            "id": connector.id,
+            "name": self.name(connector),
+            "tunnel": self.tunnel_name(&connector.tunnel),
+            "public_key": connector.public_key,
+            "inner_address": connector.inner_address,
+            "endpoint": self.endpoint(connector),
+            "last_handshake": self.last_handshake(connector).map(rfc3339),
+            "version": self.version(connector),
+            "state": self.state(connector),
+            "services": live.map(|live| live.services.as_slice()).unwrap_or_default(),
+            "ephemeral": connector.ephemeral,
+            "drained": connector.drained,
+            "enrolled": rfc3339(connector.enrolled),
+            "rx_bytes": live.map(|live| live.rx_bytes),
+            "tx_bytes": live.map(|live| live.tx_bytes),
+            "notes": live.map(|live| live.notes.as_slice()).unwrap_or_default(),
+        })
+    }
+}
+
+impl KnownService {
+    pub(super) fn json(&self) -> Value {
+        json!({
+            "name": self.name,
+            "source": "connector",
+            "tunnels": self.tunnels,
+            "up": self.live.up,
+            "total": self.live.total,
+        })
+    }
+}
+
+/// The ids of a view's tokens that the tunnel has, for what a running relay has to apply.
+pub(super) fn token_ids(view: &View, tunnel: &TunnelId) -> Vec<TokenId> {
+    view.tokens_of(Some(tunnel)).into_iter().map(|token| token.id.clone()).collect()
+}

@@ -1,0 +1,182 @@
+//! Who is let in (wire.md §3): pure rules over one token and what is known of one public key.
+//!
+//! Must never read a clock or a database: every engine asks these functions inside its transaction.
+
+use std::time::SystemTime;
+
+use culvert_model::control::Refusal;
+
+use super::REPEAT;
+use super::rows::{ConnectorRow, SealedPsk, TokenRow, TokenState};
+
+/// What to do with a candidate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Take one use. It becomes a member, or stays one if its key joined the same tunnel with another token before.
+    Join,
+    /// It is a member already: a new pre-shared key, no use.
+    Repeat,
+    /// Tell it no.
+    Refuse {
+        /// Why.
+        refusal: Refusal,
+        /// Since when.
+        at: Option<SystemTime>,
+    },
+    /// Say nothing.
+    Silence,
+}
+
+/// Judges the holder of `token` whose public key is that of `known`, if any connector has it.
+pub fn judge(token: &TokenRow, known: Option<&ConnectorRow>, now: SystemTime) -> Verdict {
+    if token.is_forgotten(now) {
+        return Verdict::Silence;
+    }
+    let refuse = |refusal| Verdict::Refuse { refusal, at: token.ended(now) };
+    if let Some(at) = known.and_then(|connector| connector.revoked) {
+        return Verdict::Refuse { refusal: Refusal::Revoked, at: Some(at) };
+    }
+    let state = token.state(now);
+    if state == TokenState::Revoked {
+        return refuse(Refusal::Revoked);
+    }
+    if let Some(connector) = known {
+        // One key, one member: a token of another tunnel must not carry somebody's key away.
+        if connector.tunnel != token.tunnel {
+            return Verdict::Refuse { refusal: Refusal::Malformed, at: None };
+        }
+        if connector.token == token.id && token.ended(now).is_none_or(|ended| now < ended + REPEAT) {
+            return Verdict::Repeat;
+        }
+    }
+    match state {
+        TokenState::Active => Verdict::Join,
+        TokenState::Expired => refuse(Refusal::Expired),
+        TokenState::UsedUp => refuse(Refusal::UsedUp),
+        TokenState::Revoked => refuse(Refusal::Revoked),
+    }
+}
+
+/// The epoch of the next pre-shared key, given those with the same relay, and the one to keep beside it.
+///
+/// INVARIANT: the two differ by one, so that one bit tells them apart in a session index. The one kept is the newest that
+/// is confirmed, so that somebody who repeats another's enrolment cannot cut it off; else the newest.
+pub fn next_epoch(psks: &[SealedPsk], relay: &str) -> (u32, Option<u32>) {
+    let ours = || psks.iter().filter(|psk| psk.relay == relay);
+    let confirmed = ours().filter(|psk| psk.confirmed).map(|psk| psk.epoch).max();
+    match confirmed.or_else(|| ours().map(|psk| psk.epoch).max()) {
+        Some(kept) => (kept.saturating_add(1), Some(kept)),
+        None => (1, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use culvert_model::address::connector_inner;
+    use culvert_model::id::{ConnectorId, TokenId, TunnelId};
+    use culvert_model::key::PublicKey;
+
+    use super::super::{Sealed, TOMBSTONE};
+    use super::*;
+
+    const MADE: SystemTime = SystemTime::UNIX_EPOCH;
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    #[test]
+    fn a_token_lets_in_until_it_ends_and_then_says_why_for_thirty_days() {
+        let expired = TokenRow { expires: Some(MADE + HOUR), ..token() };
+        let spent = TokenRow { uses_left: Some(0), last_used: Some(MADE + HOUR), ..token() };
+        let revoked = TokenRow { revoked: Some(MADE + HOUR), ..token() };
+        let at = Some(MADE + HOUR);
+        for (row, refusal) in [(expired, Refusal::Expired), (spent, Refusal::UsedUp), (revoked, Refusal::Revoked)] {
+            let refused = Verdict::Refuse { refusal, at };
+            assert_eq!(judge(&row, None, MADE + HOUR), refused);
+            assert_eq!(judge(&row, None, MADE + HOUR + TOMBSTONE - HOUR), refused);
+            assert_eq!(judge(&row, None, MADE + HOUR + TOMBSTONE), Verdict::Silence);
+        }
+        assert_eq!(judge(&token(), None, MADE), Verdict::Join);
+        let short = TokenRow { expires: Some(MADE + HOUR), ..token() };
+        assert_eq!(judge(&short, None, MADE + HOUR - Duration::from_millis(1)), Verdict::Join);
+    }
+
+    #[test]
+    fn a_member_repeats_for_a_day_after_the_token_ended() {
+        let spent = TokenRow { uses_left: Some(0), last_used: Some(MADE), ..token() };
+        let member = connector(&spent);
+        assert_eq!(judge(&spent, Some(&member), MADE + REPEAT - HOUR), Verdict::Repeat);
+        let refused = Verdict::Refuse { refusal: Refusal::UsedUp, at: Some(MADE) };
+        assert_eq!(judge(&spent, Some(&member), MADE + REPEAT), refused);
+        let unlimited = TokenRow { uses_left: None, ..spent };
+        assert_eq!(judge(&unlimited, Some(&member), MADE + 10 * REPEAT), Verdict::Repeat);
+    }
+
+    #[test]
+    fn a_revoked_token_or_connector_learns_it_and_never_repeats() {
+        let row = token();
+        let revoked = TokenRow { revoked: Some(MADE), ..row.clone() };
+        let member = connector(&row);
+        let refused = Verdict::Refuse { refusal: Refusal::Revoked, at: Some(MADE) };
+        assert_eq!(judge(&revoked, Some(&member), MADE), refused);
+        let gone = ConnectorRow { revoked: Some(MADE), ..member };
+        assert_eq!(judge(&row, Some(&gone), MADE + 100 * TOMBSTONE), refused);
+    }
+
+    #[test]
+    fn a_key_that_joined_with_another_token_costs_a_use_and_never_changes_tunnels() {
+        let row = token();
+        let member = ConnectorRow { token: TokenId::new(), ..connector(&row) };
+        assert_eq!(judge(&row, Some(&member), MADE), Verdict::Join);
+        let elsewhere = ConnectorRow { tunnel: TunnelId::new(), ..connector(&row) };
+        let refused = Verdict::Refuse { refusal: Refusal::Malformed, at: None };
+        assert_eq!(judge(&row, Some(&elsewhere), MADE), refused);
+    }
+
+    #[test]
+    fn a_repeat_replaces_what_was_never_used_and_keeps_what_was() {
+        let psk =
+            |epoch, confirmed| SealedPsk { relay: "here".to_owned(), epoch, sealed: Sealed(Vec::new()), confirmed };
+        assert_eq!(next_epoch(&[], "here"), (1, None));
+        assert_eq!(next_epoch(&[psk(1, false)], "here"), (2, Some(1)));
+        assert_eq!(next_epoch(&[psk(1, false), psk(2, false)], "here"), (3, Some(2)));
+        assert_eq!(next_epoch(&[psk(1, true), psk(2, false)], "here"), (2, Some(1)));
+        assert_eq!(next_epoch(&[psk(1, true), psk(2, true)], "here"), (3, Some(2)));
+        assert_eq!(next_epoch(&[psk(7, true)], "elsewhere"), (1, None));
+    }
+
+    fn token() -> TokenRow {
+        TokenRow {
+            id: TokenId::new(),
+            tunnel: TunnelId::new(),
+            bootstrap_key: PublicKey::from_bytes([1; 32]),
+            psk: Sealed(Vec::new()),
+            uses_left: Some(1),
+            expires: None,
+            revoked: None,
+            created: MADE,
+            last_used: None,
+        }
+    }
+
+    fn connector(token: &TokenRow) -> ConnectorRow {
+        let id = ConnectorId::new();
+        ConnectorRow {
+            inner_address: connector_inner(&id),
+            id,
+            tunnel: token.tunnel.clone(),
+            token: token.id.clone(),
+            public_key: PublicKey::from_bytes([2; 32]),
+            name: None,
+            psks: Vec::new(),
+            ephemeral: false,
+            drained: false,
+            revoked: None,
+            enrolled: MADE,
+            last_endpoint: None,
+            last_local: None,
+            last_handshake: None,
+            version: None,
+        }
+    }
+}

@@ -1,0 +1,383 @@
+//! Changes to the database; each function is the inside of one transaction, its line in the audit trail included.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, SystemTime};
+
+use culvert_model::address::connector_inner;
+use culvert_model::control::Refusal;
+use culvert_model::id::{ConnectorId, TokenId, TunnelId};
+use culvert_model::name::{Grant, ServiceName};
+use rusqlite::{Connection, OptionalExtension as _, params};
+
+use super::super::admission::{Verdict, judge, next_epoch};
+use super::super::rows::{AuditRow, ConnectorRow, TokenRow, Tunnel};
+use super::super::{Actor, Candidate, EPHEMERAL, Enrolment, Forgotten, Note, Rule, TOMBSTONE, grants};
+use super::failure::Failure;
+use super::read::{self, milliseconds};
+
+/// How often the same refusal, or a repeated enrolment, is worth another line in the audit trail.
+const SAME_AGAIN: Duration = Duration::from_secs(60);
+
+type Result<T> = std::result::Result<T, Failure>;
+
+pub(super) fn create_tunnel(db: &Connection, tunnel: &Tunnel, token: &TokenRow, by: &Actor) -> Result<()> {
+    let tunnels = read::tunnels(db)?;
+    if tunnels.iter().any(|other| other.name == tunnel.name) {
+        return Err(Rule::TunnelExists(tunnel.name.clone()).into());
+    }
+    db.execute(
+        "INSERT INTO tunnels (id, name, shared, created) VALUES (?, ?, ?, ?)",
+        params![tunnel.id.as_str(), tunnel.name.as_str(), tunnel.shared, milliseconds(tunnel.created)],
+    )?;
+    grant(db, tunnel, &tunnel.grants, &tunnels)?;
+    let detail = format!("services {}{}", list(&tunnel.grants), if tunnel.shared { ", shared" } else { "" });
+    audit(db, tunnel.created, &by.0, "tunnel.create", tunnel.name.as_str(), &detail)?;
+    create_token(db, token, by)
+}
+
+pub(super) fn set_grants(
+    db: &Connection,
+    id: &TunnelId,
+    add: &[Grant],
+    remove: &[Grant],
+    by: &Actor,
+    now: SystemTime,
+) -> Result<Tunnel> {
+    let tunnels = read::tunnels(db)?;
+    let mut tunnel = live_tunnel(&tunnels, id)?.clone();
+    for gone in remove {
+        if !tunnel.grants.contains(gone) {
+            return Err(Rule::NotGranted { tunnel: tunnel.name, grant: gone.clone() }.into());
+        }
+        tunnel.grants.retain(|grant| grant != gone);
+        db.execute("DELETE FROM grants WHERE tunnel = ? AND pattern = ?", [id.as_str(), gone.as_str()])?;
+    }
+    let new: Vec<Grant> = add.iter().filter(|grant| !tunnel.grants.contains(grant)).cloned().collect();
+    grant(db, &tunnel, &new, &tunnels)?;
+    for grant in new {
+        if !tunnel.grants.contains(&grant) {
+            tunnel.grants.push(grant);
+        }
+    }
+    if tunnel.grants.is_empty() {
+        return Err(Rule::NoGrantLeft(tunnel.name).into());
+    }
+    for service in read::services(db)? {
+        if service.tunnel == *id && !grants::covers(&tunnel, &service.name) {
+            forget_service(db, id, &service.name)?;
+        }
+    }
+    audit(db, now, &by.0, "tunnel.set", tunnel.name.as_str(), &format!("services {}", list(&tunnel.grants)))?;
+    Ok(tunnel)
+}
+
+pub(super) fn delete_tunnel(db: &Connection, id: &TunnelId, by: &Actor, now: SystemTime) -> Result<Vec<ConnectorId>> {
+    let tunnels = read::tunnels(db)?;
+    let tunnel = live_tunnel(&tunnels, id)?;
+    let at = milliseconds(now);
+    db.execute("UPDATE tunnels SET deleted = ? WHERE id = ?", params![at, id.as_str()])?;
+    db.execute("UPDATE tokens SET revoked = ? WHERE tunnel = ? AND revoked IS NULL", params![at, id.as_str()])?;
+    let revoked = read::connectors(db)?
+        .into_iter()
+        .filter(|connector| connector.tunnel == *id && connector.revoked.is_none())
+        .map(|connector| connector.id)
+        .collect();
+    db.execute("UPDATE connectors SET revoked = ? WHERE tunnel = ? AND revoked IS NULL", params![at, id.as_str()])?;
+    db.execute("DELETE FROM services WHERE tunnel = ?", [id.as_str()])?;
+    audit(db, now, &by.0, "tunnel.delete", tunnel.name.as_str(), "")?;
+    Ok(revoked)
+}
+
+pub(super) fn create_token(db: &Connection, token: &TokenRow, by: &Actor) -> Result<()> {
+    if !read::tunnel_is_live(db, &token.tunnel)? {
+        return Err(Rule::NoSuchTunnel(token.tunnel.clone()).into());
+    }
+    db.execute(
+        "INSERT INTO tokens (id, tunnel, bootstrap_key, psk, uses_left, expires, created) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        params![
+            token.id.as_str(),
+            token.tunnel.as_str(),
+            token.bootstrap_key.as_bytes(),
+            token.psk.0,
+            token.uses_left,
+            token.expires.map(milliseconds),
+            milliseconds(token.created),
+        ],
+    )?;
+    let uses = token.uses_left.map_or("unlimited".to_owned(), |uses| uses.to_string());
+    audit(db, token.created, &by.0, "token.create", token.id.as_str(), &format!("{}, uses {uses}", token.tunnel))
+}
+
+pub(super) fn revoke_token(db: &Connection, id: &TokenId, by: &Actor, now: SystemTime) -> Result<()> {
+    let token = read::token(db, id)?.ok_or_else(|| Rule::NoSuchToken(id.clone()))?;
+    if token.revoked.is_some() {
+        return Ok(());
+    }
+    db.execute("UPDATE tokens SET revoked = ? WHERE id = ?", params![milliseconds(now), id.as_str()])?;
+    audit(db, now, &by.0, "token.revoke", id.as_str(), "")
+}
+
+pub(super) fn enrol(db: &Connection, candidate: &Candidate) -> Result<Enrolment> {
+    let Some(token) = read::token(db, &candidate.token)? else { return Ok(Enrolment::Unknown) };
+    let known = read::connector_by_key(db, &candidate.public_key)?;
+    let verdict = judge(&token, known.as_ref(), candidate.now);
+    let repeated = match verdict {
+        Verdict::Silence => return Ok(Enrolment::Unknown),
+        Verdict::Refuse { refusal, at } => {
+            let what = format!("{} from {}", word(refusal), candidate.source.ip());
+            seldom(db, candidate.now, token.id.as_str(), "connector.refused", token.id.as_str(), &what)?;
+            return Ok(Enrolment::Refused { refusal, at });
+        }
+        Verdict::Repeat => true,
+        Verdict::Join => false,
+    };
+    let tunnels = read::tunnels(db)?;
+    let Some(tunnel) = tunnels.into_iter().find(|tunnel| tunnel.id == token.tunnel) else {
+        return Ok(Enrolment::Refused { refusal: Refusal::Revoked, at: token.revoked });
+    };
+    if !repeated {
+        take_use(db, &token, candidate.now)?;
+    }
+    let id = match &known {
+        Some(connector) => connector.id.clone(),
+        None => candidate.id.clone(),
+    };
+    if known.is_some() {
+        update_member(db, &id, candidate)?;
+    } else {
+        insert_member(db, &tunnel, candidate)?;
+    }
+    let (epoch, kept) = next_epoch(known.as_ref().map_or(&[], |connector| &connector.psks), &candidate.relay);
+    db.execute(
+        "DELETE FROM psks WHERE connector = ? AND relay = ? AND epoch IS NOT ?",
+        params![id.as_str(), candidate.relay, kept],
+    )?;
+    db.execute(
+        "INSERT INTO psks (connector, relay, epoch, sealed, confirmed) VALUES (?, ?, ?, ?, 0)",
+        params![id.as_str(), candidate.relay, epoch, candidate.psk.0],
+    )?;
+    let detail = format!("with {} from {}, version {}", token.id, candidate.source.ip(), candidate.program);
+    if repeated {
+        seldom(db, candidate.now, token.id.as_str(), "connector.repeat", id.as_str(), &detail)?;
+    } else {
+        audit(db, candidate.now, token.id.as_str(), "connector.join", id.as_str(), &detail)?;
+    }
+    let connector = known_connector(db, &id)?;
+    Ok(Enrolment::Joined { connector, tunnel, epoch, repeated })
+}
+
+pub(super) fn revoke_connector(db: &Connection, id: &ConnectorId, by: &Actor, now: SystemTime) -> Result<()> {
+    if known_connector(db, id)?.revoked.is_some() {
+        return Ok(());
+    }
+    db.execute("UPDATE connectors SET revoked = ? WHERE id = ?", params![milliseconds(now), id.as_str()])?;
+    db.execute("DELETE FROM psks WHERE connector = ?", [id.as_str()])?;
+    audit(db, now, &by.0, "connector.revoke", id.as_str(), "")
+}
+
+pub(super) fn set_drained(db: &Connection, id: &ConnectorId, drained: bool, by: &Actor, now: SystemTime) -> Result<()> {
+    let connector = known_connector(db, id)?;
+    if connector.revoked.is_some() {
+        return Err(Rule::NoSuchConnector(id.clone()).into());
+    }
+    if connector.drained == drained {
+        return Ok(());
+    }
+    db.execute("UPDATE connectors SET drained = ? WHERE id = ?", params![drained, id.as_str()])?;
+    let action = if drained { "connector.drain" } else { "connector.undrain" };
+    audit(db, now, &by.0, action, id.as_str(), "")
+}
+
+pub(super) fn announce(
+    db: &Connection,
+    id: &TunnelId,
+    names: &[ServiceName],
+    now: SystemTime,
+) -> Result<grants::Decision> {
+    let tunnels = read::tunnels(db)?;
+    let services = read::services(db)?;
+    let decision = grants::decide(live_tunnel(&tunnels, id)?, names, &tunnels, &services);
+    for name in &decision.accepted {
+        if !services.iter().any(|service| service.tunnel == *id && service.name == *name) {
+            db.execute(
+                "INSERT INTO services (name, tunnel, since) VALUES (?, ?, ?)",
+                params![name.as_str(), id.as_str(), milliseconds(now)],
+            )?;
+        }
+    }
+    Ok(decision)
+}
+
+pub(super) fn note(db: &Connection, notes: &[Note]) -> Result<()> {
+    for note in notes {
+        match note {
+            Note::Endpoint { connector, remote, local } => db.execute(
+                "UPDATE connectors SET last_endpoint = ?, last_local = ? WHERE id = ?",
+                params![remote.to_string(), local.to_string(), connector.as_str()],
+            )?,
+            Note::Handshake { connector, at } => db.execute(
+                "UPDATE connectors SET last_handshake = ? WHERE id = ?",
+                params![milliseconds(*at), connector.as_str()],
+            )?,
+            Note::Program { connector, name, version } => db.execute(
+                "UPDATE connectors SET name = ?, version = ? WHERE id = ?",
+                params![name.as_ref().map(|name| name.as_str()), version, connector.as_str()],
+            )?,
+            Note::PskConfirmed { connector, relay, epoch, alone } => {
+                let key = params![connector.as_str(), relay, epoch];
+                let known =
+                    db.execute("UPDATE psks SET confirmed = 1 WHERE connector = ? AND relay = ? AND epoch = ?", key)?;
+                if *alone && known > 0 {
+                    db.execute("DELETE FROM psks WHERE connector = ? AND relay = ? AND epoch < ?", key)?;
+                }
+                known
+            }
+        };
+    }
+    Ok(())
+}
+
+pub(super) fn forget(db: &Connection, live: &[ConnectorId], now: SystemTime) -> Result<Forgotten> {
+    let live: BTreeSet<&ConnectorId> = live.iter().collect();
+    let mut forgotten = Forgotten::default();
+    let mut tokens: BTreeSet<TokenId> = BTreeSet::new();
+    for token in read::tokens(db)? {
+        if token.is_forgotten(now) {
+            db.execute("DELETE FROM tokens WHERE id = ?", [token.id.as_str()])?;
+            forgotten.tokens.push(token.id);
+        } else {
+            tokens.insert(token.id);
+        }
+    }
+    for connector in read::connectors(db)? {
+        let over = match connector.revoked {
+            // A revoked key must not come back with the token it still holds.
+            Some(at) => at + TOMBSTONE <= now && !tokens.contains(&connector.token),
+            None => {
+                let heard = connector.last_handshake.unwrap_or(connector.enrolled).max(connector.enrolled);
+                connector.ephemeral && heard + EPHEMERAL <= now && !live.contains(&connector.id)
+            }
+        };
+        if over {
+            db.execute("DELETE FROM connectors WHERE id = ?", [connector.id.as_str()])?;
+            forgotten.connectors.push(connector.id);
+        }
+    }
+    db.execute(
+        "DELETE FROM tunnels WHERE deleted IS NOT NULL AND id NOT IN (SELECT tunnel FROM tokens) \
+         AND id NOT IN (SELECT tunnel FROM connectors)",
+        [],
+    )?;
+    Ok(forgotten)
+}
+
+pub(super) fn audit_row(db: &Connection, row: &AuditRow) -> Result<()> {
+    audit(db, row.at, &row.actor, &row.action, &row.subject, &row.detail)
+}
+
+/// Writes grants that `tunnel` did not have; an exact one takes its name from other tunnels' patterns.
+fn grant(db: &Connection, tunnel: &Tunnel, new: &[Grant], tunnels: &[Tunnel]) -> Result<()> {
+    for grant in new {
+        db.execute(
+            "INSERT OR IGNORE INTO grants (tunnel, pattern) VALUES (?, ?)",
+            [tunnel.id.as_str(), grant.as_str()],
+        )?;
+        let Some(name) = grant.exact() else { continue };
+        if let Some(owner) = grants::exact_owner(&tunnel.id, tunnel.shared, &name, tunnels) {
+            return Err(Rule::Owned { service: name, owner: owner.name.clone() }.into());
+        }
+        for other in tunnels.iter().filter(|other| other.id != tunnel.id && !(other.shared && tunnel.shared)) {
+            forget_service(db, &other.id, &name)?;
+        }
+    }
+    Ok(())
+}
+
+fn forget_service(db: &Connection, tunnel: &TunnelId, name: &ServiceName) -> Result<()> {
+    db.execute("DELETE FROM services WHERE tunnel = ? AND name = ?", [tunnel.as_str(), name.as_str()])?;
+    Ok(())
+}
+
+/// INVARIANT: one use at most is taken from what is left, whoever else asks: the update counts in the database.
+fn take_use(db: &Connection, token: &TokenRow, now: SystemTime) -> Result<()> {
+    db.execute(
+        "UPDATE tokens SET uses_left = uses_left - 1, last_used = ? WHERE id = ?",
+        params![milliseconds(now), token.id.as_str()],
+    )?;
+    Ok(())
+}
+
+fn insert_member(db: &Connection, tunnel: &Tunnel, candidate: &Candidate) -> Result<()> {
+    db.execute(
+        "INSERT INTO connectors (id, tunnel, token, public_key, name, inner_address, ephemeral, enrolled, version) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        params![
+            candidate.id.as_str(),
+            tunnel.id.as_str(),
+            candidate.token.as_str(),
+            candidate.public_key.as_bytes(),
+            candidate.name.as_ref().map(|name| name.as_str()),
+            connector_inner(&candidate.id).to_string(),
+            candidate.ephemeral,
+            milliseconds(candidate.now),
+            candidate.program,
+        ],
+    )?;
+    Ok(())
+}
+
+fn update_member(db: &Connection, id: &ConnectorId, candidate: &Candidate) -> Result<()> {
+    db.execute(
+        "UPDATE connectors SET token = ?, name = ?, ephemeral = ?, version = ? WHERE id = ?",
+        params![
+            candidate.token.as_str(),
+            candidate.name.as_ref().map(|name| name.as_str()),
+            candidate.ephemeral,
+            candidate.program,
+            id.as_str(),
+        ],
+    )?;
+    Ok(())
+}
+
+fn live_tunnel<'a>(tunnels: &'a [Tunnel], id: &TunnelId) -> Result<&'a Tunnel> {
+    tunnels.iter().find(|tunnel| tunnel.id == *id).ok_or_else(|| Rule::NoSuchTunnel(id.clone()).into())
+}
+
+fn known_connector(db: &Connection, id: &ConnectorId) -> Result<ConnectorRow> {
+    read::connector(db, id)?.ok_or_else(|| Rule::NoSuchConnector(id.clone()).into())
+}
+
+fn audit(db: &Connection, at: SystemTime, actor: &str, action: &str, subject: &str, detail: &str) -> Result<()> {
+    db.prepare_cached("INSERT INTO audit (at, actor, action, subject, detail) VALUES (?, ?, ?, ?, ?)")?
+        .execute(params![milliseconds(at), actor, action, subject, detail])?;
+    Ok(())
+}
+
+/// As [`audit`], but what repeats itself is written once a minute: nobody fills the disk by asking again.
+fn seldom(db: &Connection, at: SystemTime, actor: &str, action: &str, subject: &str, detail: &str) -> Result<()> {
+    let since = at.checked_sub(SAME_AGAIN).unwrap_or(SystemTime::UNIX_EPOCH);
+    let last: Option<i64> = db
+        .prepare_cached("SELECT at FROM audit WHERE subject = ? AND action = ? ORDER BY at DESC LIMIT 1")?
+        .query_row([subject, action], |row| row.get(0))
+        .optional()?;
+    if last.is_some_and(|last| last > milliseconds(since)) {
+        return Ok(());
+    }
+    audit(db, at, actor, action, subject, detail)
+}
+
+fn word(refusal: Refusal) -> &'static str {
+    match refusal {
+        Refusal::Expired => "token expired",
+        Refusal::UsedUp => "token used up",
+        Refusal::Revoked => "revoked",
+        Refusal::Malformed => "malformed",
+        Refusal::Version => "version",
+        Refusal::Other => "other",
+    }
+}
+
+fn list(grants: &[Grant]) -> String {
+    grants.iter().map(Grant::as_str).collect::<Vec<_>>().join(" ")
+}

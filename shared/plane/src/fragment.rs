@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use culvert_engine::PeerId;
 
-use crate::wrap::{self, Addresses, IPV6_LEN, NEXT_FRAGMENT};
+use crate::wrap::{self, Addresses, NEXT_FRAGMENT};
 
 /// Inner packets over this many bytes are split on a small path.
 pub(crate) const WHOLE_LIMIT: usize = 1120;

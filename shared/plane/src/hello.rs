@@ -254,3 +254,121 @@ impl Greeting {
 pub(crate) fn compose(flags: Flags, instance: InstanceId, epoch: Option<u32>) -> Hello {
     Hello { version: PROTOCOL_VERSION, instance, epoch, flags: flags.0 }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn hello(flags: u8) -> Hello {
+        compose(Flags(flags), InstanceId::from_bytes([1; 16]), Some(3))
+    }
+
+    /// Runs the greeting's timers for a while; `answer` plays the network and the relay.
+    fn run(
+        greeting: &mut Greeting,
+        start: Instant,
+        seconds: u64,
+        mut answer: impl FnMut(Flags) -> Option<u8>,
+    ) -> usize {
+        let (mut said, mut flags) = (0, Vec::new());
+        greeting.start(start, &mut flags);
+        for step in 0..seconds * 100 {
+            let now = start + Duration::from_millis(10 * step);
+            while let Some(sent) = flags.pop() {
+                said += 1;
+                if let Some(answer) = answer(sent) {
+                    greeting.handle_hello(&hello(answer), now, &mut flags);
+                }
+            }
+            greeting.handle_timeout(now, &mut flags);
+        }
+        said
+    }
+
+    #[test]
+    fn a_hello_survives_the_wire_and_padding() {
+        for (flags, length) in [(WANT_ANSWER, LEN), (PADDED | ANSWER, PADDED_LEN)] {
+            let mut bytes = Vec::new();
+            hello(flags).write(&mut bytes);
+            assert_eq!(bytes.len(), length);
+            assert_eq!(Hello::read(&bytes), Some(hello(flags)));
+            assert_eq!(Hello::read(&bytes[..LEN - 1]), None);
+        }
+        let none = compose(Flags::PLAIN, InstanceId::from_bytes([1; 16]), None);
+        let mut bytes = Vec::new();
+        none.write(&mut bytes);
+        assert_eq!(Hello::read(&bytes).unwrap().epoch, None);
+        bytes[0] ^= 1;
+        assert_eq!(Hello::read(&bytes), None);
+    }
+
+    #[test]
+    fn a_peer_that_answers_both_makes_dialling_ready_with_two_hellos() {
+        let (mut greeting, now) = (Greeting::default(), Instant::now());
+        let said = run(&mut greeting, now, 1, |sent| Some(ANSWER | (sent.0 & PADDED)));
+        assert_eq!(said, 2);
+        assert!(greeting.is_ready(now) && !greeting.small && !greeting.is_asking());
+        assert!(!greeting.is_ready(now + FRESH + Duration::from_secs(1)), "old findings are made again");
+    }
+
+    #[test]
+    fn a_path_that_only_takes_short_packets_is_a_small_one_after_two_probes() {
+        let (mut greeting, now) = (Greeting::default(), Instant::now());
+        let mut probes = 0;
+        run(&mut greeting, now, 2, |sent| {
+            probes += usize::from(sent.0 & PADDED != 0);
+            (sent.0 & PADDED == 0).then_some(ANSWER | (sent.0 & SMALL))
+        });
+        assert_eq!(probes, 2);
+        assert!(greeting.small && greeting.is_ready(now + Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn the_relay_must_echo_what_it_was_told_of_the_path() {
+        let (mut greeting, now) = (Greeting::default(), Instant::now());
+        run(&mut greeting, now, 2, |sent| (sent.0 & PADDED == 0).then_some(ANSWER));
+        assert!(greeting.small && !greeting.is_ready(now + Duration::from_secs(2)) && greeting.is_asking());
+    }
+
+    #[test]
+    fn a_path_that_grows_again_is_whole_again() {
+        let (mut greeting, now) = (Greeting { small: true, ..Greeting::default() }, Instant::now());
+        run(&mut greeting, now, 2, |sent| Some(ANSWER | (sent.0 & (PADDED | SMALL))));
+        assert!(!greeting.small && greeting.is_ready(now + Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn silence_says_nothing_about_size_and_is_asked_into_slowly() {
+        let (mut greeting, now) = (Greeting::default(), Instant::now());
+        let said = run(&mut greeting, now, 60, |_| None);
+        assert!(!greeting.small && greeting.is_asking());
+        assert!((30..100).contains(&said), "{said} in a minute");
+    }
+
+    #[test]
+    fn another_version_or_a_displacement_is_never_ready() {
+        let now = Instant::now();
+        for (version, flags) in [(PROTOCOL_VERSION + 1, 0), (PROTOCOL_VERSION, DISPLACED)] {
+            let mut greeting = Greeting::default();
+            let mut out = Vec::new();
+            greeting.start(now, &mut out);
+            for padded in [0, PADDED] {
+                let answer = Hello { version, ..hello(ANSWER | padded | flags) };
+                greeting.handle_hello(&answer, now, &mut out);
+            }
+            assert!(!greeting.is_ready(now));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64), flags: u8) {
+            let _ = Hello::read(&bytes);
+            let (mut greeting, mut out) = (Greeting::default(), Vec::new());
+            greeting.handle_hello(&hello(flags), Instant::now(), &mut out);
+            prop_assert!(out.len() <= 2);
+        }
+    }
+}

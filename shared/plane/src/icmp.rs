@@ -45,16 +45,22 @@ fn checksum(addresses: &Addresses, message: &[u8]) -> u16 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
+pub(crate) mod testing {
+    use super::{Addresses, ECHO_REQUEST, checksum};
 
-    /// From `ping6 fd43:554c:5645::1` by a stock peer at fd43:554c:5645::aa: the bytes behind the IPv6 header.
-    fn request(addresses: &Addresses) -> Vec<u8> {
+    /// As `ping` writes it: the bytes behind the IPv6 header.
+    pub(crate) fn request(addresses: &Addresses) -> Vec<u8> {
         let mut message = vec![ECHO_REQUEST, 0, 0, 0, 0x12, 0x34, 0, 1, b'a', b'b', b'c'];
         let sum = checksum(addresses, &message);
         message[2..4].copy_from_slice(&sum.to_be_bytes());
         message
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::request;
+    use super::*;
 
     fn addresses() -> Addresses {
         Addresses { source: "fd43:554c:5645::aa".parse().unwrap(), destination: "fd43:554c:5645::1".parse().unwrap() }

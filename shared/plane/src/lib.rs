@@ -14,6 +14,8 @@ mod fragment;
 mod hello;
 mod icmp;
 mod inbox;
+#[cfg(test)]
+mod memory;
 mod outbox;
 mod peers;
 mod plane;
@@ -22,6 +24,8 @@ mod quic;
 mod shard;
 mod socket;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod udp;
 mod wrap;
 

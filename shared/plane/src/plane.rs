@@ -297,6 +297,14 @@ impl Plane {
         self.inner.stop();
     }
 
+    /// Copies of every QUIC datagram that is sent from now on.
+    #[cfg(test)]
+    pub(crate) fn tap(&self) -> Arc<std::sync::Mutex<Vec<Vec<u8>>>> {
+        let tap = Arc::default();
+        self.shared().shard().tap = Some(Arc::clone(&tap));
+        tap
+    }
+
     fn shared(&self) -> &Shared {
         &self.inner.maker.shared
     }

@@ -84,6 +84,8 @@ pub(crate) struct Shard {
     pub(crate) work: Arc<Notify>,
     pub(crate) told: Arc<Notify>,
     pub(crate) stats: PlaneStats,
+    #[cfg(test)]
+    pub(crate) tap: Option<Arc<std::sync::Mutex<Vec<Vec<u8>>>>>,
 }
 
 /// The engine holds keys: it is not printed.
@@ -122,6 +124,8 @@ impl Shard {
             work: Arc::default(),
             told: Arc::default(),
             stats: PlaneStats::default(),
+            #[cfg(test)]
+            tap: None,
         }
     }
 
@@ -258,6 +262,10 @@ impl Shard {
         self.bulk |= contents.len() > 4 * segment;
         let mut packet = mem::take(&mut self.packet);
         for payload in contents.chunks(segment) {
+            #[cfg(test)]
+            if let Some(tap) = &self.tap {
+                tap.lock().unwrap().push(payload.to_vec());
+            }
             packet.clear();
             if wrap::write_udp(&addresses, QUIC_PORT, payload, &mut packet) {
                 self.stats.quic_sent += 1;

@@ -1,0 +1,119 @@
+//! A network in memory: carriers for tests, with a rule that says which datagrams pass.
+//!
+//! It must never be part of a built binary.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::io::IoSliceMut;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
+
+use quinn_udp::{RecvMeta, Transmit};
+
+use crate::port::{Carrier, Sent};
+
+/// Says whether a datagram (from, to, bytes) passes.
+type Rule = Box<dyn FnMut(SocketAddr, SocketAddr, &[u8]) -> bool + Send>;
+
+/// Every carrier that was made from it can reach every other.
+#[derive(Clone)]
+pub(crate) struct Network {
+    state: Arc<Mutex<State>>,
+}
+
+struct State {
+    inboxes: BTreeMap<SocketAddr, Waiting>,
+    rule: Rule,
+}
+
+#[derive(Default)]
+struct Waiting {
+    datagrams: VecDeque<(SocketAddr, Vec<u8>)>,
+    waker: Option<Waker>,
+}
+
+impl Network {
+    pub(crate) fn new() -> Self {
+        let rule: Rule = Box::new(|_, _, _| true);
+        Self { state: Arc::new(Mutex::new(State { inboxes: BTreeMap::new(), rule })) }
+    }
+
+    /// Lets only datagrams pass for which `rule` says so; it may also watch them.
+    pub(crate) fn set_rule(&self, rule: impl FnMut(SocketAddr, SocketAddr, &[u8]) -> bool + Send + 'static) {
+        self.state.lock().unwrap().rule = Box::new(rule);
+    }
+
+    /// Puts a datagram on the wire.
+    pub(crate) fn send(&self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
+        let mut state = self.state.lock().unwrap();
+        let State { inboxes, rule } = &mut *state;
+        if !rule(from, to, bytes) {
+            return;
+        }
+        if let Some(inbox) = inboxes.get_mut(&to) {
+            inbox.datagrams.push_back((from, bytes.to_vec()));
+            if let Some(waker) = inbox.waker.take() {
+                waker.wake();
+            }
+        }
+    }
+
+    /// A carrier at this address.
+    pub(crate) fn carrier(&self, local: SocketAddr) -> Arc<dyn Carrier> {
+        self.state.lock().unwrap().inboxes.insert(local, Waiting::default());
+        Arc::new(MemoryCarrier { network: self.clone(), local })
+    }
+}
+
+impl fmt::Debug for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Network")
+    }
+}
+
+#[derive(Debug)]
+struct MemoryCarrier {
+    network: Network,
+    local: SocketAddr,
+}
+
+impl Carrier for MemoryCarrier {
+    fn poll_recv(&self, cx: &mut Context<'_>, bufs: &mut [IoSliceMut<'_>], metas: &mut [RecvMeta]) -> Poll<usize> {
+        let mut state = self.network.state.lock().unwrap();
+        let inbox = state.inboxes.get_mut(&self.local).unwrap();
+        let mut count = 0;
+        for (buffer, meta) in bufs.iter_mut().zip(metas) {
+            let Some((addr, bytes)) = inbox.datagrams.pop_front() else { break };
+            buffer[..bytes.len()].copy_from_slice(&bytes);
+            let (len, dst_ip) = (bytes.len(), Some(self.local.ip()));
+            *meta = RecvMeta { addr, len, stride: len, ecn: None, dst_ip };
+            count += 1;
+        }
+        if count == 0 {
+            inbox.waker = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        Poll::Ready(count)
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> Sent {
+        let segment = transmit.segment_size.unwrap_or(transmit.contents.len());
+        for datagram in transmit.contents.chunks(segment) {
+            self.network.send(self.local, transmit.destination, datagram);
+        }
+        Sent::Done
+    }
+
+    fn poll_writable(&self, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
+
+    fn max_segments(&self) -> usize {
+        64
+    }
+
+    fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+}

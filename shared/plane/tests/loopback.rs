@@ -1,0 +1,145 @@
+//! Two planes over real sockets on loopback: joining by a token's key, bulk, and a relay on two sockets.
+
+use std::future::Future;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use culvert_engine::{BootstrapConfig, HandshakeLimits, PeerConfig, Shard};
+use culvert_model::address::{BOOTSTRAP_INNER, RELAY_INNER, connector_inner};
+use culvert_model::close::CloseCode;
+use culvert_model::id::{ConnectorId, InstanceId};
+use culvert_model::key::{PrivateKey, Psk};
+use culvert_plane::{Config, Connection, Event, Events, PeerId, Plane, PskEpoch, Role, StreamLimits, bind};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::timeout;
+
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    timeout(Duration::from_secs(30), what).await.expect("in time")
+}
+
+fn start(role: Role, own: &PrivateKey, inner: Ipv6Addr, at: &[&str]) -> (Plane, Events) {
+    let sockets = at.iter().map(|at| bind(at.parse().unwrap()).unwrap()).collect();
+    let statics = vec![own.clone()];
+    let handshakes = HandshakeLimits::default();
+    let engine = culvert_engine::Config { statics, shard: Shard::default(), handshakes, seed: None };
+    let (instance, streams) = (InstanceId::new(), StreamLimits::default());
+    Plane::start(Config { role, sockets, engine, instance, inner, reset_secret: [1; 32], streams }).unwrap()
+}
+
+fn peer(key: &PrivateKey, psk: Option<&Psk>, inner: Ipv6Addr) -> PeerConfig {
+    PeerConfig {
+        public_key: key.public_key(),
+        static_index: 0,
+        psks: psk.map(|psk| PskEpoch { epoch: 0, psk: psk.clone() }).into_iter().collect(),
+        allowed_ips: vec![IpAddr::V6(inner).into()],
+        path: None,
+        persistent_keepalive: None,
+    }
+}
+
+async fn dial(plane: &Plane, peer: PeerId, to: SocketAddr) -> Connection {
+    plane.connect(peer, Some(to));
+    soon(plane.dial(peer)).await.unwrap()
+}
+
+async fn connected(events: &mut Events) -> Connection {
+    soon(async {
+        loop {
+            if let Event::Connected(connection) = events.recv().await.expect("the plane lives") {
+                return connection;
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn megabytes_pass_over_ipv4_and_ipv6_sockets_of_one_relay() {
+    let relay_key = PrivateKey::generate();
+    let (relay, mut events) = start(Role::Relay, &relay_key, RELAY_INNER, &["127.0.0.1:0", "[::1]:0"]);
+    let body: Vec<u8> = (0..4_u32 << 20).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    for (to, from) in relay.local_addrs().into_iter().zip(["127.0.0.1:0", "[::1]:0"]) {
+        let (key, psk, inner) = (PrivateKey::generate(), Psk::generate(), connector_inner(&ConnectorId::new()));
+        let (connector, _events) = start(Role::Connector, &key, inner, &[from]);
+        relay.add_peer(peer(&key, Some(&psk), inner)).unwrap();
+        let id = connector.add_peer(peer(&relay_key, Some(&psk), RELAY_INNER)).unwrap();
+        let near = dial(&connector, id, to).await;
+        let far = connected(&mut events).await;
+        for (from, to) in [(&far, &near), (&near, &far)] {
+            let sending = async {
+                let mut stream = from.open().await.unwrap();
+                stream.write_all(&body).await.unwrap();
+                stream.shutdown().await.unwrap();
+                // Half-closed, not dropped: the other end finishes in its own time.
+                assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
+            };
+            let receiving = async {
+                let mut stream = to.accept().await.unwrap();
+                let mut got = Vec::new();
+                stream.read_to_end(&mut got).await.unwrap();
+                stream.shutdown().await.unwrap();
+                got
+            };
+            let ((), got) = soon(async { tokio::join!(sending, receiving) }).await;
+            assert!(got == body);
+        }
+        let stats = near.stats();
+        assert!(stats.mtu > 1300, "{stats:?}");
+    }
+    let send = relay.stats().send;
+    assert_eq!(send.refused, 0);
+    assert!(send.datagrams > 4 * send.sends, "datagrams share system calls: {send:?}");
+}
+
+#[tokio::test]
+async fn joiners_with_one_tokens_key_are_kept_apart_and_then_come_as_themselves() {
+    let (relay_key, token_key, token_psk) = (PrivateKey::generate(), PrivateKey::generate(), Psk::generate());
+    let (relay, mut events) = start(Role::Relay, &relay_key, RELAY_INNER, &["127.0.0.1:0"]);
+    let at = relay.local_addrs()[0];
+    let bootstrap = BootstrapConfig {
+        public_key: token_key.public_key(),
+        static_index: 0,
+        psk: token_psk.clone(),
+        allowed_ips: vec![IpAddr::V6(BOOTSTRAP_INNER).into()],
+    };
+    let bootstrap = relay.add_bootstrap(bootstrap).unwrap();
+    let mut joiners = Vec::new();
+    for _ in 0..3 {
+        let (plane, events) = start(Role::Connector, &token_key, BOOTSTRAP_INNER, &["127.0.0.1:0"]);
+        let id = plane.add_peer(peer(&relay_key, Some(&token_psk), RELAY_INNER)).unwrap();
+        plane.connect(id, Some(at));
+        joiners.push((plane, events, id));
+    }
+    let mut near = Vec::new();
+    for (plane, _, id) in &joiners {
+        near.push(soon(plane.dial(*id)).await.unwrap());
+    }
+    let mut far = Vec::new();
+    for _ in 0..3 {
+        far.push(connected(&mut events).await);
+    }
+    assert!(far.iter().all(|connection| connection.bootstrap() == Some(bootstrap)));
+    let mut open = Vec::new();
+    for (name, connection) in near.iter().enumerate() {
+        let mut stream = soon(connection.open()).await.unwrap();
+        soon(stream.write_all(&[name as u8])).await.unwrap();
+        soon(stream.shutdown()).await.unwrap();
+        open.push(stream);
+    }
+    let mut said = std::collections::BTreeSet::new();
+    for connection in &far {
+        let mut word = Vec::new();
+        soon(soon(connection.accept()).await.unwrap().read_to_end(&mut word)).await.unwrap();
+        said.extend(word);
+    }
+    assert_eq!(said.len(), 3, "each joiner was heard once");
+    let peers: std::collections::BTreeSet<_> = far.iter().map(Connection::peer).collect();
+    assert_eq!(peers.len(), 3, "one peer each, although key and inner address are the same");
+    relay.remove_bootstrap(bootstrap);
+    for near in &near {
+        near.close(CloseCode::Enrolled);
+    }
+    for far in &far {
+        soon(far.closed()).await;
+    }
+}

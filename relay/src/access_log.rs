@@ -108,8 +108,8 @@ impl AccessLog {
         }
     }
 
-    /// Hands one line over.
-    pub(crate) fn record(&self, entry: &Entry<'_>) {
+    /// Hands one line over; `entry` is asked for only when somebody wants it.
+    pub(crate) fn record<'a>(&self, entry: impl FnOnce() -> Entry<'a>) {
         let Some(shared) = &self.shared else { return };
         let mut pending = shared.lock();
         if pending.closing || pending.bytes.len() >= PENDING_BYTES {
@@ -117,7 +117,7 @@ impl AccessLog {
             return;
         }
         let was_empty = pending.bytes.is_empty();
-        if serde_json::to_writer(&mut pending.bytes, entry).is_ok() {
+        if serde_json::to_writer(&mut pending.bytes, &entry()).is_ok() {
             pending.bytes.push(b'\n');
         }
         drop(pending);
@@ -276,14 +276,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (path, moved) = (dir.path().join("access.log"), dir.path().join("access.log.1"));
         let log = AccessLog::open(&Target::File(path.clone())).unwrap();
-        log.record(&entry("first"));
+        log.record(|| entry("first"));
         std::fs::rename(&path, &moved).unwrap();
         log.reopen();
         while !path.exists() {
             std::thread::yield_now();
         }
         for _ in 0..1_000 {
-            log.record(&entry("second"));
+            log.record(|| entry("second"));
         }
         log.close();
         let count = |path, id: &str| std::fs::read_to_string(path).unwrap().matches(id).count();
@@ -306,7 +306,7 @@ mod tests {
         let (release, stuck) = mpsc::channel();
         let log = AccessLog::start(Stuck(stuck), None).unwrap();
         while log.dropped() < 10 {
-            log.record(&entry("line"));
+            log.record(|| entry("line"));
         }
         assert!(log.shared.as_ref().unwrap().lock().bytes.len() <= PENDING_BYTES + 1_024);
         drop(release);
@@ -316,7 +316,7 @@ mod tests {
     #[test]
     fn an_off_log_writes_nothing() {
         let log = AccessLog::open(&Target::Off).unwrap();
-        log.record(&entry("unseen"));
+        log.record(|| entry("unseen"));
         assert_eq!(log.dropped(), 0);
     }
 }

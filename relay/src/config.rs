@@ -20,6 +20,7 @@ use culvert_ops::program::Program;
 
 use crate::access_log::Target;
 use crate::cli::RunArgs;
+use crate::registry;
 use crate::router::{Route, Router, Select};
 pub(crate) use settings::SETTINGS;
 
@@ -33,7 +34,7 @@ pub(crate) struct Settled {
     pub(crate) access_log: Target,
     pub(crate) limits: Limits,
     pub(crate) admin: Admin,
-    pub(crate) registry: String,
+    pub(crate) registry: registry::Url,
     pub(crate) drain: DrainTimes,
 }
 
@@ -163,7 +164,7 @@ pub(crate) fn settle(loaded: &Loaded) -> Result<Settled, Quit> {
             is_default: loaded.source("admin.listen") == Source::Default,
             group: raw.admin.group,
         },
-        registry: registry(loaded, raw.registry.url)?,
+        registry: raw.registry.url.parse().map_err(|error| loaded.wrong("registry.url", error))?,
         drain: DrainTimes { delay: raw.drain.delay, timeout: raw.drain.timeout, streams: raw.drain.streams },
     })
 }
@@ -189,13 +190,6 @@ fn socket(loaded: &Loaded, key: &str, text: &str) -> Result<SocketAddr, Quit> {
     let parsed = local.as_deref().unwrap_or(text).parse();
     let expected = "an address and a port are expected, as 127.0.0.1:8080 or [::1]:8080";
     parsed.map_err(|_| loaded.wrong(key, format_args!("{text:?}: {expected}")).into())
-}
-
-fn registry(loaded: &Loaded, url: String) -> Result<String, Quit> {
-    if url.strip_prefix("sqlite:").is_some_and(|path| !path.is_empty()) {
-        return Ok(url);
-    }
-    Err(loaded.wrong("registry.url", "sqlite:FILE is expected; no other engine is built in").into())
 }
 
 fn route(loaded: &Loaded, place: usize, raw: &settings::RawRoute) -> Result<Route, Quit> {

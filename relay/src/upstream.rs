@@ -2,16 +2,16 @@
 //!
 //! Must never try a request twice: it says what was sent, the front decides.
 
-use std::io;
 use std::time::Duration;
 
 use culvert_hop::body::Body;
 use culvert_hop::exchange::{Answer, Deadlines, SendError};
 use culvert_hop::fault::{Fault, Retry, Side};
-use culvert_hop::pool::{Opener, Pool, PoolSettings};
+use culvert_hop::pool::{Lost, Opener, Pool, PoolSettings};
 use culvert_model::reason::Reason;
 use culvert_plane::{Connection, Stream, StreamReset};
 use http::Request;
+use tokio::time::Instant;
 
 /// A connector that permits no further stream for so long is overloaded.
 const OPEN_WITHIN: Duration = Duration::from_secs(5);
@@ -53,8 +53,8 @@ impl Upstream {
     }
 
     /// Closes streams that were idle for too long; to be called every few seconds.
-    pub(crate) fn sweep(&self) {
-        self.pool.sweep();
+    pub(crate) fn sweep(&self, now: Instant) {
+        self.pool.sweep(now);
     }
 
     /// Closes idle streams, and those in use when their exchange is over.
@@ -77,20 +77,51 @@ impl Opener for Tunnel {
         }
     }
 
-    fn lost(&self, io: Option<&io::Error>, sent: bool) -> Fault {
-        let retry = if sent { Retry::IfIdempotent } else { Retry::Safe };
-        let Some(error) = io else { return lost(&"the stream ended before the response", retry) };
-        match StreamReset::of(error) {
-            Some(reset) if reset.is_refused_unread() => lost(&reset, Retry::Safe),
-            Some(reset) => match reset.reason() {
-                Some(reason) => Fault::new(reason).side(Side::Tunnel).retry(retry).log(reset),
-                None => lost(&reset, retry),
-            },
-            None => lost(error, retry),
-        }
+    fn lost(&self, how: Lost<'_>) -> Fault {
+        of_loss(how)
+    }
+}
+
+fn of_loss(how: Lost<'_>) -> Fault {
+    let error = match how {
+        Lost::Io(error) => error,
+        Lost::Ended => return lost(&"the stream ended before the response", Retry::IfIdempotent),
+        Lost::Malformed => return lost(&"the connector sent no HTTP/1.1", Retry::IfIdempotent),
+        // The connector asks the origin under the same deadline; a second try would double the caller's wait.
+        Lost::Silent => return Fault::new(Reason::OriginTimeout).side(Side::Tunnel),
+    };
+    match StreamReset::of(error) {
+        Some(reset) if reset.is_refused_unread() => lost(&reset, Retry::Safe),
+        Some(reset) => match reset.reason() {
+            Some(reason) => Fault::new(reason).side(Side::Tunnel).retry(Retry::IfIdempotent).log(reset),
+            None => lost(&reset, Retry::IfIdempotent),
+        },
+        None => lost(error, Retry::IfIdempotent),
     }
 }
 
 fn lost(cause: &dyn std::fmt::Display, retry: Retry) -> Fault {
     Fault::new(Reason::ConnectorLost).side(Side::Tunnel).retry(retry).log(cause)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn a_reset_keeps_its_reason_and_only_what_was_refused_unread_is_safe_to_repeat() {
+        let reset = |code| io::Error::other(StreamReset { code });
+        for (error, reason, retry) in [
+            (reset(StreamReset::REFUSED_UNREAD), Reason::ConnectorLost, Retry::Safe),
+            (reset(Reason::OriginClosed.reset_code()), Reason::OriginClosed, Retry::IfIdempotent),
+            (reset(0x9999), Reason::ConnectorLost, Retry::IfIdempotent),
+            (io::ErrorKind::ConnectionReset.into(), Reason::ConnectorLost, Retry::IfIdempotent),
+        ] {
+            let fault = of_loss(Lost::Io(&error));
+            assert_eq!((fault.reason, fault.retry), (reason, retry), "{error}");
+        }
+        assert_eq!(of_loss(Lost::Silent).retry, Retry::Never);
+    }
 }

@@ -40,7 +40,7 @@ fn without_a_word_the_documented_defaults_hold() {
     let [listener] = settled.listeners.as_slice() else { panic!("{:?}", settled.listeners) };
     assert_eq!(listener.address, Address::Tcp("127.0.0.1:8080".parse().unwrap()));
     assert_eq!((listener.select, listener.forward), (Select::Host, ForwardPolicy::Append));
-    assert_eq!((settled.domain.as_str(), settled.registry.as_str()), ("internal", "sqlite:registry.db"));
+    assert_eq!((settled.domain.as_str(), settled.registry), ("internal", registry::Url::default()));
     assert_eq!(settled.access_log, Target::Stdout);
     let seconds = Duration::from_secs;
     assert_eq!(settled.drain, DrainTimes { delay: seconds(0), timeout: seconds(25), streams: seconds(5) });
@@ -113,7 +113,7 @@ fn what_is_wrong_is_named_with_its_line() {
         ("[[route]]\nhost = \"a:80\"\nservice = \"a\"", 2, "ports are ignored"),
         ("[[route]]\npath = \"orders\"\nservice = \"a\"", 2, "a path starts with /"),
         ("[[route]]\npath = \"/o\"\nservice = \"A_B\"", 3, "is not a name"),
-        ("[registry]\nurl = \"postgres://x\"", 2, "no other engine is built in"),
+        ("[registry]\nurl = \"postgres://x\"", 2, "sqlite:FILE is expected"),
         ("[http]\ndomian = \"x\"", 2, "unknown key \"http.domian\"; did you mean \"http.domain\"?"),
         ("[[http.listener]]\nlisten = \"127.0.0.1:1\"\nproxy_protocol = true", 3, "unknown key"),
         ("[service.Orders-]\nlimits = { queue = 1 }", 2, "is not a name"),

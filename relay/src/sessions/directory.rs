@@ -149,13 +149,18 @@ impl Service {
         &self.name
     }
 
-    /// Chooses a pair. `stick` computes the key a service's balance asks for; `not` was tried already.
+    /// The key that the service's balance asks for, if it has one.
+    pub(crate) fn sticky(&self, key: impl FnOnce(&Balance) -> Option<u64>) -> Option<u64> {
+        lock(&self.pairs).iter().find_map(|pair| pair.balance.as_ref()).and_then(key)
+    }
+
+    /// Chooses a pair. `stick` is the key to stick by; `not` was tried already.
     ///
     /// # Errors
     /// [`Reason::Draining`] when all pairs drain, [`Reason::NoConnector`] when none is there.
     pub(crate) fn choose(
         &self,
-        stick: impl FnOnce(&Balance) -> Option<u64>,
+        stick: Option<u64>,
         not: Option<&Member>,
         now: Instant,
     ) -> Result<Arc<Pair>, Reason> {
@@ -170,7 +175,7 @@ impl Service {
         let open: Vec<&Arc<Pair>> = pairs.iter().filter(|pair| pair.member.is_open()).collect();
         let candidates: Vec<Candidate> = open.iter().map(|pair| candidate(pair)).collect();
         let wish = Wish {
-            stick_to: open.iter().find_map(|pair| pair.balance.as_ref()).and_then(stick),
+            stick_to: stick,
             not: not.and_then(|not| open.iter().position(|pair| std::ptr::eq(Arc::as_ptr(&pair.member), not))),
             turn: self.turn.fetch_add(1, Ordering::Relaxed),
         };
@@ -367,7 +372,7 @@ mod tests {
         directory.set_known(&HashSet::from([name]));
         let service = directory.find("orders").unwrap();
         let now = Instant::now();
-        assert_eq!(service.choose(|_| None, None, now).unwrap_err(), Reason::NoConnector);
+        assert_eq!(service.choose(None, None, now).unwrap_err(), Reason::NoConnector);
         assert_eq!(service.count(), LiveService { up: 0, total: 0 });
         directory.set_known(&HashSet::new());
         assert!(directory.find("orders").is_none());

@@ -105,7 +105,7 @@ impl Sessions {
                 }
                 () = shared.notes.due() => { tasks.spawn(write_notes(Arc::clone(shared))); }
                 _ = forget.tick() => { tasks.spawn(forget_old(Arc::clone(shared))); }
-                _ = sweep.tick() => shared.sweep(),
+                now = sweep.tick() => shared.sweep(now),
             }
         }
         write_notes(Arc::clone(shared)).await;
@@ -355,9 +355,9 @@ impl Shared {
         }
     }
 
-    fn sweep(&self) {
+    fn sweep(&self, now: tokio::time::Instant) {
         for live in self.table().connectors.values().filter_map(|known| known.live.as_ref()) {
-            live.member.upstream.sweep();
+            live.member.upstream.sweep(now);
         }
     }
 

@@ -1,0 +1,236 @@
+//! The way of one request: checked, routed, sent through the tunnel, answered, told.
+//!
+//! Must never let anything but the selected service decide who may call, nor answer a failure without its name.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use culvert_hop::body::Body;
+use culvert_hop::exchange::Answer;
+use culvert_hop::fault::{self, Audience, Fault};
+use culvert_hop::limits::InFlight;
+use culvert_hop::request::{self, Caller, ForwardPolicy, Head};
+use culvert_hop::response;
+use culvert_hop::upgrade::{self, Protocol, Spliced};
+use culvert_model::control::SERVICE_FIELD;
+use culvert_model::name::Grant;
+use culvert_model::reason::Reason;
+use culvert_ops::drain::Drain;
+use culvert_ops::task::Owner;
+use http::request::Parts;
+use http::{HeaderName, HeaderValue, Request, Response, header};
+use http_body::Body as _;
+
+use crate::access_log::AccessLog;
+use crate::front::Running;
+use crate::metrics::ServiceMetrics;
+use crate::pick;
+use crate::record::Record;
+use crate::router::{Ask, Router, Select};
+use crate::send::{Failed, Sender, Sent};
+use crate::sessions::{Balance, Directory, Service};
+
+const SERVICE: HeaderName = HeaderName::from_static(SERVICE_FIELD);
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// What all requests of the process share.
+pub(crate) struct Exchanges {
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) router: Mutex<Arc<Router>>,
+    pub(crate) sender: Sender,
+    pub(crate) log: Arc<AccessLog>,
+    /// Leave to run, for the whole process.
+    pub(crate) in_flight: InFlight,
+    /// Counts what names no known service.
+    pub(crate) no_service: Arc<ServiceMetrics>,
+    /// This relay's id in `Via`.
+    pub(crate) relay: String,
+    pub(crate) drain: Drain,
+    /// Connections after a change of protocol.
+    pub(crate) switched: Mutex<Owner>,
+}
+
+/// What all requests of one listener share.
+#[derive(Debug)]
+pub(crate) struct Door {
+    pub(crate) select: Select,
+    pub(crate) forward: ForwardPolicy,
+    /// None = all.
+    pub(crate) services: Option<Vec<Grant>>,
+}
+
+impl Exchanges {
+    /// Carries one request and answers it, whatever happens.
+    pub(crate) async fn carry(
+        &self,
+        door: &Door,
+        caller: Caller,
+        running: &Arc<Running>,
+        request: Request<Body>,
+    ) -> Response<Body> {
+        let (mut parts, body) = request.into_parts();
+        let now = Instant::now();
+        let mut record = Record::new(&parts, &self.log, &self.no_service, running.begin(now), now);
+        let mut head = match request::check(&mut parts) {
+            Ok(head) => head,
+            Err((fault, audience)) => return fail(record, &fault, &audience),
+        };
+        record.request_id = Some(head.audience.request_id.clone());
+        match self.forward(door, &caller, &mut head, parts, body, &mut record).await {
+            Ok(Answered::Response(response)) => {
+                record.answered(response.status().as_u16(), None);
+                let close = self.drain.is_draining();
+                let mut response = response.map(|body| body.on_end(move |ending| record.ended(ending)));
+                if close {
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                response
+            }
+            Ok(Answered::Switched(response, sent)) => self.switch(record, head, response, *sent),
+            Err(fault) => fail(record, &fault, &head.audience),
+        }
+    }
+
+    async fn forward(
+        &self,
+        door: &Door,
+        caller: &Caller,
+        head: &mut Head,
+        mut parts: Parts,
+        body: Body,
+        record: &mut Record,
+    ) -> Result<Answered, Fault> {
+        let service = self.select(door, head, &parts)?;
+        record.service = Some(Arc::clone(&service));
+        let allowed = door.services.as_ref().is_none_or(|globs| globs.iter().any(|glob| glob.matches(service.name())));
+        if !allowed {
+            return Err(Fault::new(Reason::NotAllowed));
+        }
+        record.permits.push(self.in_flight.enter().await?);
+        record.permits.push(service.lane.in_flight.enter().await?);
+        let mut body = body.counted(Arc::clone(&record.bytes_in));
+        if let Some(limit) = service.lane.body_limit() {
+            if body.size_hint().lower() > limit {
+                return Err(Fault::new(Reason::TooLarge));
+            }
+            body = body.limited(limit);
+        }
+        // Stickiness is decided on what the caller sent, before our own fields are added.
+        let stick = service.sticky(|balance| key(balance, &parts, caller, door.forward));
+        request::forward(&mut parts, head, caller, door.forward, &self.relay)?;
+        let name = HeaderValue::from_str(service.name().as_str()).map_err(|_| Fault::new(Reason::Internal))?;
+        parts.headers.insert(SERVICE, name);
+        let started = Instant::now();
+        let request = Request::from_parts(parts, body);
+        let sent = self.sender.send(&service, request, stick).await;
+        let Sent { answer, pair, in_use } = match sent {
+            Ok(sent) => sent,
+            Err(Failed { fault, in_use }) => {
+                if let Some(in_use) = in_use {
+                    record.runs_over(in_use);
+                }
+                return Err(fault);
+            }
+        };
+        record.runs_over(in_use);
+        record.origin = Some(started.elapsed());
+        match answer {
+            Answer::Response(response) => {
+                let (mut parts, body) = response.into_parts();
+                response::accept(&mut parts)?;
+                Ok(Answered::Response(Response::from_parts(parts, body)))
+            }
+            Answer::Switched(response, raw) => {
+                let (mut parts, ()) = response.into_parts();
+                let asked = head.upgrade.as_ref().ok_or_else(|| Fault::new(Reason::UpgradeRefused))?;
+                response::accept_switch(&mut parts, &asked.protocol)?;
+                let idle = pair.timeouts.idle_ms.map(std::time::Duration::from_millis);
+                let response = Response::from_parts(parts, Body::empty());
+                Ok(Answered::Switched(response, Box::new(Switched { raw, idle })))
+            }
+        }
+    }
+
+    fn select(&self, door: &Door, head: &Head, parts: &Parts) -> Result<Arc<Service>, Fault> {
+        let mut fields = parts.headers.get_all(SERVICE).iter();
+        let header = match (fields.next(), fields.next(), door.select) {
+            (Some(_), Some(_), Select::Header) => {
+                return Err(Fault::new(Reason::BadRequest).log("Culvert-Service twice"));
+            }
+            (one, None, Select::Header) => one.and_then(|value| value.to_str().ok()),
+            (_, _, Select::Host | Select::Header) => None,
+        };
+        let router = Arc::clone(&self.router.lock().unwrap_or_else(PoisonError::into_inner));
+        let ask = Ask { host: Some(head.host()), path: parts.uri.path(), header };
+        let name = router.service(door.select, ask);
+        name.and_then(|name| self.directory.find(&name)).ok_or_else(|| Fault::new(Reason::NoSuchService))
+    }
+
+    /// After the 101 bytes pass both ways until somebody is done.
+    fn switch(&self, mut record: Record, head: Head, response: Response<Body>, switched: Switched) -> Response<Body> {
+        let Some(asked) = head.upgrade else { return fail(record, &Fault::new(Reason::Internal), &head.audience) };
+        record.answered(response.status().as_u16(), None);
+        let protocol = match asked.protocol.as_bytes().eq_ignore_ascii_case(b"websocket") {
+            true => Protocol::WebSocket,
+            false => Protocol::Other,
+        };
+        let idle = switched.idle.unwrap_or(culvert_hop::exchange::Deadlines::default().idle);
+        let running = self.drain.enter(record.started());
+        running.streaming();
+        self.switched.lock().unwrap_or_else(PoisonError::into_inner).spawn("relay.switched", async move {
+            let (how, passed) = upgrade::splice(asked.on, switched.raw, protocol, idle, running.cut()).await;
+            let reason = match how {
+                Spliced::Done | Spliced::Idle => None,
+                Spliced::Ended => Some(Reason::Draining),
+                Spliced::Broken => Some(Reason::ConnectorLost),
+            };
+            record.switched(passed.up, passed.down, reason);
+        });
+        response
+    }
+}
+
+enum Answered {
+    Response(Response<Body>),
+    Switched(Response<Body>, Box<Switched>),
+}
+
+struct Switched {
+    raw: upgrade::Raw<culvert_plane::Stream>,
+    idle: Option<std::time::Duration>,
+}
+
+/// The number by which requests alike in what the balance names go to one connector.
+fn key(balance: &Balance, parts: &Parts, caller: &Caller, policy: ForwardPolicy) -> Option<u64> {
+    match balance {
+        Balance::Header(name) => parts.headers.get(name).map(|value| pick::hash(value.as_bytes())),
+        Balance::Cookie(name) => {
+            let cookies = parts.headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
+            let mut pairs = cookies.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
+            pairs.find(|(own, _)| own == name).map(|(_, value)| pick::hash(value.as_bytes()))
+        }
+        Balance::ClientIp => {
+            // Behind a gateway that is believed, the client is whom the gateway names last.
+            let named = match policy {
+                ForwardPolicy::Append => parts.headers.get_all(&FORWARDED_FOR).iter().next_back(),
+                ForwardPolicy::Replace => None,
+            };
+            let last = named.and_then(|value| value.to_str().ok()?.rsplit(',').next().map(str::trim));
+            match last.filter(|last| !last.is_empty()) {
+                Some(last) => Some(pick::hash(last.as_bytes())),
+                None => caller.address.map(|address| pick::hash(address.to_string().as_bytes())),
+            }
+        }
+    }
+}
+
+fn fail(mut record: Record, fault: &Fault, audience: &Audience) -> Response<Body> {
+    record.request_id = Some(audience.request_id.clone());
+    tracing::debug!(
+        request_id = audience.request_id.to_str().unwrap_or_default(), reason = %fault.reason, detail = fault.detail(),
+        "request failed"
+    );
+    let response = fault::respond(fault, audience);
+    record.answered(response.status().as_u16(), Some(fault.reason));
+    response.map(|body| body.on_end(move |ending| record.ended(ending)))
+}

@@ -1,0 +1,150 @@
+//! One request from its head to the last byte of its answer: what is held for it, and what is told when it is over.
+//!
+//! INVARIANT: told exactly once, however the request ends: dropping it is what tells.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use culvert_hop::body::{Ending, Outcome};
+use culvert_hop::limits::Permit;
+use culvert_hop::request;
+use culvert_model::reason::Reason;
+use http::request::Parts;
+use http::{HeaderValue, Method, Uri};
+
+use crate::access_log::{AccessLog, Entry};
+use crate::front::Turn;
+use crate::metrics::ServiceMetrics;
+use crate::sessions::{Member, Service};
+
+/// Counts a request as running over a connector until it is dropped.
+pub(crate) struct InUse(Arc<Member>);
+
+/// One request.
+pub(crate) struct Record {
+    /// Bytes of the request's body that were read.
+    pub(crate) bytes_in: Arc<AtomicU64>,
+    /// Its id, once known.
+    pub(crate) request_id: Option<HeaderValue>,
+    /// The service it is for, once known.
+    pub(crate) service: Option<Arc<Service>>,
+    /// Leave to run.
+    pub(crate) permits: Vec<Permit>,
+    /// When the answer's head came from the tunnel.
+    pub(crate) origin: Option<Duration>,
+    in_use: Option<InUse>,
+    running: Turn,
+    log: Arc<AccessLog>,
+    no_service: Arc<ServiceMetrics>,
+    time: SystemTime,
+    started: Instant,
+    method: Method,
+    uri: Uri,
+    trace_id: Option<Box<str>>,
+    status: Option<u16>,
+    reason: Option<Reason>,
+    bytes_out: u64,
+}
+
+impl InUse {
+    /// Counts it; the connector's pair knows when it was silent before ([`Member::begin`]).
+    pub(crate) fn new(member: Arc<Member>) -> Self {
+        Self(member)
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        self.0.end(Instant::now());
+    }
+}
+
+impl Record {
+    /// A request whose head was just read.
+    pub(crate) fn new(
+        parts: &Parts,
+        log: &Arc<AccessLog>,
+        no_service: &Arc<ServiceMetrics>,
+        running: Turn,
+        now: Instant,
+    ) -> Self {
+        Self {
+            bytes_in: Arc::default(),
+            request_id: None,
+            service: None,
+            permits: Vec::new(),
+            origin: None,
+            in_use: None,
+            running,
+            log: Arc::clone(log),
+            no_service: Arc::clone(no_service),
+            time: SystemTime::now(),
+            started: now,
+            method: parts.method.clone(),
+            uri: parts.uri.clone(),
+            trace_id: request::trace_id(&parts.headers).map(Box::from),
+            status: None,
+            reason: None,
+            bytes_out: 0,
+        }
+    }
+
+    /// It runs over this connector now, and no longer over another.
+    pub(crate) fn runs_over(&mut self, in_use: InUse) {
+        self.in_use = Some(in_use);
+    }
+
+    /// How it is answered.
+    pub(crate) fn answered(&mut self, status: u16, reason: Option<Reason>) {
+        self.status = Some(status);
+        self.reason = reason;
+        self.running.streaming();
+    }
+
+    /// When it came.
+    pub(crate) fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// How its answer's body ended; then it is over.
+    pub(crate) fn ended(mut self, ending: Ending) {
+        self.bytes_out = ending.bytes;
+        if let Outcome::Cut(reason) = ending.outcome {
+            self.reason = self.reason.or(Some(reason));
+        }
+    }
+
+    /// How many bytes passed after a change of protocol; then it is over.
+    pub(crate) fn switched(mut self, up: u64, down: u64, reason: Option<Reason>) {
+        self.bytes_in.fetch_add(up, Ordering::Relaxed);
+        self.bytes_out = down;
+        self.reason = self.reason.or(reason);
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let duration = self.started.elapsed();
+        let member = self.in_use.as_ref().map(|in_use| &in_use.0);
+        self.log.record(|| Entry {
+            time: self.time,
+            request_id: self.request_id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or_default(),
+            gateway: None,
+            service: self.service.as_ref().map(|service| service.name().as_str()),
+            tunnel: member.map(|member| member.tunnel.as_str()),
+            connector: member.map(|member| member.id.as_str()),
+            method: self.method.as_str(),
+            path: self.uri.path(),
+            status: self.status,
+            reason: self.reason.map(Reason::name),
+            bytes_in: self.bytes_in.load(Ordering::Relaxed),
+            bytes_out: self.bytes_out,
+            duration_ms: duration,
+            origin_ms: self.origin,
+            trace_id: self.trace_id.as_deref(),
+        });
+        let metrics = self.service.as_ref().map_or(&*self.no_service, |service| &service.lane.metrics);
+        metrics.count(self.status, self.reason, duration);
+    }
+}

@@ -176,14 +176,15 @@ impl Engine {
         let active = peer.active.and_then(|active| self.tunnels.get(active));
         if let Some(active) = active.filter(|_| peer.live) {
             let most = Duration::from_millis(MOST.as_millis() as u64 - u64::from(active.base % 2000));
-            at(Some(active.due(most)));
+            at(Some(self.timers.coarse(active.due(most, now), now)));
             at(peer.persistent_keepalive.map(|every| active.last_rx.max(active.last_tx) + every));
         }
         for tunnel in peer.tunnels.iter().filter_map(|tunnel| self.tunnels.get(*tunnel)) {
-            at((active.map(|active| active.base) != Some(tunnel.base)).then(|| spent_at(tunnel)));
+            at((active.map(|active| active.base) != Some(tunnel.base))
+                .then(|| self.timers.coarse(spent_at(tunnel), now)));
         }
-        at(active.filter(|_| !peer.live).map(|tunnel| spent_at(tunnel)));
-        let due = self.timers.arm(slot, peer.due, due.map(|due| due.max(floor)), now);
+        at(active.filter(|_| !peer.live).map(|tunnel| self.timers.coarse(spent_at(tunnel), now)));
+        let due = self.timers.arm(slot, peer.due, due.map(|due| due.max(floor)));
         if let Some(peer) = self.peers.get_mut(slot) {
             peer.due = due;
         }

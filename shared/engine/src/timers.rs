@@ -26,14 +26,7 @@ impl Timers {
     }
 
     /// Moves a peer from one due to another and tells the due it got.
-    pub(crate) fn arm(
-        &mut self,
-        peer: u32,
-        old: Option<Instant>,
-        new: Option<Instant>,
-        now: Instant,
-    ) -> Option<Instant> {
-        let new = new.map(|due| self.rounded(due, now));
+    pub(crate) fn arm(&mut self, peer: u32, old: Option<Instant>, new: Option<Instant>) -> Option<Instant> {
         if old != new {
             if let Some(old) = old {
                 self.dues.remove(&(old, peer));
@@ -67,7 +60,8 @@ impl Timers {
         Some(peer)
     }
 
-    fn rounded(&self, due: Instant, now: Instant) -> Instant {
+    /// Rounds up a due that need not be exact, if it lies a second or more ahead.
+    pub(crate) fn coarse(&self, due: Instant, now: Instant) -> Instant {
         if due.saturating_duration_since(now) < 4 * GRID {
             return due;
         }
@@ -86,13 +80,13 @@ mod tests {
         let start = Instant::now();
         let ms = |ms: u64| start + Duration::from_millis(ms);
         let mut timers = Timers::new(start);
-        let first = timers.arm(1, None, Some(ms(5_010)), start);
-        let second = timers.arm(2, None, Some(ms(5_200)), start);
-        timers.arm(3, None, Some(ms(90)), start);
+        let first = timers.arm(1, None, Some(timers.coarse(ms(5_010), start)));
+        let second = timers.arm(2, None, Some(timers.coarse(ms(5_200), start)));
+        timers.arm(3, None, Some(timers.coarse(ms(90), start)));
         assert_eq!((first, second), (Some(ms(5_250)), Some(ms(5_250))));
         assert_eq!(timers.next(), Some(ms(90)));
         assert_eq!((timers.pop(ms(89)), timers.pop(ms(90)), timers.pop(ms(90))), (None, Some(3), None));
-        assert_eq!(timers.arm(1, first, None, ms(90)), None);
+        assert_eq!(timers.arm(1, first, None), None);
         assert_eq!((timers.pop(ms(6_000)), timers.pop(ms(6_000))), (Some(2), None));
         assert_eq!(timers.next(), None);
     }

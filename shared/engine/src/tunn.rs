@@ -10,6 +10,8 @@
 //! - An answered initiation makes it forget that it was the initiator of the live session, and with that the rekey after
 //!   120 s; two events between the same two ticks have the same stamp, so a request answered at once starts no keepalive.
 //!   [`Tunnel::wants_handshake`] and [`Tunnel::wants_keepalive`] are our own rules; what boringtun asks for comes on top.
+//! - It takes the first packet after a silence of 15 s for one that had no answer in that time, if ticked before the answer
+//!   comes; and it repeats initiations without jitter. [`Tunnel::hold`] keeps ticks away meanwhile.
 //! - After 90 s without an answer, or 540 s without a new session, it expires and clears all sessions. The initiation
 //!   timestamp comes from the wall clock read once, at construction. Both end by building another `Tunnel`.
 //! - Output buffers that are too short make it panic: all of them are made here, and long enough.
@@ -339,12 +341,12 @@ impl Tunnel {
     /// It must be ticked before use.
     #[inline]
     pub(crate) fn is_stale(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.ticked) >= TICK && !self.is_jittering(now) && !self.retired
+        now.saturating_duration_since(self.ticked) >= TICK && self.hold(now).is_none() && !self.retired
     }
 
     /// Moves boringtun's timers.
     pub(crate) fn tick(&mut self, jitter: Duration, now: Instant) -> Tick {
-        if now <= self.ticked || self.is_jittering(now) {
+        if now <= self.ticked || self.hold(now).is_some() {
             return Tick::Nothing;
         }
         self.ticked = now;
@@ -422,7 +424,7 @@ impl Tunnel {
     }
 
     /// When it is worth a look next; never sooner than a tick can do something.
-    pub(crate) fn due(&self, most: Duration) -> Instant {
+    pub(crate) fn due(&self, most: Duration, now: Instant) -> Instant {
         if self.retired {
             return self.established().unwrap_or(self.ticked) + REJECT_AFTER_TIME;
         }
@@ -432,7 +434,7 @@ impl Tunnel {
         }
         let wishes = [self.handshake_at().filter(|_| self.pending.is_none()), self.keepalive_at()];
         due = wishes.into_iter().flatten().fold(due, Instant::min);
-        due.max(self.ticked + TICK)
+        due.max(self.hold(now).unwrap_or(self.ticked + TICK))
     }
 
     fn handshake_at(&self) -> Option<Instant> {
@@ -441,7 +443,7 @@ impl Tunnel {
         let sent = (session.initiated && since(self.last_tx_data)).then(|| session.established + REKEY_AFTER_TIME);
         let heard = (session.initiated && since(self.last_rx_data)).then(|| session.established + REKEY_ON_RECEIVE);
         let worn = session.worn.then_some(self.ticked);
-        let unheard = self.unheard_since.map(|since| since + KEEPALIVE_TIMEOUT + REKEY_TIMEOUT);
+        let unheard = self.unheard_since.map(|since| since + UNHEARD);
         [sent, heard, worn, unheard].into_iter().flatten().min()
     }
 
@@ -455,9 +457,14 @@ impl Tunnel {
         self.pending.is_some_and(|pending| pending.tries < 8)
     }
 
-    /// WireGuard spreads retries over 333 ms; boringtun does not, so it is not ticked meanwhile.
-    fn is_jittering(&self, now: Instant) -> bool {
-        self.pending.is_some_and(|pending| now >= pending.sent + REKEY_TIMEOUT && now < pending.retry_at)
+    /// Until when it must not be ticked, if at all.
+    fn hold(&self, now: Instant) -> Option<Instant> {
+        if let Some(pending) = self.pending {
+            // WireGuard spreads repeated initiations over 333 ms.
+            return (now >= pending.sent + REKEY_TIMEOUT && now < pending.retry_at).then_some(pending.retry_at);
+        }
+        let silent = now.saturating_duration_since(self.last_rx) >= UNHEARD - TICK;
+        self.unheard_since.map(|since| since + UNHEARD).filter(|until| silent && now < *until)
     }
 
     fn note_initiation(&mut self, initiation: &[u8; INITIATION], jitter: Duration, now: Instant) {
@@ -507,6 +514,8 @@ impl Tunnel {
     }
 }
 
+/// Data that nothing came back for in this time starts a handshake: KEEPALIVE_TIMEOUT + REKEY_TIMEOUT.
+const UNHEARD: Duration = Duration::from_secs(10 + 5);
 /// REJECT_AFTER_TIME - KEEPALIVE_TIMEOUT - REKEY_TIMEOUT.
 const REKEY_ON_RECEIVE: Duration = Duration::from_secs(180 - 10 - 5);
 

@@ -1,6 +1,6 @@
 //! The command line: what users type, and what `--help` says of it.
 //!
-//! Must never do anything but read: [`Cli::into_command`] names what to do, others do it. What does not work yet is not
+//! Must never do anything but read: [`RelayVerb::into_command`] names what to do, others do it. What does not work yet is not
 //! here, so that it is not in `--help` either.
 
 use std::path::PathBuf;
@@ -34,6 +34,31 @@ pub enum Verb {
     Run(Box<RunArgs>),
     /// Try everything on this machine: relay and connector, real WireGuard over loopback, nothing kept
     Dev(DevArgs),
+    #[command(flatten)]
+    Relay(RelayVerb),
+    /// Print a new private key, as `wg genkey` does
+    Genkey,
+    /// Read a private key from stdin and print its public key, as `wg pubkey` does
+    Pubkey,
+    /// Print a new pre-shared key, as `wg genpsk` does
+    Genpsk,
+    /// Say whether the running relay, or one of its services, is ready: status 0 or 1
+    Ready(ReadyArgs),
+    /// Make the running relay read its configuration again
+    Reload(Place),
+    /// Check the configuration and print every value and where it comes from
+    Check(Box<CheckArgs>),
+    /// Print a shell's completion script
+    Completion {
+        /// Which shell: bash, zsh or fish
+        #[arg(value_parser = shell, value_name = "SHELL")]
+        shell: Shell,
+    },
+}
+
+/// What a relay is asked to do, or its registry where none runs.
+#[derive(Debug, Subcommand)]
+pub enum RelayVerb {
     /// Define tunnels: groups of connectors and the services they may serve
     #[command(subcommand)]
     Tunnel(TunnelVerb),
@@ -49,26 +74,8 @@ pub enum Verb {
     /// The relay's own key
     #[command(subcommand)]
     Key(KeyVerb),
-    /// Print a new private key, as `wg genkey` does
-    Genkey,
-    /// Read a private key from stdin and print its public key, as `wg pubkey` does
-    Pubkey,
-    /// Print a new pre-shared key, as `wg genpsk` does
-    Genpsk,
     /// Say how the running relay is doing
     Status(Ask),
-    /// Say whether the running relay, or one of its services, is ready: status 0 or 1
-    Ready(ReadyArgs),
-    /// Make the running relay read its configuration again
-    Reload(Place),
-    /// Check the configuration and print every value and where it comes from
-    Check(Box<CheckArgs>),
-    /// Print a shell's completion script
-    Completion {
-        /// Which shell: bash, zsh or fish
-        #[arg(value_parser = shell, value_name = "SHELL")]
-        shell: Shell,
-    },
 }
 
 /// Where the relay's settings and state are.
@@ -326,13 +333,10 @@ pub enum KeyVerb {
     Show(Ask),
 }
 
-impl Verb {
-    /// The command to carry out, when this is one that goes to the relay.
-    ///
-    /// # Errors
-    /// The verb itself, when it is not.
-    pub fn into_command(self) -> Result<(Command, Ask), Self> {
-        Ok(match self {
+impl RelayVerb {
+    /// The command, and which relay is to carry it out.
+    pub fn into_command(self) -> (Command, Ask) {
+        match self {
             Self::Tunnel(verb) => verb.into_command(),
             Self::Token(verb) => verb.into_command(),
             Self::Connector(verb) => verb.into_command(),
@@ -340,8 +344,7 @@ impl Verb {
             Self::Service(ServiceVerb::Show { name, ask }) => (Command::ServiceShow { service: name }, ask),
             Self::Key(KeyVerb::Show(ask)) => (Command::KeyShow, ask),
             Self::Status(ask) => (Command::Status, ask),
-            other => return Err(other),
-        })
+        }
     }
 }
 
@@ -465,7 +468,8 @@ mod tests {
             ("status", Command::Status),
         ] {
             let words = std::iter::once("culvert-relay").chain(line.split(' '));
-            let (command, _) = Cli::try_parse_from(words).unwrap().verb.into_command().unwrap();
+            let Verb::Relay(verb) = Cli::try_parse_from(words).unwrap().verb else { panic!("{line}") };
+            let (command, _) = verb.into_command();
             assert_eq!(command, expected, "{line}");
         }
     }

@@ -3,6 +3,7 @@
 //! Must never leave the host, nor be printed; never be made anew beside a registry that needs the old ones.
 
 use std::fmt;
+use std::sync::Arc;
 
 use chacha20poly1305::aead::{Aead as _, KeyInit as _, Payload};
 use chacha20poly1305::{Key, XChaCha20Poly1305, XNonce};
@@ -12,7 +13,7 @@ use culvert_ops::state::{StateDir, StateError};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
-use crate::registry::Sealed;
+use crate::registry::{Registry, Sealed, Url};
 
 /// The static private key, as `wg` writes it.
 pub const PRIVATE_KEY: &str = "private.key";
@@ -64,6 +65,15 @@ pub enum IdentityError {
         /// Where.
         directory: String,
     },
+}
+
+/// Opens what a state directory holds, the directory's lock being held: the relay's secrets, then its registry.
+///
+/// # Errors
+/// What is wrong with either.
+pub fn open_state(state: &StateDir, registry: &Url) -> Result<(Identity, Arc<dyn Registry>), Quit> {
+    let identity = Identity::open(state, registry.is_new(state))?;
+    Ok((identity, registry.open(state)?))
 }
 
 /// The sealed bytes are not ours, not for this, or changed.

@@ -5,14 +5,70 @@ mod access_log;
 mod cli;
 mod command;
 mod config;
+mod control;
 mod enrol;
+mod exchange;
+mod front;
 mod identity;
 mod lane;
 mod metrics;
 mod pick;
+mod record;
 mod registry;
 mod router;
+mod send;
 mod sessions;
 mod upstream;
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser as _};
+use culvert_ops::exit::{self, Exit, OrQuit as _, Quit};
+use culvert_ops::program::Program;
+use culvert_ops::secret;
+
+use cli::{Cli, Verb};
+use command::{ask, keys};
+
+fn main() -> ExitCode {
+    exit::finish(Program::Relay.binary(), start())
+}
+
+/// Reads the command line; a secret on it is refused before anything repeats it.
+fn start() -> Result<Exit, Quit> {
+    secret::refuse_on_command_line(std::env::args_os().skip(1))?;
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version go to stdout and are fine; a reader that went away is no failure.
+            let _ = error.print();
+            return Err(Quit::silent(if error.exit_code() == 0 { Exit::Ok } else { Exit::Usage }));
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().or_failed("cannot start")?;
+    runtime.block_on(dispatch(cli.verb))
+}
+
+async fn dispatch(verb: Verb) -> Result<Exit, Quit> {
+    match verb {
+        Verb::Run(_) | Verb::Dev(_) => Err(Quit::failed("not built yet")),
+        Verb::Relay(verb) => {
+            let (command, how) = verb.into_command();
+            ask::ask(command, how).await
+        }
+        Verb::Genkey => keys::genkey(),
+        Verb::Pubkey => keys::pubkey(),
+        Verb::Genpsk => keys::genpsk(),
+        Verb::Ready(args) => ask::ready(args).await,
+        Verb::Reload(place) => ask::reload(place).await,
+        Verb::Check(args) => ask::check(&args),
+        Verb::Completion { shell } => completion(shell),
+    }
+}
+
+fn completion(shell: clap_complete::Shell) -> Result<Exit, Quit> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), Program::Relay.binary(), &mut script);
+    exit::print(String::from_utf8_lossy(&script).trim_end())?;
+    Ok(Exit::Ok)
+}

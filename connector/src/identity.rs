@@ -162,6 +162,13 @@ pub fn relays_of(refs: &[RelayRef]) -> Vec<Relay> {
     relays.into_iter().map(|(_, relay)| relay).collect()
 }
 
+impl Candidate {
+    /// A connector that has joined and asks again, at another relay or because one forgot it.
+    pub fn of(identity: &Identity, kem: KemKey) -> Self {
+        Self { private_key: identity.private_key.clone(), kem, token: identity.joined.token.clone() }
+    }
+}
+
 impl Relay {
     /// The endpoints that can be read.
     pub fn endpoints(&self) -> Vec<Endpoint> {
@@ -253,6 +260,9 @@ impl Store {
     /// [`IdentityError`]
     pub fn enrolled_at(&self, identity: &mut Identity, admission: &Admission) -> Result<(), IdentityError> {
         let mut joined = identity.joined.clone();
+        // A relay that had forgotten this connector gives it another id.
+        (joined.id, joined.inner_address) = (admission.id.clone(), admission.inner_address);
+        joined.tunnel = admission.tunnel.clone();
         for relay in joined.relays.iter_mut().filter(|relay| relay.name == admission.relay) {
             relay.psk_epoch = Some(admission.psk_epoch);
         }
@@ -527,7 +537,7 @@ mod tests {
         let token = Token::generate(refs.to_vec());
         let mut identity = joined(&store, &token);
         assert_eq!(identity.joined.relays[1].psk_epoch, None);
-        let second = admission("b.example");
+        let second = Admission { id: identity.joined.id.clone(), ..admission("b.example") };
         store.enrolled_at(&mut identity, &second).unwrap();
         let read = store.load().unwrap().unwrap();
         assert_eq!((read.joined, read.psks), (identity.joined, identity.psks));

@@ -4,13 +4,29 @@
 #![warn(missing_docs)]
 
 pub mod allow;
+pub mod board;
 pub mod config;
 pub mod connect;
+pub mod control;
+pub mod diagnose;
+pub mod gate;
 pub mod health;
 pub mod identity;
+pub mod join;
 pub mod link;
 pub mod liveness;
+pub mod metrics;
 pub mod origin;
 pub mod origins;
+pub mod reach;
+pub mod resolve;
+pub mod roam;
 pub mod service;
+pub mod session;
+pub mod shared;
+pub mod stay;
 pub mod tls;
+pub mod words;
+
+/// This program's version.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

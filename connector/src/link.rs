@@ -219,15 +219,24 @@ impl Link {
     pub fn handle_session(&mut self, remote: SocketAddr, now: Instant) {
         let addresses = match &mut self.state {
             State::Knocking { addresses, .. } => std::mem::take(addresses),
+            // Whoever displaced this process, or speaks another version, would again.
+            State::Due { .. } if matches!(self.problem, Some(Problem::Replaced | Problem::Version(_))) => return,
             State::Due { .. } | State::Resolving => vec![remote],
             State::Dialling { .. } | State::Up { .. } | State::Revoked => return,
         };
         self.state = State::Dialling { until: now + DIAL_PATIENCE, addresses };
     }
 
+    /// Whether a connection would be welcome now: not while a wait is to be kept.
+    pub fn wants_connection(&self) -> bool {
+        matches!(self.state, State::Knocking { .. } | State::Dialling { .. })
+    }
+
     /// The relay's welcome came: the session is live.
     pub fn handle_up(&mut self, remote: Option<SocketAddr>, now: Instant) {
-        self.state = State::Up { since: now };
+        if !self.is_up() {
+            self.state = State::Up { since: now };
+        }
         self.problem = None;
         self.said = None;
         self.last_good = remote.or(self.last_good);
@@ -251,10 +260,10 @@ impl Link {
                 if matches!(self.state, State::Up { since } if now.duration_since(since) >= REPLACED_MAX) {
                     self.displaced = 0;
                 }
-                let wait = doubled(REPLACED_MIN, self.displaced, REPLACED_MAX);
+                let wait = self.spread(doubled(REPLACED_MIN, self.displaced, REPLACED_MAX));
                 self.displaced += 1;
                 self.down_since = now + wait;
-                (Problem::Replaced, self.spread(wait))
+                (Problem::Replaced, wait)
             }
             Ended::ByRelay(CloseCode::Version) => {
                 (Problem::Version("the relay closed the session".to_owned()), self.spread(VERSION_WAIT))
@@ -539,12 +548,22 @@ mod tests {
     }
 
     #[test]
+    fn a_displaced_link_keeps_its_wait_when_the_relay_shakes_hands() {
+        let mut run = Run::new();
+        run.up(STEADY);
+        run.link.handle_ended(Ended::ByRelay(CloseCode::Replaced), run.now);
+        run.link.handle_session(FOUR.parse().unwrap(), run.now);
+        assert!(!run.link.wants_connection());
+        assert!(run.next().0 >= REPLACED_MIN.mul_f64(0.75));
+    }
+
+    #[test]
     fn a_relay_that_calls_back_interrupts_the_wait() {
         let mut run = Run::new();
         assert_eq!(run.poll(), Step::Resolve);
         run.link.handle_resolved(Err(Problem::NoAddress), run.now);
         run.link.handle_session(FOUR.parse().unwrap(), run.now);
-        assert!(matches!(run.poll(), Step::Wait(_)));
+        assert!(run.link.wants_connection() && matches!(run.poll(), Step::Wait(_)));
         run.up(STEADY);
         assert!(run.link.is_up() && run.link.problem().is_none());
     }

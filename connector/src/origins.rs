@@ -3,12 +3,11 @@
 //! Must never be changed in place: a reload builds a new table, which takes over the pools of what stayed the same.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use culvert_hop::fault::{Fault, Retry, Side};
-use culvert_hop::pool::{Opener, Pool, PoolSettings};
+use culvert_hop::pool::{Lost, Opener, Pool, PoolSettings};
 use culvert_model::name::ServiceName;
 use culvert_model::reason::Reason;
 
@@ -135,16 +134,18 @@ impl Opener for Dial {
         opened
     }
 
-    fn lost(&self, io: Option<&io::Error>, sent: bool) -> Fault {
-        let retry = if sent { Retry::IfIdempotent } else { Retry::Safe };
-        let reason = match io.map(reason_of) {
-            Some(Reason::OriginUnreachable) => Reason::OriginUnreachable,
-            _ => Reason::OriginClosed,
-        };
-        let fault = Fault::new(reason).side(Side::Origin).retry(retry);
-        match io {
-            Some(error) => fault.log(error),
-            None => fault,
+    fn lost(&self, lost: Lost<'_>) -> Fault {
+        let origin = |reason| Fault::new(reason).side(Side::Origin);
+        match lost {
+            Lost::Io(error) => {
+                let unreachable = reason_of(error) == Reason::OriginUnreachable;
+                let reason = if unreachable { Reason::OriginUnreachable } else { Reason::OriginClosed };
+                origin(reason).retry(Retry::IfIdempotent).log(error)
+            }
+            Lost::Ended => origin(Reason::OriginClosed).retry(Retry::IfIdempotent),
+            Lost::Malformed => origin(Reason::OriginProtocol).retry(Retry::Never),
+            // Another try would have no time left.
+            Lost::Silent => origin(Reason::OriginTimeout).retry(Retry::Never),
         }
     }
 }

@@ -1,0 +1,154 @@
+//! The connector's metrics, under the names that interface.md §6 promises where they fit.
+//!
+//! Must never have a label whose values a caller can invent: `service` is from this connector's own table.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use culvert_model::name::ServiceName;
+use culvert_model::reason::Reason;
+use culvert_ops::Program;
+use culvert_ops::metrics::{Counter, Counters, DURATIONS, Gauge, Gauges, Histogram, Histograms, Metrics};
+use http::StatusCode;
+
+use crate::VERSION;
+
+/// Every metric of this process.
+pub struct ConnectorMetrics {
+    registry: Metrics,
+    requests: Counters<2>,
+    durations: Histograms<1>,
+    errors: Counters<2>,
+    in_flight: Gauges<1>,
+    service_up: Gauges<1>,
+    relay_up: Gauges<1>,
+    last_handshake: Gauges<1>,
+    services: Mutex<HashMap<ServiceName, ServiceMetrics>>,
+}
+
+/// The handles of one service: looked up once.
+#[derive(Clone)]
+pub struct ServiceMetrics {
+    name: ServiceName,
+    duration: Histogram,
+    in_flight: Gauge,
+    /// The counter of the usual answer: a look-up spared for most requests.
+    ok: Counter,
+}
+
+impl ConnectorMetrics {
+    /// All at zero.
+    pub fn new() -> Self {
+        let mut registry = Metrics::new(Program::Connector, VERSION);
+        Self {
+            requests: registry.counters("culvert_requests_total", "Requests by answer", ["service", "code"]),
+            durations: registry.histograms(
+                "culvert_request_duration_seconds",
+                "Time from a request's head to its answer's end",
+                ["service"],
+                DURATIONS,
+            ),
+            errors: registry.counters("culvert_errors_total", "Requests that failed here, by reason", ["service", "reason"]),
+            in_flight: registry.gauges("culvert_inflight_requests", "Requests being served", ["service"]),
+            service_up: registry.gauges("culvert_service_up", "Whether the origin's check passes", ["service"]),
+            relay_up: registry.gauges("culvert_relay_up", "Whether there is a session with the relay", ["relay"]),
+            last_handshake: registry.gauges(
+                "culvert_last_handshake_seconds",
+                "Seconds since the last WireGuard handshake",
+                ["relay"],
+            ),
+            services: Mutex::new(HashMap::new()),
+            registry,
+        }
+    }
+
+    /// The handles of one service of the table.
+    pub fn service(&self, name: &ServiceName) -> ServiceMetrics {
+        let mut services = self.services.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(known) = services.get(name) {
+            return known.clone();
+        }
+        let made = ServiceMetrics {
+            name: name.clone(),
+            duration: self.durations.with([name.as_str()]),
+            in_flight: self.in_flight.with([name.as_str()]),
+            ok: self.requests.with([name.as_str(), "200"]),
+        };
+        services.insert(name.clone(), made.clone());
+        made
+    }
+
+    /// A request was answered.
+    pub fn answered(&self, service: &ServiceMetrics, status: StatusCode, took: Duration) {
+        if status == StatusCode::OK {
+            service.ok.inc();
+        } else {
+            self.requests.with([service.name.as_str(), status.as_str()]).inc();
+        }
+        service.duration.observe(took.as_secs_f64());
+    }
+
+    /// A request failed here. `service` is absent when it named none of this connector's.
+    pub fn failed(&self, service: Option<&ServiceMetrics>, reason: Reason) {
+        let name = service.map_or("", |service| service.name.as_str());
+        self.errors.with([name, reason.name()]).inc();
+    }
+
+    /// All of them as text, with what is gathered when it is asked for.
+    pub fn text(&self, services: &[(String, bool)], relays: &[(String, bool, Option<Duration>)]) -> String {
+        let up = |up: bool| if up { 1.0 } else { 0.0 };
+        self.service_up.replace(services.iter().map(|(name, is_up)| ([name.as_str()], up(*is_up))));
+        self.relay_up.replace(relays.iter().map(|(name, is_up, _)| ([name.as_str()], up(*is_up))));
+        let ages = relays.iter().filter_map(|(name, _, age)| Some(([name.as_str()], age.as_ref()?.as_secs_f64())));
+        self.last_handshake.replace(ages);
+        self.registry.text()
+    }
+}
+
+impl Default for ConnectorMetrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl ServiceMetrics {
+    /// One more is being served.
+    pub fn enter(&self) {
+        self.in_flight.inc();
+    }
+
+    /// One less.
+    pub fn leave(&self) {
+        self.in_flight.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_promised_names_are_in_the_text() {
+        let metrics = ConnectorMetrics::new();
+        let orders = metrics.service(&"orders".parse().unwrap());
+        orders.enter();
+        metrics.answered(&orders, StatusCode::OK, Duration::from_millis(3));
+        metrics.answered(&orders, StatusCode::BAD_GATEWAY, Duration::from_millis(3));
+        metrics.failed(Some(&orders), Reason::OriginRefused);
+        let text = metrics.text(&[("orders".to_owned(), false)], &[("relay".to_owned(), true, Some(Duration::from_secs(2)))]);
+        for line in [
+            "culvert_requests_total{service=\"orders\",code=\"200\"} 1",
+            "culvert_requests_total{service=\"orders\",code=\"502\"} 1",
+            "culvert_errors_total{service=\"orders\",reason=\"origin_refused\"} 1",
+            "culvert_inflight_requests{service=\"orders\"} 1",
+            "culvert_request_duration_seconds_count{service=\"orders\"} 2",
+            "culvert_service_up{service=\"orders\"} 0",
+            "culvert_relay_up{relay=\"relay\"} 1",
+            "culvert_last_handshake_seconds{relay=\"relay\"} 2",
+        ] {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
+        assert!(text.contains("culvert_build_info{"));
+    }
+}

@@ -1,0 +1,278 @@
+//! Gets a connection to one relay: carries out what [`Link`] decides, for as long as it takes.
+//!
+//! Must never decide anything itself: when, where to and what to say is the link's.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::time::{Duration, Instant};
+
+use culvert_engine::{Config as EngineConfig, HandshakeLimits, Shard};
+use culvert_model::address::RELAY_INNER;
+use culvert_model::close::CloseCode;
+use culvert_model::id::InstanceId;
+use culvert_model::key::PrivateKey;
+use culvert_model::token::Endpoint;
+use culvert_plane::{
+    Closed, Config, Connection, DialError, Event, Events, PeerConfig, PeerId, Plane, PskEpoch, Role, StreamLimits,
+};
+use ipnet::IpNet;
+use tokio::time::sleep_until;
+
+use crate::board::Board;
+use crate::diagnose::diagnose;
+use crate::gate::STREAMS_AT_FIRST;
+use crate::identity::Relay;
+use crate::link::{Ended, Finding, Link, Problem, Step};
+use crate::resolve::resolve;
+use crate::words;
+
+/// A handshake this young makes another one needless.
+const FRESH: Duration = Duration::from_secs(3);
+/// Keeps the way through NATs open.
+const KEEPALIVE_SECONDS: u16 = 25;
+
+/// Sockets, engine and QUIC toward one relay, under one key.
+pub struct Way {
+    /// The plane.
+    pub plane: Plane,
+    /// What it tells.
+    pub events: Events,
+    /// The relay.
+    pub peer: PeerId,
+    families: (bool, bool),
+    endpoints: Vec<Endpoint>,
+    shown: String,
+    name: String,
+}
+
+/// Who speaks to the relay.
+pub struct Speaker {
+    /// Its key.
+    pub private_key: PrivateKey,
+    /// Its pre-shared key with the relay.
+    pub psk: PskEpoch,
+    /// Its inner address.
+    pub inner: std::net::Ipv6Addr,
+    /// This process.
+    pub instance: InstanceId,
+    /// See [`Config::reset_secret`].
+    pub reset_secret: [u8; 32],
+}
+
+/// What came of trying.
+#[derive(Debug)]
+pub enum Reached {
+    /// A connection.
+    Connection(Connection),
+    /// Sockets and engine are to be built anew.
+    Rebuild,
+    /// The relay stays silent, and why is not known: said once for each look into it.
+    Silence,
+    /// The key is revoked.
+    Revoked,
+}
+
+enum Fact {
+    Resolved(Result<Vec<SocketAddr>, Problem>),
+    Diagnosed(SocketAddr, Finding),
+}
+
+type Work = Pin<Box<dyn Future<Output = Fact> + Send>>;
+
+impl Way {
+    /// Opens sockets of both families, or of the one that this host has.
+    ///
+    /// # Errors
+    /// In words, when no socket can be had.
+    pub fn open(speaker: &Speaker, relay: &Relay) -> Result<Self, String> {
+        let bound = ["0.0.0.0:0", "[::]:0"].map(|any| {
+            let any: SocketAddr = any.parse().map_err(std::io::Error::other)?;
+            culvert_plane::bind(any)
+        });
+        let families = (bound[0].is_ok(), bound[1].is_ok());
+        let mut sockets = Vec::new();
+        let mut failed = String::new();
+        for socket in bound {
+            match socket {
+                Ok(socket) => sockets.push(socket),
+                Err(error) => failed = error.to_string(),
+            }
+        }
+        if sockets.is_empty() {
+            return Err(format!("no UDP socket can be opened: {failed}"));
+        }
+        let config = Config {
+            role: Role::Connector,
+            sockets,
+            engine: EngineConfig {
+                statics: vec![speaker.private_key.clone()],
+                shard: Shard::default(),
+                handshakes: HandshakeLimits::default(),
+                seed: None,
+            },
+            instance: speaker.instance,
+            inner: speaker.inner,
+            reset_secret: speaker.reset_secret,
+            streams: StreamLimits { incoming: STREAMS_AT_FIRST, ..StreamLimits::default() },
+        };
+        let (plane, events) = Plane::start(config).map_err(|error| error.to_string())?;
+        let peer = plane.add_peer(PeerConfig {
+            public_key: relay.public_key,
+            static_index: 0,
+            psks: vec![speaker.psk.clone()],
+            allowed_ips: vec![IpNet::from(std::net::IpAddr::V6(RELAY_INNER))],
+            path: None,
+            persistent_keepalive: std::num::NonZeroU16::new(KEEPALIVE_SECONDS),
+        });
+        let peer = peer.map_err(|error| error.to_string())?;
+        Ok(Self {
+            plane,
+            events,
+            peer,
+            families,
+            endpoints: relay.endpoints(),
+            shown: relay.endpoints.join(" "),
+            name: relay.name.clone(),
+        })
+    }
+
+    /// The relay's endpoints as the token names them, for logs.
+    pub fn shown(&self) -> &str {
+        &self.shown
+    }
+
+    /// The relay's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where the relay is, as the engine knows it.
+    pub fn remote(&self) -> Option<SocketAddr> {
+        Some(self.plane.peer_stats(self.peer)?.path?.remote)
+    }
+
+    /// Tries for a connection until there is one, or something else is to be done first.
+    pub async fn reach(&mut self, link: &mut Link, board: &Board) -> Reached {
+        let mut work: Option<Work> = None;
+        let mut dial = self.dial();
+        loop {
+            let mut wake = now() + Duration::from_secs(60);
+            if work.is_none() {
+                match link.poll(now()) {
+                    Step::Wait(until) => wake = until,
+                    Step::Rebuild => return Reached::Rebuild,
+                    Step::Revoked => return Reached::Revoked,
+                    Step::Resolve | Step::Knock(_) | Step::Diagnose(_) if self.handshaken(link) => continue,
+                    Step::Resolve => work = Some(self.resolving()),
+                    Step::Knock(address) => {
+                        self.plane.connect(self.peer, Some(address));
+                        continue;
+                    }
+                    Step::Diagnose(address) => {
+                        work = Some(Box::pin(async move { Fact::Diagnosed(address, diagnose(address).await) }));
+                    }
+                }
+            }
+            self.say(link, board);
+            tokio::select! {
+                dialled = &mut dial, if link.wants_connection() => match dialled {
+                    Ok(connection) => return Reached::Connection(connection),
+                    Err(DialError::UnknownPeer | DialError::Stopped) => return Reached::Rebuild,
+                    Err(error) => {
+                        link.handle_ended(ended_by(error), now());
+                        work = None;
+                        dial = self.dial();
+                    }
+                },
+                fact = until(&mut work) => {
+                    work = None;
+                    match fact {
+                        Fact::Resolved(resolved) => link.handle_resolved(resolved, now()),
+                        Fact::Diagnosed(address, finding) => {
+                            link.handle_finding(address, finding);
+                            self.say(link, board);
+                            if matches!(finding, Finding::HostAnswers | Finding::Silence) {
+                                return Reached::Silence;
+                            }
+                        }
+                    }
+                }
+                event = self.events.recv() => match event {
+                    Some(Event::SessionUp { path, .. }) => link.handle_session(path.remote, now()),
+                    Some(Event::Resumed { .. }) => link.handle_woken(now()),
+                    Some(_) => {}
+                    None => return Reached::Rebuild,
+                },
+                () = sleep_until(wake.into()), if work.is_none() => {}
+            }
+        }
+    }
+
+    /// Logs a problem when the link says so, and shows it in `status` at any time.
+    pub fn say(&self, link: &mut Link, board: &Board) {
+        let Some(problem) = link.problem() else { return };
+        let why = words::problem(problem, &self.shown);
+        board.set_problem(&self.name, &why);
+        let displaced = *problem == Problem::Replaced;
+        if link.poll_say(now()).is_some() {
+            if displaced {
+                tracing::warn!(relay = self.name, why, "another process uses this key");
+            } else {
+                tracing::warn!(relay = self.name, why, "no session with the relay");
+            }
+        }
+    }
+
+    fn dial(&self) -> Pin<Box<dyn Future<Output = Result<Connection, DialError>> + Send>> {
+        let (plane, peer) = (self.plane.clone(), self.peer);
+        Box::pin(async move { plane.dial(peer).await })
+    }
+
+    fn resolving(&self) -> Work {
+        let (endpoints, (four, six)) = (self.endpoints.clone(), self.families);
+        Box::pin(async move { Fact::Resolved(resolve(&endpoints, four, six).await) })
+    }
+
+    /// Whether the relay itself has just shaken hands (its call-back after a restart): then only QUIC is to be dialled.
+    fn handshaken(&self, link: &mut Link) -> bool {
+        let Some(stats) = self.plane.peer_stats(self.peer) else { return false };
+        let fresh = stats.last_handshake.is_some_and(|then| now().saturating_duration_since(then) < FRESH);
+        match stats.path {
+            Some(path) if stats.live && fresh => {
+                link.handle_session(path.remote, now());
+                link.wants_connection()
+            }
+            _ => false,
+        }
+    }
+}
+
+/// How a connection that closed has ended, in the link's terms.
+pub fn ended_as(closed: &Closed) -> Ended {
+    match closed.code {
+        Some(code) if closed.by_peer => Ended::ByRelay(code),
+        _ => Ended::Lost(closed.cause.clone()),
+    }
+}
+
+/// The runtime's clock, which tests can hold still.
+pub fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+fn ended_by(error: DialError) -> Ended {
+    match error {
+        DialError::Version { ours, theirs } => Ended::Version(format!("the relay has {theirs}, this connector {ours}")),
+        DialError::Displaced => Ended::ByRelay(CloseCode::Replaced),
+        DialError::Failed(closed) => ended_as(&closed),
+        DialError::UnknownPeer | DialError::Stopped => Ended::Lost(error.to_string()),
+    }
+}
+
+async fn until(work: &mut Option<Work>) -> Fact {
+    match work {
+        Some(work) => work.await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,345 @@
+//! One live session with a relay: the control conversation beside the gate, until either ends.
+//!
+//! Must never keep a session that it does not hear from, or leave before the relay knows that it wants to.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use culvert_model::close::CloseCode;
+use culvert_model::control::{self, Announce, AnnouncedService, ToConnector, ToRelay, Welcome};
+use culvert_ops::drain::InFlight;
+use culvert_plane::{Connection, Event, Stream};
+use tokio::io::{ReadHalf, WriteHalf};
+use tokio::time::{sleep_until, timeout};
+
+use crate::control::{ControlError, Incoming, Outgoing};
+use crate::health;
+use crate::link::{Ended, Link};
+use crate::liveness::{Check, Liveness};
+use crate::reach::{Way, ended_as, now};
+use crate::roam::Roam;
+use crate::shared::Shared;
+use crate::{VERSION, words};
+
+/// A control message must be taken by the relay within this time.
+const SEND_PATIENCE: Duration = Duration::from_secs(5);
+/// The relay's welcome must come within this time.
+const WELCOME_PATIENCE: Duration = Duration::from_secs(10);
+/// How often the own addresses are looked at.
+const LOOK: Duration = Duration::from_millis(500);
+/// How long the relay may take to confirm that it knows of the drain.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How a session came to its end.
+#[derive(Debug)]
+pub enum Left {
+    /// It ended, and is to be had again.
+    Ended(Ended),
+    /// This process is done.
+    Drained,
+}
+
+/// Speaks on one session.
+struct Session<'a> {
+    way: &'a mut Way,
+    link: &'a mut Link,
+    shared: &'a Shared,
+    connection: &'a Connection,
+    outgoing: Outgoing<WriteHalf<Stream>>,
+    liveness: Liveness,
+    announced: Vec<AnnouncedService>,
+    pings: u64,
+    drain: Draining,
+    welcomed: bool,
+    started: Instant,
+}
+
+/// How far the drain of this session is.
+enum Draining {
+    Not,
+    /// Told; the relay confirms by answering this ping. Nothing ends before.
+    Told { ping: u64, by: Instant, _hold: InFlight },
+    Known,
+}
+
+/// Serves one connection until it ends.
+pub async fn live(way: &mut Way, link: &mut Link, connection: &Connection, shared: &Shared) -> Left {
+    let stream = match timeout(SEND_PATIENCE, connection.open()).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return Left::Ended(Ended::Lost(error.to_string())),
+        Err(_) => {
+            connection.close(CloseCode::Silent);
+            return Left::Ended(Ended::Lost("no control stream can be opened".to_owned()));
+        }
+    };
+    let (read, write) = tokio::io::split(stream);
+    let session = Session {
+        way,
+        link,
+        shared,
+        connection,
+        outgoing: Outgoing::new(write),
+        liveness: Liveness::new(now()),
+        announced: Vec::new(),
+        pings: 0,
+        drain: Draining::Not,
+        welcomed: false,
+        started: now(),
+    };
+    session.run(Incoming::new(read)).await
+}
+
+impl Session<'_> {
+    async fn run(mut self, mut incoming: Incoming<ReadHalf<Stream>>) -> Left {
+        let mut news = self.shared.checks.news();
+        let gate = self.shared.gate.serve(self.connection);
+        tokio::pin!(gate);
+        let mut roam = Roam::default();
+        let mut look = now();
+        if let Err(error) = self.announce().await {
+            return self.broken(&error);
+        }
+        loop {
+            let check = match self.check().await {
+                Ok(until) => until,
+                Err(left) => return left,
+            };
+            let drain = &self.shared.drain;
+            let outcome = tokio::select! {
+                closed = &mut gate => return Left::Ended(ended_as(&closed)),
+                () = drain.stopped() => {
+                    self.connection.close(CloseCode::Shutdown);
+                    return Left::Drained;
+                }
+                () = drain.begun(), if matches!(self.drain, Draining::Not) => self.leave().await,
+                message = incoming.next::<ToConnector>() => match message {
+                    Ok(message) => self.heard(message).await,
+                    Err(error) => Err(error),
+                },
+                Ok(()) = news.changed() => self.tell().await,
+                event = self.way.events.recv() => match event {
+                    Some(event) => match self.event(&event) {
+                        Some(ended) => return Left::Ended(ended),
+                        None => Ok(()),
+                    },
+                    None => return Left::Ended(Ended::Lost("the sockets are gone".to_owned())),
+                },
+                () = sleep_until(check.min(look).into()) => {
+                    if now() >= look {
+                        look = now() + LOOK;
+                        self.look(&mut roam);
+                    }
+                    Ok(())
+                }
+            };
+            if let Err(error) = outcome {
+                // The close, if there was one, says more than the broken stream.
+                return match timeout(Duration::from_millis(50), &mut gate).await {
+                    Ok(closed) => Left::Ended(ended_as(&closed)),
+                    Err(_) => self.broken(&error),
+                };
+            }
+        }
+    }
+
+    fn broken(&self, error: &ControlError) -> Left {
+        self.connection.close(CloseCode::Protocol);
+        Left::Ended(Ended::Lost(error.to_string()))
+    }
+
+    /// What liveness wants done now; when to look again.
+    async fn check(&mut self) -> Result<Instant, Left> {
+        let started = self.started;
+        if !self.welcomed && now().saturating_duration_since(started) >= WELCOME_PATIENCE {
+            self.connection.close(CloseCode::Protocol);
+            return Err(Left::Ended(Ended::Lost("the relay said no welcome".to_owned())));
+        }
+        if let Draining::Told { by, .. } = self.drain
+            && now() >= by
+        {
+            self.drain = Draining::Known;
+        }
+        loop {
+            match self.liveness.poll(now()) {
+                Check::Until(until) => {
+                    let until = if self.welcomed { until } else { until.min(started + WELCOME_PATIENCE) };
+                    return Ok(match self.drain {
+                        Draining::Told { by, .. } => until.min(by),
+                        Draining::Not | Draining::Known => until,
+                    });
+                }
+                Check::Ping => self.ping().await.map_err(|error| self.broken(&error))?,
+                Check::Knock => {
+                    self.way.plane.connect(self.way.peer, self.way.remote());
+                    self.ping().await.map_err(|error| self.broken(&error))?;
+                }
+                Check::Dead => {
+                    self.connection.close(CloseCode::Silent);
+                    return Err(Left::Ended(Ended::Lost("the relay was silent for 5 s".to_owned())));
+                }
+            }
+        }
+    }
+
+    async fn heard(&mut self, message: ToConnector) -> Result<(), ControlError> {
+        self.liveness.handle_heard(now());
+        match message {
+            ToConnector::Ping { id } => {
+                self.liveness.handle_ping(now());
+                self.send(&ToRelay::Pong { id }).await
+            }
+            ToConnector::Pong { id } => {
+                if matches!(self.drain, Draining::Told { ping, .. } if ping == id) {
+                    self.drain = Draining::Known;
+                }
+                Ok(())
+            }
+            ToConnector::Welcome(welcome) => {
+                self.welcome(&welcome);
+                Ok(())
+            }
+            ToConnector::Drain => {
+                tracing::info!(relay = self.way.name(), "the relay is going down");
+                Ok(())
+            }
+            ToConnector::Unsupported { what } => {
+                tracing::debug!(relay = self.way.name(), what, "the relay did not understand");
+                Ok(())
+            }
+            ToConnector::Enrolled(_) | ToConnector::Refused { .. } | ToConnector::Unknown => {
+                self.send(&ToRelay::Unsupported { what: "not understood here".to_owned() }).await
+            }
+        }
+    }
+
+    fn welcome(&mut self, welcome: &Welcome) {
+        let remote = self.way.remote();
+        for refused in &welcome.refused {
+            tracing::warn!(service = %refused.name, why = refused.why, "the relay refuses a service");
+        }
+        if !self.welcomed {
+            tracing::info!(
+                relay = self.way.shown(),
+                id = %welcome.id,
+                tunnel = %welcome.tunnel.as_str(),
+                services = self.announced.len() - welcome.refused.len().min(self.announced.len()),
+                "connected to the relay"
+            );
+        }
+        if welcome.version != control::VERSION {
+            let versions = format!("the relay has {}, this connector {}", welcome.version, control::VERSION);
+            tracing::warn!(versions, program = welcome.program, "the relay speaks another version");
+        }
+        self.welcomed = true;
+        self.link.handle_up(remote, now());
+        let board = &self.shared.board;
+        board.set_up(self.way.name(), remote, &welcome.program, &welcome.refused, SystemTime::now());
+        self.figures();
+        self.shared.up.send_modify(|version| *version += 1);
+    }
+
+    fn event(&mut self, event: &Event) -> Option<Ended> {
+        match event {
+            Event::Resumed { asleep } => {
+                let seconds = asleep.as_secs();
+                tracing::info!(seconds, "this host slept");
+                self.connection.close(CloseCode::Shutdown);
+                Some(Ended::Lost("this host slept".to_owned()))
+            }
+            Event::SessionUp { .. } => {
+                self.figures();
+                None
+            }
+            _ => None,
+        }
+    }
+
+    /// Tells the relay what changed: health alone, or the services themselves.
+    async fn tell(&mut self) -> Result<(), ControlError> {
+        let now = self.services();
+        let same = |a: &AnnouncedService, b: &AnnouncedService| {
+            (&a.name, &a.balance, a.timeouts, a.tcp) == (&b.name, &b.balance, b.timeouts, b.tcp)
+        };
+        let all_same = now.len() == self.announced.len() && now.iter().zip(&self.announced).all(|(a, b)| same(a, b));
+        if all_same {
+            self.announced = now;
+            let services = health::told(&self.shared.origins);
+            self.send(&ToRelay::Health { services }).await
+        } else {
+            self.announce().await
+        }
+    }
+
+    async fn announce(&mut self) -> Result<(), ControlError> {
+        self.announced = self.services();
+        let announce = Announce {
+            version: control::VERSION,
+            program: VERSION.to_owned(),
+            name: self.shared.name.clone(),
+            services: self.announced.clone(),
+        };
+        self.send(&ToRelay::Announce(announce)).await
+    }
+
+    fn services(&self) -> Vec<AnnouncedService> {
+        let table = self.shared.origins.table();
+        let announced = table.iter().map(|upstream| AnnouncedService {
+            name: upstream.service.name.clone(),
+            health: upstream.health.told(),
+            balance: upstream.service.balance.as_ref().map(ToString::to_string),
+            timeouts: upstream.service.timeouts.announced(),
+            tcp: false,
+        });
+        announced.collect()
+    }
+
+    /// Tells the relay first; what is in flight goes on.
+    async fn leave(&mut self) -> Result<(), ControlError> {
+        let hold = self.shared.drain.enter(now());
+        self.send(&ToRelay::Drain).await?;
+        self.pings += 1;
+        self.drain = Draining::Told { ping: self.pings, by: now() + DRAIN_PATIENCE, _hold: hold };
+        self.send(&ToRelay::Ping { id: self.pings }).await
+    }
+
+    async fn ping(&mut self) -> Result<(), ControlError> {
+        self.pings += 1;
+        self.send(&ToRelay::Ping { id: self.pings }).await
+    }
+
+    async fn send(&mut self, message: &ToRelay) -> Result<(), ControlError> {
+        match timeout(SEND_PATIENCE, self.outgoing.send(message)).await {
+            Ok(sent) => sent,
+            Err(_) => Err(ControlError::Io(std::io::ErrorKind::TimedOut.into())),
+        }
+    }
+
+    /// A changed own address: a packet from the new one is what moves the relay's view of this end.
+    fn look(&mut self, roam: &mut Roam) {
+        if let Some(remote) = self.way.remote()
+            && roam.look(remote)
+        {
+            tracing::info!(relay = self.way.name(), "this host's address changed");
+            self.way.plane.connect(self.way.peer, Some(remote));
+            self.liveness.handle_doubt(now());
+        }
+        self.figures();
+    }
+
+    fn figures(&self) {
+        let stats = self.way.plane.peer_stats(self.way.peer);
+        let handshake = stats.and_then(|stats| stats.last_handshake);
+        let wall = handshake.map(|then| SystemTime::now() - now().saturating_duration_since(then));
+        self.shared.board.set_figures(self.way.name(), wall, Some(self.connection.rtt()));
+    }
+}
+
+/// Logs how a session that was live ended.
+pub fn log_end(way: &Way, ended: &Ended) {
+    match ended {
+        Ended::ByRelay(code) => {
+            tracing::info!(relay = way.name(), why = %words::closed(*code), "session ended");
+        }
+        Ended::Version(versions) => tracing::info!(relay = way.name(), why = versions, "session ended"),
+        Ended::Lost(cause) => tracing::info!(relay = way.name(), why = cause, "session ended"),
+    }
+}

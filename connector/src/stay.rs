@@ -1,0 +1,149 @@
+//! Stays connected to one relay, for as long as this process lives.
+//!
+//! Must never end but for a revoked key or the drain.
+
+use std::time::{Duration, SystemTime};
+
+use culvert_model::close::CloseCode;
+use culvert_model::control::Refusal;
+use culvert_model::kem::KemKey;
+use culvert_plane::PskEpoch;
+use tokio::sync::Mutex;
+use tokio::time::{sleep, timeout};
+
+use crate::identity::{Candidate, Identity, Relay};
+use crate::join::{self, Refused};
+use crate::link::Link;
+use crate::reach::{Reached, Speaker, Way, now};
+use crate::session::{self, Left};
+use crate::shared::Shared;
+
+/// How long one question as the token may take while the own key finds no answer.
+const QUESTION: Duration = Duration::from_secs(10);
+/// And how often it is asked.
+const QUESTION_AGAIN: Duration = Duration::from_secs(600);
+/// A socket that cannot be had is tried for again after this time.
+const NO_SOCKET: Duration = Duration::from_secs(2);
+
+/// Why a link ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Over {
+    /// This process is done.
+    Drained,
+    /// The relay revoked this connector.
+    Revoked,
+}
+
+/// Stays connected to `relay` as `identity`.
+pub async fn stay(shared: &Shared, identity: &Mutex<Identity>, relay: &str) -> Over {
+    let mut link = Link::new(rand::random(), now());
+    let mut asked = None;
+    loop {
+        let drained = shared.drain.stopped();
+        tokio::pin!(drained);
+        let Some((speaker, place)) = speaker(shared, identity, relay).await else {
+            // Joined before this relay was known, or never answered by it: only the token helps.
+            let enrolled = tokio::select! {
+                enrolled = enrol(shared, identity, relay) => enrolled,
+                () = &mut drained => return Over::Drained,
+            };
+            match enrolled {
+                Ok(()) => continue,
+                Err(Refused { refusal: Refusal::Revoked, .. }) => return Over::Revoked,
+                Err(refused) => {
+                    let (why, _) = crate::words::refusal(refused.refusal, refused.at.as_deref());
+                    tracing::warn!(relay, why, "this relay does not take the token");
+                    shared.board.set_problem(relay, &why);
+                    drained.await;
+                    return Over::Drained;
+                }
+            }
+        };
+        let mut way = match Way::open(&speaker, &place) {
+            Ok(way) => way,
+            Err(why) => {
+                tracing::warn!(relay, why, "cannot connect yet");
+                sleep(NO_SOCKET).await;
+                continue;
+            }
+        };
+        loop {
+            let reached = tokio::select! {
+                reached = way.reach(&mut link, &shared.board) => reached,
+                () = &mut drained => {
+                    way.plane.shutdown(CloseCode::Shutdown).await;
+                    return Over::Drained;
+                }
+            };
+            match reached {
+                Reached::Connection(connection) => {
+                    let left = session::live(&mut way, &mut link, &connection, shared).await;
+                    shared.board.set_down(relay, SystemTime::now());
+                    match left {
+                        Left::Drained => {
+                            way.plane.shutdown(CloseCode::Shutdown).await;
+                            return Over::Drained;
+                        }
+                        Left::Ended(ended) => {
+                            session::log_end(&way, &ended);
+                            link.handle_ended(ended, now());
+                        }
+                    }
+                }
+                Reached::Rebuild => break,
+                Reached::Revoked => return Over::Revoked,
+                Reached::Silence => {
+                    let lately = asked.is_some_and(|then| now().duration_since(then) < QUESTION_AGAIN);
+                    if shared.token.is_some() && !lately {
+                        asked = Some(now());
+                        match timeout(QUESTION, enrol(shared, identity, relay)).await {
+                            // The relay had forgotten this connector, or its key: it comes back under the new one.
+                            Ok(Ok(())) => break,
+                            Ok(Err(Refused { refusal: Refusal::Revoked, .. })) => return Over::Revoked,
+                            Ok(Err(_)) | Err(_) => {}
+                        }
+                    }
+                }
+            }
+        }
+        way.plane.shutdown(CloseCode::Shutdown).await;
+    }
+}
+
+/// Who speaks to the relay; none before this connector has a pre-shared key with it.
+async fn speaker(shared: &Shared, identity: &Mutex<Identity>, relay: &str) -> Option<(Speaker, Relay)> {
+    let identity = identity.lock().await;
+    let place = identity.joined.relays.iter().find(|known| known.name == relay)?.clone();
+    let psk = PskEpoch { epoch: place.psk_epoch?, psk: identity.psks.get(relay)?.clone() };
+    let speaker = Speaker {
+        private_key: identity.private_key.clone(),
+        psk,
+        inner: identity.joined.inner_address,
+        instance: shared.instance,
+        reset_secret: shared.reset_secret,
+    };
+    Some((speaker, place))
+}
+
+/// Asks the relay, as the token, to take this connector's own key.
+async fn enrol(shared: &Shared, identity: &Mutex<Identity>, relay: &str) -> Result<(), Refused> {
+    let Some(token) = &shared.token else {
+        let why = "this connector has not joined at this relay: start it once with the token";
+        tracing::warn!(relay, why, "no session with the relay");
+        shared.board.set_problem(relay, why);
+        return std::future::pending().await;
+    };
+    let (candidate, place) = {
+        let identity = identity.lock().await;
+        let Some(place) = identity.joined.relays.iter().find(|known| known.name == relay).cloned() else {
+            return std::future::pending().await;
+        };
+        (Candidate::of(&identity, KemKey::generate()), place)
+    };
+    let admission = join::ask(shared, token, &candidate, &place).await?;
+    let mut identity = identity.lock().await;
+    if let Err(error) = shared.store.enrolled_at(&mut identity, &admission) {
+        tracing::warn!(relay, %error, "the relay's answer cannot be kept");
+    }
+    Ok(())
+}

@@ -1,0 +1,200 @@
+//! The byte stream under a server: what hyper does not tell about it, and what it does wrong with it.
+//!
+//! Must never hold back or change a byte of a good request or of an answer.
+
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use culvert_model::reason::Reason;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep};
+
+use crate::fault;
+use crate::heads::Heads;
+use crate::server::ServerSettings;
+
+/// An answer is owed or under way.
+pub(crate) const ANSWERING: u32 = 1;
+/// A request's body is not fully read.
+pub(crate) const READING: u32 = 2;
+/// Bytes of a head have come that is not a request yet.
+pub(crate) const HEAD: u32 = 4;
+/// A 101 was answered.
+pub(crate) const SWITCHED: u32 = 8;
+/// One request, in the bits above: they tell one idle time from the next.
+pub(crate) const COUNT: u32 = 16;
+
+/// What hyper writes, without the date, to a head that it cannot read.
+const BARE_REFUSALS: [(&[u8], Reason); 3] = [
+    (b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n", Reason::BadRequest),
+    (b"HTTP/1.1 414 URI Too Long\r\nconnection: close\r\ncontent-length: 0\r\n\r\n", Reason::HeadTooLarge),
+    (
+        b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n",
+        Reason::HeadTooLarge,
+    ),
+];
+/// No head can hold it: makes hyper refuse what it would repair.
+const SPOILT: &[u8] = b"\0\r\n\r\n";
+
+pub(crate) struct Served<Io> {
+    io: Io,
+    bits: Arc<AtomicU32>,
+    heads: Option<Heads>,
+    is_spoilt: bool,
+    /// The other side has closed its sending side; when it is taken for gone.
+    ended: Option<Pin<Box<Sleep>>>,
+    half_close: Duration,
+    has_written: bool,
+    /// What is written in place of hyper's bare refusal.
+    refusal: Option<Bytes>,
+    refused: Option<Arc<dyn Fn(Reason) + Send + Sync>>,
+}
+
+impl<Io> Served<Io> {
+    pub(crate) fn new(io: Io, bits: Arc<AtomicU32>, settings: &ServerSettings) -> Self {
+        Self {
+            io,
+            bits,
+            heads: settings.strict.then(Heads::new),
+            is_spoilt: false,
+            ended: None,
+            half_close: settings.half_close,
+            has_written: false,
+            refusal: None,
+            refused: settings.refused.clone(),
+        }
+    }
+
+    pub(crate) fn into_inner(self) -> Io {
+        self.io
+    }
+
+    fn has(&self, bits: u32) -> bool {
+        self.bits.load(Ordering::Relaxed) & bits != 0
+    }
+
+    /// Ready when hyper may be told that nothing more comes. It takes that for the end of the caller.
+    fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            if !self.has(ANSWERING) || self.has(READING) || self.half_close.is_zero() {
+                return Poll::Ready(());
+            }
+            let due = || Instant::now() + self.half_close;
+            let ended = self.ended.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due())));
+            ready!(ended.as_mut().poll(cx));
+            if !std::mem::take(&mut self.has_written) {
+                return Poll::Ready(());
+            }
+            ended.as_mut().reset(due());
+        }
+    }
+
+    /// Looks at what was read into `out` past `before`.
+    fn judge(&mut self, out: &mut ReadBuf<'_>, before: usize) -> io::Result<()> {
+        let Some(heads) = &mut self.heads else { return Ok(()) };
+        let bits = self.bits.load(Ordering::Relaxed);
+        if bits & SWITCHED != 0 {
+            heads.switch_off();
+        } else if bits & ANSWERING == 0 {
+            heads.go_on();
+        }
+        let Err((flaw, begin)) = heads.see(out.filled().get(before..).unwrap_or_default()) else { return Ok(()) };
+        tracing::debug!(?flaw, "refused a request");
+        self.is_spoilt = true;
+        out.set_filled(before + begin);
+        if out.remaining() < SPOILT.len() {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        out.put_slice(SPOILT);
+        Ok(())
+    }
+
+    /// Puts Culvert's words in place of hyper's, if these bytes are its refusal of a head.
+    fn renounce(&mut self, bytes: &[u8]) {
+        if self.has(ANSWERING) || !(self.has(HEAD) || self.is_spoilt) || !bytes.starts_with(b"HTTP/1.1 4") {
+            return;
+        }
+        if let Some((_, reason)) = BARE_REFUSALS.iter().find(|(bare, _)| *bare == bytes) {
+            if let Some(refused) = &self.refused {
+                refused(*reason);
+            }
+            self.refusal = Some(fault::refusal(*reason));
+        }
+    }
+}
+
+impl<Io: AsyncRead + Unpin> AsyncRead for Served<Io> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.is_spoilt {
+            return Poll::Pending;
+        }
+        if this.ended.is_none() {
+            let before = out.filled().len();
+            ready!(Pin::new(&mut this.io).poll_read(cx, out))?;
+            if out.filled().len() > before {
+                if !this.has(ANSWERING | READING) {
+                    this.bits.fetch_or(HEAD, Ordering::Relaxed);
+                }
+                return Poll::Ready(this.judge(out, before));
+            }
+            if out.remaining() == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            this.has_written = false;
+        }
+        this.poll_ended(cx).map(Ok)
+    }
+}
+
+impl<Io: AsyncWrite + Unpin> AsyncWrite for Served<Io> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        this.has_written = true;
+        if this.refusal.is_none() {
+            this.renounce(bytes);
+        }
+        if let Some(refusal) = &mut this.refusal {
+            while !refusal.is_empty() {
+                let written = ready!(Pin::new(&mut this.io).poll_write(cx, refusal))?;
+                if written == 0 {
+                    return Poll::Ready(Ok(0));
+                }
+                refusal.advance(written);
+            }
+            this.refusal = None;
+            return Poll::Ready(Ok(bytes.len()));
+        }
+        Pin::new(&mut this.io).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if let [part] = parts {
+            return self.poll_write(cx, part);
+        }
+        self.has_written = true;
+        Pin::new(&mut self.io).poll_write_vectored(cx, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,227 @@
+//! A hop between a caller and an origin that a test plays, byte by byte, over in-memory streams.
+#![allow(dead_code, reason = "each test uses its part")]
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use culvert_hop::body::Body;
+use culvert_hop::exchange::{Answer, Deadlines};
+use culvert_hop::fault::{self, Fault, Retry, Side};
+use culvert_hop::pool::{Lost, Opener, Pool, PoolSettings};
+use culvert_hop::request::{self, Caller, ForwardPolicy};
+use culvert_hop::retry::Again;
+use culvert_hop::server::{ServerSettings, serve};
+use culvert_hop::upgrade::{Protocol, splice};
+use culvert_hop::{failure, response};
+use culvert_model::reason::Reason;
+use http::{Request, Response};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::sync::{mpsc, watch};
+
+pub const RELAY: &str = "r1";
+
+/// Every stream that a pool opens comes out of the receiver.
+pub struct Origins {
+    opened: mpsc::UnboundedSender<DuplexStream>,
+    pub refuses: Mutex<bool>,
+    pub buffer: usize,
+}
+
+impl Opener for Origins {
+    type Io = DuplexStream;
+
+    async fn open(&self) -> Result<DuplexStream, Fault> {
+        if *self.refuses.lock().unwrap() {
+            return Err(Fault::new(Reason::OriginRefused).retry(Retry::Safe).log("10.0.0.7:80"));
+        }
+        let (ours, theirs) = tokio::io::duplex(self.buffer);
+        self.opened.send(theirs).map_err(|_| Fault::new(Reason::OriginUnreachable))?;
+        Ok(ours)
+    }
+
+    fn lost(&self, lost: Lost<'_>) -> Fault {
+        match lost {
+            Lost::Io(error) => Fault::new(Reason::OriginClosed).retry(Retry::IfIdempotent).log(error),
+            Lost::Ended => Fault::new(Reason::OriginClosed).retry(Retry::IfIdempotent),
+            Lost::Malformed => Fault::new(Reason::OriginProtocol).retry(Retry::IfIdempotent),
+            Lost::Silent => Fault::new(Reason::OriginTimeout),
+        }
+    }
+}
+
+pub fn pool(buffer: usize, settings: PoolSettings) -> (Pool<Origins>, mpsc::UnboundedReceiver<DuplexStream>) {
+    let (opened, origins) = mpsc::unbounded_channel();
+    (Pool::new(Origins { opened, refuses: Mutex::new(false), buffer }, settings), origins)
+}
+
+#[derive(Clone)]
+pub struct Options {
+    pub settings: ServerSettings,
+    pub policy: ForwardPolicy,
+    pub deadlines: Deadlines,
+    pub retries: bool,
+    pub buffer: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            settings: ServerSettings::front(),
+            policy: ForwardPolicy::Append,
+            deadlines: Deadlines::default(),
+            retries: false,
+            buffer: 64 * 1024,
+        }
+    }
+}
+
+pub struct Rig {
+    pub caller: DuplexStream,
+    pub origins: mpsc::UnboundedReceiver<DuplexStream>,
+    pub pool: Pool<Origins>,
+    pub drain: watch::Sender<bool>,
+    pub endings: Arc<Mutex<Vec<culvert_hop::body::Ending>>>,
+    pub faults: Arc<Mutex<Vec<Fault>>>,
+    pub server: tokio::task::JoinHandle<()>,
+}
+
+impl Rig {
+    pub fn new() -> Self {
+        Self::with(Options::default())
+    }
+
+    pub fn with(options: Options) -> Self {
+        let (caller, ours) = tokio::io::duplex(options.buffer);
+        let (pool, origins) = pool(options.buffer, PoolSettings::default());
+        let (drain, draining) = watch::channel(false);
+        let endings = Arc::new(Mutex::new(Vec::new()));
+        let faults = Arc::new(Mutex::new(Vec::new()));
+        let server = tokio::spawn({
+            let (pool, endings, faults) = (pool.clone(), endings.clone(), faults.clone());
+            async move {
+                let service = |request| {
+                    hop(request, pool.clone(), options.clone(), endings.clone(), faults.clone(), draining.clone())
+                };
+                let settings = options.settings.clone();
+                serve(ours, &settings, service, wait(draining.clone())).await;
+            }
+        });
+        Self { caller, origins, pool, drain, endings, faults, server }
+    }
+
+    pub async fn say(&mut self, bytes: impl AsRef<[u8]>) {
+        self.caller.write_all(bytes.as_ref()).await.unwrap();
+    }
+
+    pub async fn origin(&mut self) -> DuplexStream {
+        self.origins.recv().await.unwrap()
+    }
+
+    /// What the caller hears until the connection ends.
+    pub async fn rest(&mut self) -> String {
+        rest(&mut self.caller).await
+    }
+}
+
+async fn wait(mut draining: watch::Receiver<bool>) {
+    if draining.wait_for(|draining| *draining).await.is_err() {
+        std::future::pending().await
+    }
+}
+
+async fn hop(
+    request: Request<Body>,
+    pool: Pool<Origins>,
+    options: Options,
+    endings: Arc<Mutex<Vec<culvert_hop::body::Ending>>>,
+    faults: Arc<Mutex<Vec<Fault>>>,
+    draining: watch::Receiver<bool>,
+) -> Result<Response<Body>, Infallible> {
+    let (mut parts, body) = request.into_parts();
+    let fail = |fault: Fault, audience: &fault::Audience| {
+        let response = fault::respond(&fault, audience);
+        faults.lock().unwrap().push(fault);
+        Ok(response)
+    };
+    let mut head = match request::check(&mut parts) {
+        Ok(head) => head,
+        Err((fault, audience)) => return fail(fault, &audience),
+    };
+    let caller = Caller { address: Some("192.0.2.7".parse().unwrap()), tls: false, port: Some(8080) };
+    if let Err(fault) = request::forward(&mut parts, &head, &caller, options.policy, RELAY) {
+        return fail(fault, &head.audience);
+    }
+    let mut request = Request::from_parts(parts, body);
+    let mut again = None;
+    if options.retries {
+        let (first, second) = Again::keep(request);
+        request = first;
+        again = Some(second);
+    }
+    let mut answer = pool.send(request, &options.deadlines).await;
+    let second = answer.as_ref().err().and_then(|error| again?.request(&error.fault));
+    if let Some(request) = second {
+        answer = pool.send(request, &options.deadlines).await;
+    }
+    match answer {
+        Ok(Answer::Response(answer)) => {
+            let (mut parts, body) = answer.into_parts();
+            if let Some(fault) = failure::take(&mut parts.headers) {
+                return fail(fault, &head.audience);
+            }
+            if let Err(fault) = response::accept(&mut parts) {
+                return fail(fault, &head.audience);
+            }
+            let body = body.on_end(move |ending| endings.lock().unwrap().push(ending));
+            Ok(Response::from_parts(parts, body))
+        }
+        Ok(Answer::Switched(answer, raw)) => {
+            let (mut parts, ()) = answer.into_parts();
+            let upgrade = head.upgrade.take().unwrap();
+            if let Err(fault) = response::accept_switch(&mut parts, &upgrade.protocol) {
+                return fail(fault, &head.audience);
+            }
+            let protocol = Protocol::of(&upgrade.protocol);
+            let idle = options.deadlines.idle;
+            tokio::spawn(async move { splice(upgrade.on, raw, protocol, idle, wait(draining)).await });
+            Ok(Response::from_parts(parts, Body::empty()))
+        }
+        Err(error) => fail(error.fault, &head.audience),
+    }
+}
+
+/// Reads one head, with its blank line.
+pub async fn head(stream: &mut DuplexStream) -> String {
+    let mut out = Vec::new();
+    while !out.ends_with(b"\r\n\r\n") {
+        match stream.read_u8().await {
+            Ok(byte) => out.push(byte),
+            Err(error) => panic!("{error} after {:?}", String::from_utf8_lossy(&out)),
+        }
+    }
+    String::from_utf8(out).unwrap()
+}
+
+pub async fn exactly(stream: &mut DuplexStream, bytes: usize) -> String {
+    let mut out = vec![0; bytes];
+    stream.read_exact(&mut out).await.unwrap();
+    String::from_utf8(out).unwrap()
+}
+
+/// What comes until the end, or until nothing has come for a (paused) minute.
+pub async fn rest(stream: &mut DuplexStream) -> String {
+    let mut out = Vec::new();
+    let _ = tokio::time::timeout(Duration::from_secs(60), stream.read_to_end(&mut out)).await;
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// Whether the other side is gone, and with nothing more said.
+pub async fn is_gone(stream: &mut DuplexStream) -> bool {
+    matches!(tokio::time::timeout(Duration::from_secs(10), stream.read(&mut [0])).await, Ok(Ok(0)))
+}
+
+pub fn broken() -> io::Error {
+    io::ErrorKind::ConnectionReset.into()
+}

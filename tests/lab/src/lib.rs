@@ -16,6 +16,7 @@ pub mod process;
 pub mod relay;
 pub mod skip;
 pub mod spawner;
+pub mod topology;
 pub mod udp;
 pub mod usage;
 pub mod wait;

@@ -13,6 +13,9 @@ use quinn_udp::{RecvMeta, Transmit};
 
 use crate::port::{Carrier, Sent};
 
+/// Datagrams that a rule has sent itself.
+type Extra = Arc<Mutex<Vec<(SocketAddr, SocketAddr, Vec<u8>)>>>;
+
 /// Says whether a datagram (from, to, bytes) passes.
 type Rule = Box<dyn FnMut(SocketAddr, SocketAddr, &[u8]) -> bool + Send>;
 
@@ -20,6 +23,7 @@ type Rule = Box<dyn FnMut(SocketAddr, SocketAddr, &[u8]) -> bool + Send>;
 #[derive(Clone)]
 pub(crate) struct Network {
     state: Arc<Mutex<State>>,
+    extra: Extra,
 }
 
 struct State {
@@ -36,7 +40,7 @@ struct Waiting {
 impl Network {
     pub(crate) fn new() -> Self {
         let rule: Rule = Box::new(|_, _, _| true);
-        Self { state: Arc::new(Mutex::new(State { inboxes: BTreeMap::new(), rule })) }
+        Self { state: Arc::new(Mutex::new(State { inboxes: BTreeMap::new(), rule })), extra: Arc::default() }
     }
 
     /// Lets only datagrams pass for which `rule` says so; it may also watch them.
@@ -48,15 +52,24 @@ impl Network {
     pub(crate) fn send(&self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
         let mut state = self.state.lock().unwrap();
         let State { inboxes, rule } = &mut *state;
-        if !rule(from, to, bytes) {
-            return;
+        let mut passing = Vec::new();
+        if rule(from, to, bytes) {
+            passing.push((from, to, bytes.to_vec()));
         }
-        if let Some(inbox) = inboxes.get_mut(&to) {
-            inbox.datagrams.push_back((from, bytes.to_vec()));
-            if let Some(waker) = inbox.waker.take() {
-                waker.wake();
+        passing.append(&mut self.extra.lock().unwrap());
+        for (from, to, bytes) in passing {
+            if let Some(inbox) = inboxes.get_mut(&to) {
+                inbox.datagrams.push_back((from, bytes));
+                if let Some(waker) = inbox.waker.take() {
+                    waker.wake();
+                }
             }
         }
+    }
+
+    /// For a rule: puts another datagram on the wire, in place of the one it looks at.
+    pub(crate) fn send_unruled(&self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
+        self.extra.lock().unwrap().push((from, to, bytes.to_vec()));
     }
 
     /// A carrier at this address.

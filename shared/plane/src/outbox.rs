@@ -187,3 +187,156 @@ fn transmit(batch: &Batch) -> Transmit<'_> {
         src_ip: batch.path.local,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::IoSliceMut;
+    use std::net::SocketAddr;
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::Waker;
+
+    use quinn_udp::RecvMeta;
+
+    use super::*;
+
+    /// Remembers every send; blocks or refuses when told to.
+    #[derive(Debug, Default)]
+    struct Recorder {
+        sends: Mutex<Vec<(SocketAddr, usize, Vec<u8>)>>,
+        blocked: AtomicBool,
+        refuses: AtomicBool,
+    }
+
+    impl Carrier for Recorder {
+        fn poll_recv(&self, _: &mut Context<'_>, _: &mut [IoSliceMut<'_>], _: &mut [RecvMeta]) -> Poll<usize> {
+            Poll::Pending
+        }
+
+        fn try_send(&self, transmit: &Transmit<'_>) -> Sent {
+            if self.blocked.load(Ordering::Relaxed) {
+                return Sent::Blocked;
+            }
+            if self.refuses.load(Ordering::Relaxed) {
+                return Sent::Refused(libc::EPERM);
+            }
+            let segment = transmit.segment_size.unwrap();
+            self.sends.lock().unwrap().push((transmit.destination, segment, transmit.contents.to_vec()));
+            Sent::Done
+        }
+
+        fn poll_writable(&self, _: &mut Context<'_>) -> Poll<()> {
+            if self.blocked.load(Ordering::Relaxed) { Poll::Pending } else { Poll::Ready(()) }
+        }
+
+        fn max_segments(&self) -> usize {
+            64
+        }
+
+        fn local_addr(&self) -> SocketAddr {
+            ([127, 0, 0, 1], 1).into()
+        }
+    }
+
+    fn outbox() -> (Outbox, Arc<Recorder>) {
+        let recorder = Arc::new(Recorder::default());
+        (Outbox::new(vec![recorder.clone()]), recorder)
+    }
+
+    fn path(port: u16) -> Path {
+        Path { remote: ([192, 0, 2, 1], port).into(), local: None, socket: 0 }
+    }
+
+    fn flush(outbox: &mut Outbox) -> Poll<()> {
+        outbox.poll_flush(&mut Context::from_waker(Waker::noop()))
+    }
+
+    #[test]
+    fn one_size_and_a_shorter_last_share_a_send_and_no_order_changes() {
+        let (mut outbox, recorder) = outbox();
+        for (port, length, mark) in
+            [(1, 100, 1), (2, 50, 2), (1, 100, 3), (1, 60, 4), (1, 100, 5), (1, 120, 6), (1, 120, 7), (2, 50, 8)]
+        {
+            outbox.push(path(port), &vec![mark; length]);
+        }
+        assert!(flush(&mut outbox).is_ready() && outbox.is_empty());
+        let sends = recorder.sends.lock().unwrap();
+        let shape: Vec<_> = sends
+            .iter()
+            .map(|(to, segment, bytes)| {
+                let marks: Vec<u8> = bytes.chunks(*segment).map(|datagram| datagram[0]).collect();
+                (to.port(), *segment, marks)
+            })
+            .collect();
+        assert_eq!(shape, [(1, 100, vec![1, 3, 4]), (2, 50, vec![2, 8]), (1, 100, vec![5]), (1, 120, vec![6, 7])]);
+        assert_eq!((outbox.stats.sends, outbox.stats.datagrams), (4, 8));
+    }
+
+    #[test]
+    fn a_run_ends_at_64_datagrams_or_at_what_udp_carries() {
+        for (length, most) in [(100, 64), (1400, MAX_BATCH / 1400)] {
+            let (mut outbox, recorder) = outbox();
+            for _ in 0..100 {
+                outbox.push(path(1), &vec![0; length]);
+            }
+            assert!(flush(&mut outbox).is_ready());
+            let counts: Vec<_> = recorder.sends.lock().unwrap().iter().map(|send| send.2.len() / length).collect();
+            assert!(counts.iter().all(|count| *count <= most) && counts[0] == most);
+            assert_eq!(counts.iter().sum::<usize>(), 100);
+        }
+    }
+
+    #[test]
+    fn a_blocked_carrier_keeps_what_waits_and_the_outbox_says_when_it_is_full() {
+        let (mut outbox, recorder) = outbox();
+        recorder.blocked.store(true, Ordering::Relaxed);
+        let mut pushed = 0;
+        while !outbox.is_full() {
+            outbox.push(path(1), &[7; 1000]);
+            pushed += 1000;
+        }
+        assert!(flush(&mut outbox).is_pending());
+        assert!(outbox.is_full() && pushed < LIMIT + 1000);
+        recorder.blocked.store(false, Ordering::Relaxed);
+        assert!(flush(&mut outbox).is_ready() && outbox.is_empty() && !outbox.is_full());
+        assert_eq!(recorder.sends.lock().unwrap().iter().map(|send| send.2.len()).sum::<usize>(), pushed);
+    }
+
+    #[test]
+    fn what_the_system_refuses_is_lost_and_counted() {
+        let (mut outbox, recorder) = outbox();
+        recorder.refuses.store(true, Ordering::Relaxed);
+        outbox.push(path(1), &[7; 1000]);
+        assert!(flush(&mut outbox).is_ready() && outbox.is_empty());
+        assert_eq!((outbox.stats.refused, outbox.stats.last_refusal), (1, Some(libc::EPERM)));
+    }
+
+    #[test]
+    fn a_datagram_that_was_not_sealed_or_goes_elsewhere_leaves_no_trace_in_the_run() {
+        let (mut outbox, recorder) = outbox();
+        outbox.push(path(1), &[1; 100]);
+        assert!(outbox.append(path(1), 100, |_| Err(SealError::NoSession)).is_err());
+        assert!(outbox.append(path(3), 100, |_| Err(SealError::NoSession)).is_err());
+        let moved = outbox.append(path(1), 100, |out| {
+            out.extend([2; 100]);
+            Ok(Sealed { len: 100, path: path(2) })
+        });
+        assert_eq!(moved.unwrap().path, path(2));
+        let sealed = outbox.append(path(1), 100, |out| {
+            out.extend([3; 100]);
+            Ok(Sealed { len: 100, path: path(1) })
+        });
+        assert!(sealed.is_ok());
+        assert!(flush(&mut outbox).is_ready() && outbox.is_empty());
+        let sends = recorder.sends.lock().unwrap();
+        let shape: Vec<_> = sends.iter().map(|(to, _, bytes)| (to.port(), bytes.len(), bytes[0])).collect();
+        assert_eq!(shape, [(1, 200, 1), (2, 100, 2)]);
+    }
+
+    #[test]
+    fn a_socket_that_does_not_exist_takes_nothing() {
+        let (mut outbox, _) = outbox();
+        outbox.push(Path { socket: 9, ..path(1) }, b"lost");
+        assert!(outbox.is_empty());
+    }
+}

@@ -9,7 +9,7 @@ use std::mem;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::task::Waker;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use culvert_engine::{
     AddPeerError, BootstrapConfig, BootstrapId, Engine, Event as Fact, Path, PeerConfig, PeerId, Received, Replies,
@@ -40,6 +40,8 @@ const PADDING: usize = 16;
 const MAX_FACTS: usize = 16 * 1024;
 /// Handshake messages worked off between two receive turns: each costs about two X25519 operations.
 const HANDSHAKES: usize = 2;
+/// A peer's move is told this long after it happened, once for all hops in between.
+const MOVED_AFTER: Duration = Duration::from_millis(50);
 
 /// How a dial stands.
 pub(crate) enum Dial {
@@ -64,6 +66,9 @@ pub(crate) struct Shard {
     reassembly: Reassembly,
     fragment_id: u32,
     replies: Replies,
+    /// Peers whose endpoint moved and that are not told of yet.
+    moved: Vec<PeerId>,
+    moved_due: Option<Instant>,
     /// Buffers that live as long as the shard, so that packets cost no allocation.
     opened: Vec<u8>,
     whole: Vec<u8>,
@@ -109,6 +114,8 @@ impl Shard {
             reassembly: Reassembly::default(),
             fragment_id: rand::random(),
             replies: Replies::default(),
+            moved: Vec::new(),
+            moved_due: None,
             opened: Vec::new(),
             whole: Vec::new(),
             packet: Vec::new(),
@@ -201,10 +208,14 @@ impl Shard {
             return;
         };
         self.stats.hellos_received += 1;
-        let met = peer.meet(hello.instance);
+        let met = peer.meet(hello.instance, self.role, now);
         let mut displaced = false;
         match met {
             Instance::Same | Instance::First => {}
+            Instance::TooSoon => {
+                self.stats.inner_dropped += 1;
+                return;
+            }
             Instance::New => {
                 let link = mem::take(&mut peer.link).upgrade();
                 self.closing.extend(link.map(|link| (link, Ending::NewInstance)));
@@ -357,13 +368,15 @@ impl Shard {
                 self.tell(Event::SessionUp { peer, bootstrap, path, first });
             }
             Fact::EndpointMoved { peer, path } => {
+                // Told after a while, with the newest path: a peer that hops from packet to packet costs no more.
                 if let Some(known) = self.peers.get_mut(peer) {
                     known.path = Some(path);
+                    if !mem::replace(&mut known.moved, true) {
+                        self.moved.push(peer);
+                        self.moved_due.get_or_insert(now + MOVED_AFTER);
+                        self.work.notify_one();
+                    }
                 }
-                if self.role == Role::Relay {
-                    self.say_all(peer, &mut vec![Flags::MOVED], now);
-                }
-                self.tell(Event::EndpointMoved { peer, path });
             }
             Fact::SessionLost { peer } => {
                 if let Some(peer) = self.peers.get_mut(peer) {
@@ -426,8 +439,24 @@ impl Shard {
         if self.role == Role::Connector {
             self.handle_greetings(now);
         }
+        if self.moved_due.is_some_and(|due| due <= now) {
+            self.handle_moved(now);
+        }
         self.wake_flusher();
         more
+    }
+
+    fn handle_moved(&mut self, now: Instant) {
+        self.moved_due = None;
+        for id in mem::take(&mut self.moved) {
+            let Some(peer) = self.peers.get_mut(id) else { continue };
+            peer.moved = false;
+            let Some(path) = peer.path else { continue };
+            if self.role == Role::Relay {
+                self.say_all(id, &mut vec![Flags::MOVED], now);
+            }
+            self.tell(Event::EndpointMoved { peer: id, path });
+        }
     }
 
     fn handle_greetings(&mut self, now: Instant) {
@@ -452,7 +481,7 @@ impl Shard {
             Role::Relay => None,
             Role::Connector => self.peers.iter().filter_map(|peer| peer.greeting.poll_timeout()).min(),
         };
-        self.armed = engine.into_iter().chain(greetings).min();
+        self.armed = engine.into_iter().chain(greetings).chain(self.moved_due).min();
         self.armed
     }
 
@@ -492,7 +521,11 @@ impl Shard {
                 _ => None,
             }),
         };
-        let id = self.engine.0.add_peer(config, now)?;
+        // All relays of a connector have one inner address, so nothing can be routed by it.
+        let id = match self.role {
+            Role::Connector => self.engine.0.add_unrouted_peer(config, now)?,
+            Role::Relay => self.engine.0.add_peer(config, now)?,
+        };
         self.peers.insert(id, None, inner);
         self.after(now);
         Ok(id)

@@ -745,3 +745,67 @@ async fn the_first_inner_datagram_of_each_session_is_a_hello() {
     assert_eq!(after(false), Some(&(false, 4, hello)));
     assert_eq!(after(true), Some(&(true, 4, hello)));
 }
+
+#[tokio::test]
+async fn a_relay_that_forgot_a_connection_resets_it_even_when_its_hello_is_lost() {
+    let network = Network::new();
+    let (relay, far, connector, near, (relay_id, connector_id)) = joined(&network).await;
+    let idle = soon(near.open()).await.unwrap();
+    network.set_rule(|_, _, _| false);
+    drop((relay, far));
+    tokio::task::yield_now().await;
+    // None of the new relay's hellos arrives, neither the short nor the padded ones.
+    let hello = (29 + crate::wrap::OVERHEAD).next_multiple_of(16) + 32;
+    network.set_rule(move |from, _, bytes| from != relay_id.at || (bytes.len() != hello && bytes.len() != 1280));
+    let again = start(&network, &relay_id);
+    again.plane.connect(again.peer, Some(connector_id.at));
+    let mut stream = idle;
+    let writing = async {
+        // Speaks into the old connection until that is over.
+        while stream.write_all(b"anybody there?").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let (closed, ()) = soon(async { tokio::join!(near.closed(), writing) }).await;
+    assert_eq!((closed.code, closed.cause.as_str()), (None, "reset by peer"));
+    assert!(again.plane.stats().plane.hellos_received > 0);
+    drop(connector);
+}
+
+#[tokio::test]
+async fn a_peer_that_moves_is_told_of_once_with_its_newest_address() {
+    let network = Network::new();
+    let (mut relay, _far, connector, near, (relay_id, connector_id)) = joined(&network).await;
+    // A NAT that gives the connector a new port for every datagram.
+    let port = Arc::new(AtomicUsize::new(50_000));
+    let (again, next) = (network.clone(), port.clone());
+    network.set_rule(move |from, to, bytes| {
+        if from == connector_id.at {
+            let port = next.fetch_add(1, Ordering::Relaxed) as u16;
+            again.send_unruled((from.ip(), port).into(), to, bytes);
+            return false;
+        }
+        // And that takes answers to any of them.
+        if from == relay_id.at && to.ip() == connector_id.at.ip() && to.port() >= 50_000 {
+            again.send_unruled(from, connector_id.at, bytes);
+            return false;
+        }
+        true
+    });
+    let mut stream = soon(near.open()).await.unwrap();
+    for _ in 0..50 {
+        soon(stream.write_all(b"moving")).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    let path = relay
+        .until(|event| match event {
+            Event::EndpointMoved { path, .. } => Some(path),
+            _ => None,
+        })
+        .await;
+    assert!(path.remote.port() >= 50_000);
+    let known = relay.plane.peer_stats(relay.peer).and_then(|stats| stats.path).unwrap();
+    assert!(known.remote.port() >= path.remote.port());
+    assert!(!near.is_closed());
+    drop(connector);
+}

@@ -28,16 +28,17 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub async fn ask(command: Command, how: Ask) -> Result<Exit, Quit> {
     let state = find(&how.place)?;
     let client = Client::new(&state);
+    let request = Request { actor: super::uid(nix::unistd::geteuid().as_raw()), command };
     let mut waited = Duration::ZERO;
     loop {
-        match call(&client, &command).await {
+        match call(&client, &request).await {
             Ok(reply) => return reply.print(how.json),
-            Err(CallError::NotRunning(_)) if command == Command::Status => return Err(not_running(&state)),
+            Err(CallError::NotRunning(_)) if request.command == Command::Status => return Err(not_running(&state)),
             Err(CallError::NotRunning(_)) => {}
             Err(error) => return Err(error.into()),
         }
         match state.lock() {
-            Ok(lock) => return by_itself(command, &how.place, &state, lock).await?.print(how.json),
+            Ok(lock) => return by_itself(request, &how.place, &state, lock).await?.print(how.json),
             // A relay that is starting or stopping, or another command.
             Err(StateError::Busy { .. }) if waited < PATIENCE => tokio::time::sleep(PAUSE).await,
             Err(error) => return Err(error.into()),
@@ -124,8 +125,8 @@ fn find_in(place: &Place, environment: &dyn Environment) -> Result<StateDir, Qui
     Ok(state)
 }
 
-async fn call(client: &Client, command: &Command) -> Result<Reply, CallError> {
-    let body = serde_json::json!(command);
+async fn call(client: &Client, request: &Request) -> Result<Reply, CallError> {
+    let body = serde_json::json!(request);
     let answer = client.call(Method::POST, PATH, Some(&body)).await?;
     Ok(reply(&answer).unwrap_or_else(Reply::from))
 }
@@ -135,15 +136,16 @@ fn reply(answer: &Answer) -> Result<Reply, Quit> {
 }
 
 /// Carries the command out on the registry while no relay runs.
-async fn by_itself(command: Command, place: &Place, state: &StateDir, lock: Lock) -> Result<Reply, Quit> {
+async fn by_itself(request: Request, place: &Place, state: &StateDir, lock: Lock) -> Result<Reply, Quit> {
     let args = RunArgs { place: place.clone(), ..RunArgs::default() };
     let (_, settled) = config::load(&args, &ProcessEnvironment)?;
     let (identity, registry) = identity::open_state(state, &settled.registry)?;
     let facts = Facts { identity: &identity, endpoints: settled.wireguard.endpoints };
-    let request = Request { actor: super::uid(nix::unistd::geteuid().as_raw()), command };
     let result = carry_out(request, registry.as_ref(), &Offline, &facts, SystemTime::now()).await;
+    // The write-ahead log is folded into the file before the next process may open it.
+    drop(registry);
     drop(lock);
-    Ok(result.into())
+    Ok(Reply::from(&result))
 }
 
 fn not_running(state: &StateDir) -> Quit {

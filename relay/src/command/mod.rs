@@ -1,6 +1,6 @@
 //! What the command line can ask of a relay, running or not.
 //!
-//! A [`Command`] goes as JSON through `POST /api/v1/command` of `admin.sock`, or is carried out by the command line itself
+//! A [`Request`] goes as JSON through `POST /api/v1/command` of `admin.sock`, or is carried out by the command line itself
 //! when no relay runs; either way [`carry_out`] does it. Must never put a secret into anything but the answer that asks
 //! for it.
 
@@ -22,7 +22,6 @@ use culvert_model::id::{ConnectorId, TokenId, TunnelId};
 use culvert_model::key::PublicKey;
 use culvert_model::name::{Grant, Label};
 use culvert_model::token::Endpoint;
-use culvert_ops::admin::{Call, Caller};
 use culvert_ops::exit::{Exit, Quit};
 use serde::{Deserialize, Serialize};
 
@@ -32,15 +31,16 @@ pub use live::{Live, LiveConnector, LiveService, LiveServiceOfConnector, LiveSta
 pub use reply::Reply;
 use view::View;
 
-/// Where `admin.sock` takes a [`Command`] (POST) and answers 200 with a [`Reply`], done or not.
+/// Where `admin.sock` takes a [`Request`] (POST) and answers 200 with a [`Reply`], done or not.
 pub const PATH: &str = "/api/v1/command";
 /// Where `admin.sock` takes a POST to reload, answered likewise.
 pub const RELOAD_PATH: &str = "/api/v1/reload";
 
 /// A command, and who asks.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
-    /// For the audit trail, from the kernel and not from who asks: `uid 0`.
+    /// For the audit trail: `uid 0`. It does not travel: the kernel tells who asks, not the caller.
+    #[serde(skip)]
     pub actor: String,
     /// What to do.
     pub command: Command,
@@ -184,23 +184,6 @@ pub async fn carry_out(
 /// A user of this host, as the audit trail names who asks.
 pub fn uid(uid: u32) -> String {
     format!("uid {uid}")
-}
-
-impl Request {
-    /// Reads what came through `admin.sock`.
-    ///
-    /// # Errors
-    /// When it is no command of this version: another program's, or a newer one's.
-    pub fn read(call: &Call) -> Result<Self, Quit> {
-        let command = serde_json::from_slice(&call.body).map_err(|_| {
-            Quit::failed("the running relay does not know this command").hint("its version is another one")
-        })?;
-        let actor = match &call.caller {
-            Caller::Socket { uid: user, .. } => uid(*user),
-            Caller::Tcp(address) => address.to_string(),
-        };
-        Ok(Self { actor, command })
-    }
 }
 
 impl Outcome {

@@ -29,11 +29,13 @@ pub enum Reply {
     },
 }
 
-impl From<Result<Outcome, CommandError>> for Reply {
-    fn from(result: Result<Outcome, CommandError>) -> Self {
+impl From<&Result<Outcome, CommandError>> for Reply {
+    fn from(result: &Result<Outcome, CommandError>) -> Self {
         match result {
-            Ok(outcome) => Self::Done { json: outcome.json, text: outcome.text, notes: outcome.notes },
-            Err(error) => Quit::from(error).into(),
+            Ok(Outcome { json, text, notes, .. }) => {
+                Self::Done { json: json.clone(), text: text.clone(), notes: notes.clone() }
+            }
+            Err(error) => Quit::from(error.clone()).into(),
         }
     }
 }

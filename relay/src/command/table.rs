@@ -56,13 +56,13 @@ pub(super) fn relative(time: SystemTime, now: SystemTime) -> String {
     }
 }
 
-/// The largest unit alone: `59s`, `5m`, `23h`, `40d`.
+/// The largest unit alone, rounded: `59s`, `5m`, `23h`, `40d`.
 pub(super) fn rough(duration: Duration) -> String {
-    let seconds = duration.as_secs();
+    let seconds = duration.as_secs_f64().round() as u64;
     for (unit, size) in [("d", 86_400), ("h", 3_600), ("m", 60)] {
         // Two of a unit at least: 90 minutes are not "1h".
         if seconds >= 2 * size {
-            return format!("{}{unit}", seconds / size);
+            return format!("{}{unit}", (seconds + size / 2) / size);
         }
     }
     format!("{seconds}s")

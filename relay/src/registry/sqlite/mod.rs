@@ -11,6 +11,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use culvert_model::id::{ConnectorId, TokenId, TunnelId};
@@ -29,7 +30,8 @@ const WAITING: usize = 256;
 
 /// A registry in one file.
 pub struct Sqlite {
-    jobs: mpsc::Sender<Job>,
+    jobs: Option<mpsc::Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
     path: Arc<str>,
     degraded: Arc<Mutex<Option<String>>>,
 }
@@ -61,7 +63,7 @@ impl Sqlite {
         };
         let started = std::thread::Builder::new().name("relay.registry".to_owned()).spawn(work);
         match started {
-            Ok(_) => Ok(Self { jobs, path: shown, degraded: Arc::default() }),
+            Ok(thread) => Ok(Self { jobs: Some(jobs), thread: Some(thread), path: shown, degraded: Arc::default() }),
             Err(error) => Err(RegistryError::Away { path: shown.to_string(), detail: error.to_string() }),
         }
     }
@@ -109,9 +111,19 @@ impl Sqlite {
                 path: self.path.to_string(),
                 detail: "its thread has ended: restart the relay".to_owned(),
             };
-            self.jobs.send(job).await.map_err(|_| stopped())?;
+            self.jobs.as_ref().ok_or_else(stopped)?.send(job).await.map_err(|_| stopped())?;
             answered.await.map_err(|_| stopped())?
         })
+    }
+}
+
+impl Drop for Sqlite {
+    /// Waits for what was asked, and for SQLite to fold its write-ahead log into the file.
+    fn drop(&mut self) {
+        drop(self.jobs.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
     }
 }
 

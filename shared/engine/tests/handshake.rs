@@ -11,6 +11,7 @@ use culvert_model::key::{PrivateKey, Psk};
 struct Pair {
     engines: [Engine; 2],
     peers: [PeerId; 2],
+    keys: [PrivateKey; 2],
     now: Instant,
 }
 
@@ -64,7 +65,7 @@ impl Pair {
                 )
                 .unwrap()
         });
-        Self { engines, peers, now }
+        Self { engines, peers, keys, now }
     }
 
     /// Lets end 0 initiate and carries what follows until nothing does. `wire` sees every datagram first.
@@ -182,6 +183,43 @@ fn no_datagram_without_a_right_mac_gets_an_answer_and_none_panics() {
             }
         }
     }
+}
+
+#[test]
+fn a_handshake_from_a_known_endpoint_goes_before_those_of_strangers() {
+    let mut pair = Pair::new([&[], &[]]);
+    pair.connect(&mut |_, _| {});
+    let mut strangers = Vec::new();
+    for _ in 0..5 {
+        let mut stranger = engine(&PrivateKey::generate(), pair.now);
+        let public_key = pair.keys[1].public_key();
+        let config = PeerConfig {
+            public_key,
+            static_index: 0,
+            psks: Vec::new(),
+            allowed_ips: Vec::new(),
+            path: None,
+            persistent_keepalive: None,
+        };
+        let peer = stranger.add_peer(config, pair.now).unwrap();
+        let mut replies = Replies::default();
+        stranger.connect(peer, Some(path(1)), pair.now, &mut replies);
+        strangers.extend(replies.drain().map(|(_, bytes)| bytes.to_vec()));
+    }
+    let mut replies = Replies::default();
+    pair.engines[0].connect(pair.peers[0], None, pair.now, &mut replies);
+    let own = replies.drain().next().unwrap().1.to_vec();
+    let (now, engine) = (pair.now, &mut pair.engines[1]);
+    let mut replies = Replies::default();
+    for initiation in &strangers {
+        engine.handle_datagram(initiation, path(77), now, &mut Vec::new(), &mut replies);
+    }
+    engine.handle_datagram(&own, path(0), now, &mut Vec::new(), &mut replies);
+    assert_eq!(engine.stats().queued, 6);
+    assert!(engine.handle_handshakes(1, now, &mut replies));
+    assert_eq!(replies.drain().map(|(to, bytes)| (to, bytes.len())).collect::<Vec<_>>(), [(path(0), 92)]);
+    assert!(!engine.handle_handshakes(5, now, &mut replies));
+    assert_eq!((replies.len(), engine.stats().dropped(DropReason::UnknownPeer)), (0, 5));
 }
 
 #[test]

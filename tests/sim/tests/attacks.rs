@@ -113,6 +113,33 @@ fn initiations_in_a_row_never_hurt_a_live_session_and_few_are_answered() {
 }
 
 #[test]
+fn an_initiator_that_answers_what_nobody_confirms_still_rekeys_in_time() {
+    // boringtun forgets that it was the initiator of the live session when it answers another initiation.
+    let mut pair = Pair::connected(13);
+    let thief = pair.world.add_host("203.0.113.66:6666", vec![pair.relay_key.clone()], HandshakeLimits::default());
+    let (now, connector) = (pair.now(), pair.path_to(CONNECTOR));
+    let config = PeerConfig {
+        public_key: pair.connector_key.public_key(),
+        static_index: 0,
+        psks: Vec::new(),
+        allowed_ips: Vec::new(),
+        path: Some(connector),
+        persistent_keepalive: None,
+    };
+    let peer = pair.engine(thief).add_peer(config, now).unwrap();
+    pair.censor = Some(Box::new(move |sent| sent.to == attacker()));
+    pair.connect(thief, peer, None);
+    pair.set_up(thief, false);
+    for number in 0..1300 {
+        assert!(pair.say(CONNECTOR, number));
+        pair.advance(ms(100));
+    }
+    assert_eq!(sent_to_attacker(&pair), [Kind::Response]);
+    assert_eq!(pair.sent(CONNECTOR, Kind::Initiation), 2);
+    assert_eq!(pair.heard(RELAY).len(), 1300);
+}
+
+#[test]
 fn a_flood_of_replays_from_elsewhere_takes_nothing_from_the_peers_own_rekey() {
     let mut pair = Pair::connected(4);
     let initiation = recorded(&pair, CONNECTOR, Kind::Initiation);

@@ -7,6 +7,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
@@ -75,21 +76,28 @@ pub(crate) struct Entry<'a> {
 /// The log; ends with [`AccessLog::close`], or on drop.
 #[derive(Debug)]
 pub(crate) struct AccessLog {
-    shared: Option<Arc<Shared>>,
+    shared: Arc<Shared>,
     writer: Mutex<Option<JoinHandle<()>>>,
+    on: AtomicBool,
 }
 
-#[derive(Debug)]
+/// An open target: none = off.
+struct Output {
+    stream: Option<Box<dyn Write + Send>>,
+    path: Option<PathBuf>,
+}
+
 struct Shared {
     pending: Mutex<Pending>,
     changed: Condvar,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Pending {
     bytes: Vec<u8>,
     dropped: u64,
     reopen: bool,
+    next: Option<Output>,
     closing: bool,
     closed: bool,
 }
@@ -100,18 +108,27 @@ impl AccessLog {
     /// # Errors
     /// When the file cannot be opened for appending.
     pub(crate) fn open(target: &Target) -> io::Result<Self> {
-        match target {
-            Target::Off => Ok(Self { shared: None, writer: Mutex::new(None) }),
-            Target::Stdout => Self::start(io::stdout(), None),
-            Target::Stderr => Self::start(io::stderr(), None),
-            Target::File(path) => Self::start(append(path)?, Some(path.clone())),
-        }
+        Self::start(Output::open(target)?)
+    }
+
+    /// Goes on with another target, after what was recorded so far is written to the old one.
+    ///
+    /// # Errors
+    /// When the file cannot be opened for appending; the old target stays.
+    pub(crate) fn set(&self, target: &Target) -> io::Result<()> {
+        let next = Output::open(target)?;
+        self.on.store(next.stream.is_some(), Ordering::Relaxed);
+        self.shared.lock().next = Some(next);
+        self.shared.changed.notify_all();
+        Ok(())
     }
 
     /// Hands one line over; `entry` is asked for only when somebody wants it.
     pub(crate) fn record<'a>(&self, entry: impl FnOnce() -> Entry<'a>) {
-        let Some(shared) = &self.shared else { return };
-        let mut pending = shared.lock();
+        if !self.on.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut pending = self.shared.lock();
         if pending.closing || pending.bytes.len() >= PENDING_BYTES {
             pending.dropped += 1;
             return;
@@ -122,26 +139,24 @@ impl AccessLog {
         }
         drop(pending);
         if was_empty {
-            shared.changed.notify_all();
+            self.shared.changed.notify_all();
         }
     }
 
     /// Lines that were not written, because the target was too slow.
     pub(crate) fn dropped(&self) -> u64 {
-        self.shared.as_ref().map_or(0, |shared| shared.lock().dropped)
+        self.shared.lock().dropped
     }
 
     /// Opens a file target anew, after what was recorded so far is written to the old one.
     pub(crate) fn reopen(&self) {
-        if let Some(shared) = &self.shared {
-            shared.lock().reopen = true;
-            shared.changed.notify_all();
-        }
+        self.shared.lock().reopen = true;
+        self.shared.changed.notify_all();
     }
 
     /// Writes what is left, for two seconds at most.
     pub(crate) fn close(&self) {
-        let Some(shared) = &self.shared else { return };
+        let shared = &self.shared;
         shared.lock().closing = true;
         shared.changed.notify_all();
         let wait = shared.changed.wait_timeout_while(shared.lock(), LAST_LINES_WITHIN, |pending| !pending.closed);
@@ -152,18 +167,44 @@ impl AccessLog {
         }
     }
 
-    fn start(out: impl Write + Send + 'static, path: Option<PathBuf>) -> io::Result<Self> {
+    fn start(output: Output) -> io::Result<Self> {
+        let on = AtomicBool::new(output.stream.is_some());
         let shared = Arc::new(Shared { pending: Mutex::default(), changed: Condvar::new() });
         let theirs = Arc::clone(&shared);
         let writer =
-            std::thread::Builder::new().name("access-log".to_owned()).spawn(move || write_out(&theirs, out, path))?;
-        Ok(Self { shared: Some(shared), writer: Mutex::new(Some(writer)) })
+            std::thread::Builder::new().name("access-log".to_owned()).spawn(move || write_out(&theirs, output))?;
+        Ok(Self { shared, writer: Mutex::new(Some(writer)), on })
+    }
+}
+
+impl Output {
+    fn open(target: &Target) -> io::Result<Self> {
+        let to = |stream| Ok(Self { stream: Some(stream), path: None });
+        match target {
+            Target::Off => Ok(Self { stream: None, path: None }),
+            Target::Stdout => to(Box::new(io::stdout())),
+            Target::Stderr => to(Box::new(io::stderr())),
+            Target::File(path) => Ok(Self { stream: Some(Box::new(append(path)?)), path: Some(path.clone()) }),
+        }
+    }
+
+    fn write(&mut self, lines: &[u8]) -> io::Result<()> {
+        match &mut self.stream {
+            Some(stream) => stream.write_all(lines).and_then(|()| stream.flush()),
+            None => Ok(()),
+        }
     }
 }
 
 impl Drop for AccessLog {
     fn drop(&mut self) {
         self.close();
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Shared")
     }
 }
 
@@ -178,29 +219,31 @@ fn append(path: &PathBuf) -> io::Result<File> {
 }
 
 /// The writer's thread: waits for lines, collects for a moment, writes them with the lock released.
-fn write_out(shared: &Shared, out: impl Write, path: Option<PathBuf>) {
-    let mut stream: Box<dyn Write + '_> = Box::new(out);
+fn write_out(shared: &Shared, mut output: Output) {
     let mut lines = Vec::new();
     let mut failed = false;
     loop {
-        let idle = |pending: &mut Pending| pending.bytes.is_empty() && !pending.closing && !pending.reopen;
+        let calm = |pending: &mut Pending| !pending.closing && !pending.reopen && pending.next.is_none();
+        let idle = |pending: &mut Pending| pending.bytes.is_empty() && calm(pending);
         let waited = shared.changed.wait_while(shared.lock(), idle).unwrap_or_else(PoisonError::into_inner);
-        let calm = |pending: &mut Pending| !pending.closing && !pending.reopen;
         let waited = shared.changed.wait_timeout_while(waited, COLLECT_FOR, calm);
         let mut pending = waited.unwrap_or_else(PoisonError::into_inner).0;
         std::mem::swap(&mut pending.bytes, &mut lines);
         let (reopen, closing) = (std::mem::take(&mut pending.reopen), pending.closing);
+        let next = pending.next.take();
         drop(pending);
-        let written = stream.write_all(&lines).and_then(|()| stream.flush());
+        let written = output.write(&lines);
         if let (Err(error), false) = (&written, failed) {
             tracing::warn!(%error, "access log cannot be written");
         }
         failed = written.is_err();
         lines.clear();
         lines.shrink_to(64 << 10);
-        if let (true, Some(path)) = (reopen, &path) {
+        if let Some(next) = next {
+            output = next;
+        } else if let (true, Some(path)) = (reopen, &output.path) {
             match append(path) {
-                Ok(file) => stream = Box::new(file),
+                Ok(file) => output.stream = Some(Box::new(file)),
                 Err(error) => tracing::warn!(%error, "access log cannot be reopened"),
             }
         }
@@ -304,13 +347,30 @@ mod tests {
             }
         }
         let (release, stuck) = mpsc::channel();
-        let log = AccessLog::start(Stuck(stuck), None).unwrap();
+        let log = AccessLog::start(Output { stream: Some(Box::new(Stuck(stuck))), path: None }).unwrap();
         while log.dropped() < 10 {
             log.record(|| entry("line"));
         }
-        assert!(log.shared.as_ref().unwrap().lock().bytes.len() <= PENDING_BYTES + 1_024);
+        assert!(log.shared.lock().bytes.len() <= PENDING_BYTES + 1_024);
         drop(release);
         log.close();
+    }
+
+    #[test]
+    fn another_target_gets_the_lines_from_then_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let (old, new) = (dir.path().join("old.log"), dir.path().join("new.log"));
+        let log = AccessLog::open(&Target::File(old.clone())).unwrap();
+        log.record(|| entry("first"));
+        log.set(&Target::File(new.clone())).unwrap();
+        while std::fs::read_to_string(&old).unwrap().is_empty() {
+            std::thread::yield_now();
+        }
+        log.record(|| entry("second"));
+        assert!(log.set(&Target::File(dir.path().to_owned())).is_err(), "a directory is no log");
+        log.close();
+        let lines = |path| std::fs::read_to_string(path).unwrap().lines().count();
+        assert_eq!((lines(&old), lines(&new)), (1, 1));
     }
 
     #[test]

@@ -7,15 +7,16 @@ mod settings;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use culvert_hop::limits::Bounds;
 use culvert_hop::request::ForwardPolicy;
 use culvert_model::name::{Grant, ServiceName};
 use culvert_model::token::Endpoint;
 use culvert_ops::config::{Flags, Load, Loaded, Source};
+use culvert_ops::drain::Plan;
 use culvert_ops::exit::{Exit, Quit};
 use culvert_ops::load::Environment;
+use culvert_ops::log;
 use culvert_ops::program::Program;
 
 use crate::access_log::Target;
@@ -29,13 +30,16 @@ pub(crate) use settings::SETTINGS;
 pub(crate) struct Settled {
     pub(crate) wireguard: WireGuard,
     pub(crate) listeners: Vec<Listener>,
+    /// Nobody wrote a listener: sockets of the service manager stand in their place.
+    pub(crate) listeners_are_default: bool,
     pub(crate) router: Router,
     pub(crate) domain: String,
     pub(crate) access_log: Target,
     pub(crate) limits: Limits,
     pub(crate) admin: Admin,
     pub(crate) registry: registry::Url,
-    pub(crate) drain: DrainTimes,
+    pub(crate) drain: Plan,
+    pub(crate) log_filter: Option<String>,
 }
 
 /// `[wireguard]`.
@@ -90,17 +94,6 @@ pub(crate) struct Admin {
     pub(crate) group: Option<String>,
 }
 
-/// `[drain]`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct DrainTimes {
-    /// Not ready, but still serving.
-    pub(crate) delay: Duration,
-    /// For everything together.
-    pub(crate) timeout: Duration,
-    /// For what has been running for long.
-    pub(crate) streams: Duration,
-}
-
 /// Loads and settles what the command line, the environment and the file say.
 ///
 /// # Errors
@@ -150,6 +143,7 @@ pub(crate) fn settle(loaded: &Loaded) -> Result<Settled, Quit> {
     Ok(Settled {
         wireguard,
         listeners: listeners(loaded, &raw)?,
+        listeners_are_default: raw.http.listener.is_empty() && loaded.source("http.listen") == Source::Default,
         router: Router::new(routes, &raw.http.domain),
         domain: raw.http.domain,
         access_log: match raw.http.access_log.as_str() {
@@ -165,7 +159,14 @@ pub(crate) fn settle(loaded: &Loaded) -> Result<Settled, Quit> {
             group: raw.admin.group,
         },
         registry: raw.registry.url.parse().map_err(|error| loaded.wrong("registry.url", error))?,
-        drain: DrainTimes { delay: raw.drain.delay, timeout: raw.drain.timeout, streams: raw.drain.streams },
+        drain: Plan { delay: raw.drain.delay, timeout: raw.drain.timeout, streams: raw.drain.streams },
+        log_filter: match raw.log.filter {
+            Some(filter) => {
+                log::check_filter(&filter).map_err(|error| loaded.wrong("log.filter", error))?;
+                Some(filter)
+            }
+            None => None,
+        },
     })
 }
 
@@ -264,6 +265,17 @@ fn address(loaded: &Loaded, key: &str, text: &str) -> Result<Address, Quit> {
         Some(path) => Ok(Address::Unix(path.into())),
         None => socket(loaded, key, text).map(Address::Tcp),
     }
+}
+
+/// The listener that a service manager's socket is, where none is configured.
+///
+/// # Errors
+/// 78 when it is not on loopback.
+pub(crate) fn listener_of(address: Address) -> Result<Listener, Quit> {
+    if let Address::Tcp(at) = address {
+        exposed(at, false, false, "a [[http.listener]] table with this address")?;
+    }
+    Ok(Listener { address, select: Select::Host, forward: ForwardPolicy::Append, services: None })
 }
 
 /// Refuses a listener that others than this host's processes can reach, unless its owner said that this is meant.

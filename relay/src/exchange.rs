@@ -13,7 +13,6 @@ use culvert_hop::request::{self, Caller, ForwardPolicy, Head};
 use culvert_hop::response;
 use culvert_hop::upgrade::{self, Protocol, Spliced};
 use culvert_model::control::SERVICE_FIELD;
-use culvert_model::name::Grant;
 use culvert_model::reason::Reason;
 use culvert_ops::drain::Drain;
 use culvert_ops::task::Owner;
@@ -22,6 +21,7 @@ use http::{HeaderName, HeaderValue, Request, Response, header};
 use http_body::Body as _;
 
 use crate::access_log::AccessLog;
+use crate::config::{Address, Listener};
 use crate::front::Running;
 use crate::metrics::ServiceMetrics;
 use crate::pick;
@@ -50,13 +50,29 @@ pub(crate) struct Exchanges {
     pub(crate) switched: Mutex<Owner>,
 }
 
-/// What all requests of one listener share.
+/// What all requests of one listener share; a reload changes it.
 #[derive(Debug)]
-pub(crate) struct Door {
-    pub(crate) select: Select,
-    pub(crate) forward: ForwardPolicy,
-    /// None = all.
-    pub(crate) services: Option<Vec<Grant>>,
+pub(crate) struct Door(Mutex<Arc<Listener>>);
+
+impl Door {
+    /// As the listener is configured.
+    pub(crate) fn new(listener: Listener) -> Self {
+        Self(Mutex::new(Arc::new(listener)))
+    }
+
+    /// Takes other settings, for requests from now on.
+    pub(crate) fn set(&self, listener: Listener) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(listener);
+    }
+
+    /// The address it was configured with.
+    pub(crate) fn address(&self) -> Address {
+        self.now().address.clone()
+    }
+
+    fn now(&self) -> Arc<Listener> {
+        Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 impl Exchanges {
@@ -76,7 +92,7 @@ impl Exchanges {
             Err((fault, audience)) => return fail(record, &fault, &audience),
         };
         record.request_id = Some(head.audience.request_id.clone());
-        match self.forward(door, &caller, &mut head, parts, body, &mut record).await {
+        match self.forward(&door.now(), &caller, &mut head, parts, body, &mut record).await {
             Ok(Answered::Response(response)) => {
                 record.answered(response.status().as_u16(), None);
                 let close = self.drain.is_draining();
@@ -93,7 +109,7 @@ impl Exchanges {
 
     async fn forward(
         &self,
-        door: &Door,
+        door: &Listener,
         caller: &Caller,
         head: &mut Head,
         mut parts: Parts,
@@ -151,7 +167,7 @@ impl Exchanges {
         }
     }
 
-    fn select(&self, door: &Door, head: &Head, parts: &Parts) -> Result<Arc<Service>, Fault> {
+    fn select(&self, door: &Listener, head: &Head, parts: &Parts) -> Result<Arc<Service>, Fault> {
         let mut fields = parts.headers.get_all(SERVICE).iter();
         let header = match (fields.next(), fields.next(), door.select) {
             (Some(_), Some(_), Select::Header) => {

@@ -2,6 +2,8 @@
 #![allow(dead_code, unused_variables)]
 
 mod access_log;
+mod app;
+mod bind;
 mod cli;
 mod command;
 mod config;
@@ -51,7 +53,8 @@ fn start() -> Result<Exit, Quit> {
 
 async fn dispatch(verb: Verb) -> Result<Exit, Quit> {
     match verb {
-        Verb::Run(_) | Verb::Dev(_) => Err(Quit::failed("not built yet")),
+        Verb::Run(args) => app::run(*args).await,
+        Verb::Dev(_) => Err(Quit::failed("not built yet")),
         Verb::Relay(verb) => {
             let (command, how) = verb.into_command();
             ask::ask(command, how).await

@@ -46,9 +46,12 @@ pub(crate) const SETTINGS: &[Setting] = &[
     Setting::new("registry.url", Kind::Url, "sqlite:FILE, relative to the state directory")
         .or("sqlite:registry.db")
         .restart(),
-    Setting::new("drain.timeout", Kind::Duration, "at most, from the signal to the end").or("25s"),
-    Setting::new("drain.streams", Kind::Duration, "for what has been running for more than 5 s").or("5s"),
-    Setting::new("drain.delay", Kind::Duration, "not ready but still serving before the drain begins").or("0s"),
+    Setting::new("log.filter", Kind::Text, "level, or target=level separated by commas; CULVERT_LOG wins"),
+    Setting::new("drain.timeout", Kind::Duration, "at most, from the signal to the end").or("25s").restart(),
+    Setting::new("drain.streams", Kind::Duration, "for what has been running for more than 5 s").or("5s").restart(),
+    Setting::new("drain.delay", Kind::Duration, "not ready but still serving before the drain begins")
+        .or("0s")
+        .restart(),
 ];
 
 #[derive(Debug, Deserialize)]
@@ -63,6 +66,8 @@ pub(super) struct Raw {
     pub(super) admin: RawAdmin,
     pub(super) registry: RawRegistry,
     pub(super) drain: RawDrain,
+    #[serde(default)]
+    pub(super) log: RawLog,
 }
 
 #[derive(Debug, Deserialize)]
@@ -136,6 +141,11 @@ pub(super) struct RawAdmin {
 #[derive(Debug, Deserialize)]
 pub(super) struct RawRegistry {
     pub(super) url: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct RawLog {
+    pub(super) filter: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]

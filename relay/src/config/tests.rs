@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::*;
 use crate::cli::Place;
@@ -43,7 +44,7 @@ fn without_a_word_the_documented_defaults_hold() {
     assert_eq!((settled.domain.as_str(), settled.registry), ("internal", registry::Url::default()));
     assert_eq!(settled.access_log, Target::Stdout);
     let seconds = Duration::from_secs;
-    assert_eq!(settled.drain, DrainTimes { delay: seconds(0), timeout: seconds(25), streams: seconds(5) });
+    assert_eq!(settled.drain, Plan { delay: seconds(0), timeout: seconds(25), streams: seconds(5) });
 }
 
 #[test]
@@ -117,6 +118,7 @@ fn what_is_wrong_is_named_with_its_line() {
         ("[http]\ndomian = \"x\"", 2, "unknown key \"http.domian\"; did you mean \"http.domain\"?"),
         ("[[http.listener]]\nlisten = \"127.0.0.1:1\"\nproxy_protocol = true", 3, "unknown key"),
         ("[service.Orders-]\nlimits = { queue = 1 }", 2, "is not a name"),
+        ("[log]\nfilter = \"loud\"", 2, "is not a log filter"),
         ("[limits]\nconcurrent = 0", 2, "limits.concurrent"),
     ] {
         let quit = refused(text);

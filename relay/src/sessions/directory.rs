@@ -158,12 +158,7 @@ impl Service {
     ///
     /// # Errors
     /// [`Reason::Draining`] when all pairs drain, [`Reason::NoConnector`] when none is there.
-    pub(crate) fn choose(
-        &self,
-        stick: Option<u64>,
-        not: Option<&Member>,
-        now: Instant,
-    ) -> Result<Arc<Pair>, Reason> {
+    pub(crate) fn choose(&self, stick: Option<u64>, not: Option<&Member>, now: Instant) -> Result<Arc<Pair>, Reason> {
         let pairs = lock(&self.pairs);
         if let ([only], None) = (pairs.as_slice(), not) {
             return match only.state() {

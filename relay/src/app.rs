@@ -1,0 +1,252 @@
+//! The relay as a process: load, bind, start, serve, drain.
+//!
+//! Must never accept a request before it can answer it, nor end before what is in flight had its time.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use culvert_hop::limits::InFlight;
+use culvert_model::address::RELAY_INNER;
+use culvert_model::close::CloseCode;
+use culvert_model::id::InstanceId;
+use culvert_model::reason::Reason;
+use culvert_ops::admin::{self, AdminSocket};
+use culvert_ops::config::Loaded;
+use culvert_ops::drain::{Drain, Signals, obey};
+use culvert_ops::exit::{Exit, OrQuit as _, Quit};
+use culvert_ops::load::ProcessEnvironment;
+use culvert_ops::log::{self, LogHandle};
+use culvert_ops::process;
+use culvert_ops::program::Program;
+use culvert_ops::state::{Lock, Search, StateDir};
+use culvert_ops::systemd::{Notifier, Sockets};
+use culvert_ops::task::Owner;
+use culvert_plane::{Events, Plane, Role, StreamLimits};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tracing::{debug, info, warn};
+
+use crate::access_log::AccessLog;
+use crate::bind;
+use crate::cli::RunArgs;
+use crate::config::{self, Settled};
+use crate::control::{Control, Reload, note_reload};
+use crate::exchange::{Door, Exchanges};
+use crate::front::{Bound, Front};
+use crate::identity;
+use crate::lane::Lanes;
+use crate::metrics::RelayMetrics;
+use crate::send::Sender;
+use crate::sessions::{Directory, Sessions};
+
+/// A connector opens its control stream and little else.
+const STREAMS_OF_A_CONNECTOR: u32 = 4;
+/// After the drain connections that were cut get so long to be gone.
+const CUT_WITHIN: Duration = Duration::from_millis(500);
+/// What the service manager is asked for beyond the drain's own time.
+const STOP_MARGIN: Duration = Duration::from_secs(10);
+
+/// What a relay starts from.
+pub(crate) struct Start {
+    pub(crate) loaded: Loaded,
+    pub(crate) settled: Settled,
+    pub(crate) state: StateDir,
+    pub(crate) sockets: Sockets,
+    pub(crate) reload: Reload,
+    pub(crate) log: Option<LogHandle>,
+}
+
+/// A relay whose sockets are bound and whose registry is loaded.
+pub(crate) struct Relay {
+    control: Arc<Control>,
+    front: Arc<Front>,
+    listeners: Vec<(Bound, Arc<Door>)>,
+    admin: TcpListener,
+    admin_socket: AdminSocket,
+    events: Events,
+    drain: Drain,
+    _lock: Lock,
+    _state: StateDir,
+}
+
+/// `run`.
+///
+/// # Errors
+/// Why the relay did not start.
+pub(crate) async fn run(args: RunArgs) -> Result<Exit, Quit> {
+    let refused = process::harden();
+    let log = log::init("info", &ProcessEnvironment).map_err(|error| Quit::config(error.to_string()))?;
+    let (loaded, settled) = config::load(&args, &ProcessEnvironment)?;
+    log.set(settled.log_filter.as_deref()).map_err(|error| Quit::config(error.to_string()))?;
+    for refused in refused {
+        debug!(%refused, "kernel refused a wish");
+    }
+    for warning in &loaded.warnings {
+        warn!(warning, "configuration");
+    }
+    if let Err(error) = process::raise_open_files() {
+        debug!(%error, "kernel refused a wish");
+    }
+    let sockets = Sockets::take(&ProcessEnvironment);
+    let state = Search::new(Program::Relay, args.place.state_dir.as_deref(), &ProcessEnvironment).create()?;
+    let notifier = Notifier::new(&ProcessEnvironment);
+    let signals = Signals::install().or_failed("cannot take signals")?;
+    let reload: Reload = Box::new(move || config::load(&args, &ProcessEnvironment));
+    let relay = Relay::start(Start { loaded, settled, state, sockets, reload, log: Some(log) }).await?;
+    relay.serve(signals, notifier).await
+}
+
+impl Relay {
+    /// Binds, loads, and starts the plane. Nothing is served before [`Relay::serve`].
+    ///
+    /// # Errors
+    /// What could not be had.
+    pub(crate) async fn start(start: Start) -> Result<Self, Quit> {
+        let Start { loaded, settled, state, mut sockets, reload, log } = start;
+        info!(directory = %state.path().display(), "state");
+        let lock = state.lock()?;
+        let (identity, registry) = identity::open_state(&state, &settled.registry)?;
+        let identity = Arc::new(identity);
+        let listeners = bind::front(&settled, &mut sockets)?;
+        for name in sockets.left() {
+            warn!(name, "a socket of the service manager is not used");
+        }
+        let udp = bind::wireguard(&settled.wireguard)?;
+        let admin = admin::bind_tcp(settled.admin.listen, !settled.admin.is_default).await?;
+        let admin_socket = AdminSocket::bind(&state, settled.admin.group.as_deref())?;
+        let access_log = AccessLog::open(&settled.access_log).or_config("cannot open the access log")?;
+        let snapshot = registry.load().await.or_failed("cannot load the registry")?;
+        let (plane, events) = Plane::start(culvert_plane::Config {
+            role: Role::Relay,
+            sockets: udp,
+            engine: culvert_engine::Config {
+                statics: vec![identity.private_key().clone()],
+                shard: culvert_engine::Shard::default(),
+                handshakes: culvert_engine::HandshakeLimits::default(),
+                seed: None,
+            },
+            instance: InstanceId::new(),
+            inner: RELAY_INNER,
+            reset_secret: *identity.reset_secret(),
+            streams: StreamLimits { incoming: STREAMS_OF_A_CONNECTOR, ..StreamLimits::default() },
+        })
+        .or_failed("cannot start the tunnel plane")?;
+        let metrics = Arc::new(RelayMetrics::new());
+        let directory = Arc::new(Directory::new(Lanes::new(Arc::clone(&metrics), settled.limits.clone())));
+        let sessions = Sessions::new(
+            plane.clone(),
+            Arc::clone(&registry),
+            Arc::clone(&identity),
+            Arc::clone(&directory),
+            snapshot,
+        )
+        .await;
+        let drain = Drain::new();
+        let exchanges = Arc::new(Exchanges {
+            directory,
+            router: Mutex::new(Arc::new(settled.router.clone())),
+            sender: Sender::default(),
+            log: Arc::new(access_log),
+            in_flight: InFlight::new(settled.limits.process, Reason::Overloaded),
+            no_service: Arc::new(metrics.no_service()),
+            relay: identity.relay_tag(),
+            drain: drain.clone(),
+            switched: Mutex::new(Owner::new()),
+        });
+        let front = Arc::new(Front::new(Arc::clone(&exchanges), settled.limits.connections));
+        let mut addresses: Vec<(String, String)> =
+            plane.local_addrs().iter().map(|address| ("wireguard".to_owned(), address.to_string())).collect();
+        addresses.extend(listeners.iter().map(|(bound, to)| ("http".to_owned(), bind::address_of(bound, to))));
+        addresses.extend(admin.local_addr().map(|address| ("admin".to_owned(), address.to_string())));
+        for (kind, address) in &addresses {
+            info!(kind, address, "listening");
+        }
+        let listeners: Vec<(Bound, Arc<Door>)> =
+            listeners.into_iter().map(|(bound, listener)| (bound, Arc::new(Door::new(listener)))).collect();
+        let control = Arc::new(Control {
+            registry,
+            identity,
+            plane,
+            sessions,
+            exchanges,
+            front: Arc::clone(&front),
+            metrics,
+            doors: listeners.iter().map(|(_, door)| Arc::clone(door)).collect(),
+            listeners: addresses,
+            started: SystemTime::now(),
+            current: Mutex::new((loaded, settled)),
+            reload,
+            log,
+            changing: tokio::sync::Mutex::new(()),
+        });
+        Ok(Self { control, front, listeners, admin, admin_socket, events, drain, _lock: lock, _state: state })
+    }
+
+    /// What commands and the admin endpoints ask.
+    pub(crate) fn control(&self) -> &Arc<Control> {
+        &self.control
+    }
+
+    /// Serves until signals end it and the drain is over.
+    ///
+    /// # Errors
+    /// None so far.
+    pub(crate) async fn serve(self, signals: Signals, notifier: Notifier) -> Result<Exit, Quit> {
+        let Self { control, front, listeners, admin, admin_socket, events, drain, _lock, _state } = self;
+        let notifier = Arc::new(notifier);
+        let plan = control.drain_plan();
+        let (reload, reloads) = mpsc::channel(1);
+        let mut owner = Owner::new();
+        owner.spawn("relay.sessions", control.sessions.clone().run(events));
+        owner.spawn("relay.admin", admin::serve_tcp(admin, Arc::clone(&control)));
+        owner.spawn("relay.admin_socket", admin::serve_socket(admin_socket, Arc::clone(&control)));
+        owner.spawn("relay.reload", obey_reloads(reloads, Arc::clone(&control), Arc::clone(&notifier)));
+        owner.spawn("relay.signals", obey(signals, drain.clone(), plan, reload));
+        if let Some(every) = notifier.watchdog_every() {
+            owner.spawn("relay.watchdog", feed_watchdog(Arc::clone(&notifier), every));
+        }
+        let mut fronts = JoinSet::new();
+        for (bound, door) in listeners {
+            fronts.spawn(Arc::clone(&front).listen(bound, door));
+        }
+        notifier.ready("serving");
+        info!("ready");
+
+        drain.begun().await;
+        notifier.stopping("draining");
+        notifier.extend_stop(plan.delay + plan.timeout + STOP_MARGIN);
+        drain.closing().await;
+        control.sessions.tell_drain();
+        let cut = drain.run_out().await;
+        if cut > 0 {
+            warn!(connections = cut, "drain is over, connections were cut");
+        }
+        let gone = async { while fronts.join_next().await.is_some() {} };
+        let _ = timeout(CUT_WITHIN, gone).await;
+        drop(fronts);
+        control.sessions.flush().await;
+        control.plane.shutdown(CloseCode::Shutdown).await;
+        drop(owner);
+        control.exchanges.log.close();
+        info!("stopped");
+        Ok(Exit::Ok)
+    }
+}
+
+async fn obey_reloads(mut reloads: mpsc::Receiver<()>, control: Arc<Control>, notifier: Arc<Notifier>) {
+    while reloads.recv().await.is_some() {
+        notifier.reloading();
+        note_reload(&control.reload().await);
+        notifier.ready("serving");
+    }
+}
+
+async fn feed_watchdog(notifier: Arc<Notifier>, every: Duration) {
+    let mut ticks = tokio::time::interval(every);
+    loop {
+        ticks.tick().await;
+        notifier.watchdog();
+    }
+}

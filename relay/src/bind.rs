@@ -1,0 +1,199 @@
+//! The sockets of the relay: bound by itself, or handed over by the service manager.
+//!
+//! Must never be half done in silence: an address that cannot be had ends the start with one line, except IPv6 on a host
+//! without it where nobody asked for it.
+
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::{Path, PathBuf};
+
+use culvert_ops::exit::Quit;
+use culvert_ops::systemd::{Inherited, Sockets};
+use nix::errno::Errno;
+use nix::sys::socket::{setsockopt, sockopt};
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
+use tracing::info;
+
+use crate::config::{self, Address, Listener, Settled, WireGuard};
+use crate::front::Bound;
+
+/// Callers that wait to be accepted, as many as the system allows.
+const BACKLOG: u32 = 4_096;
+/// The name of the front's sockets in a socket unit (`FileDescriptorName=`).
+const HTTP: &str = "http";
+
+/// Binds the UDP sockets.
+///
+/// # Errors
+/// Exit 1 for one that is in use, 78 for one that this host does not have.
+pub(crate) fn wireguard(settings: &WireGuard) -> Result<Vec<UdpSocket>, Quit> {
+    let mut sockets = Vec::new();
+    for address in &settings.listen {
+        match culvert_plane::bind(*address) {
+            Ok(socket) => sockets.push(socket),
+            Err(error) if settings.is_default && address.is_ipv6() && is_without_ipv6(&error) => {
+                info!(%address, "this host has no IPv6, not listening there");
+            }
+            Err(error) => return Err(refused("UDP", address, "--wireguard-listen", &error)),
+        }
+    }
+    Ok(sockets)
+}
+
+/// Binds the front's listeners, those of the service manager first. What each is for comes with it.
+///
+/// # Errors
+/// Exit 1 for one that is in use, 78 for one that this host does not have or that must not be open.
+pub(crate) fn front(settled: &Settled, sockets: &mut Sockets) -> Result<Vec<(Bound, Listener)>, Quit> {
+    let mut inherited = sockets.named(HTTP);
+    inherited.extend(sockets.named("unknown"));
+    let mut wanted = settled.listeners.clone();
+    let mut bound = Vec::new();
+    for socket in inherited {
+        let (socket, address) = adopt(socket)?;
+        let place = wanted.iter().position(|listener| listener.address == address);
+        let listener = match place {
+            Some(place) => wanted.remove(place),
+            None if settled.listeners_are_default => config::listener_of(address)?,
+            None => {
+                let message = format!("the service manager handed over {address}, which no http listener names");
+                return Err(Quit::config(message).hint("add it to [http] listen, or take it out of the socket unit"));
+            }
+        };
+        bound.push((socket, listener));
+    }
+    if settled.listeners_are_default && !bound.is_empty() {
+        wanted.clear();
+    }
+    for listener in wanted {
+        bound.push((listen(&listener.address)?, listener));
+    }
+    Ok(bound)
+}
+
+/// Where a listener is bound, port 0 resolved.
+pub(crate) fn address_of(bound: &Bound, listener: &Listener) -> String {
+    match bound {
+        Bound::Tcp(socket) => socket.local_addr().map_or_else(|_| listener.address.to_string(), |at| at.to_string()),
+        Bound::Unix(..) => listener.address.to_string(),
+    }
+}
+
+fn adopt(socket: Inherited) -> Result<(Bound, Address), Quit> {
+    let failed = |error: io::Error| Quit::failed(format!("a socket of the service manager cannot be used: {error}"));
+    match socket {
+        Inherited::Tcp(listener) => {
+            let address = Address::Tcp(listener.local_addr().map_err(failed)?);
+            Ok((Bound::Tcp(TcpListener::from_std(listener).map_err(failed)?), address))
+        }
+        Inherited::Unix(listener) => {
+            let path =
+                listener.local_addr().map_err(failed)?.as_pathname().map_or_else(PathBuf::new, Path::to_path_buf);
+            Ok((Bound::Unix(UnixListener::from_std(listener).map_err(failed)?, None), Address::Unix(path)))
+        }
+        Inherited::Udp(_) => {
+            Err(Quit::config("the service manager handed over a UDP socket as \"http\"")
+                .hint("use ListenStream= there"))
+        }
+    }
+}
+
+fn listen(address: &Address) -> Result<Bound, Quit> {
+    match address {
+        Address::Tcp(at) => {
+            let bound = tcp(*at).map_err(|error| refused("HTTP", at, "--http-listen", &error))?;
+            Ok(Bound::Tcp(bound))
+        }
+        Address::Unix(path) => {
+            let bound = unix(path).map_err(|error| refused("HTTP", address, "--http-listen", &error))?;
+            Ok(Bound::Unix(bound, Some(path.clone())))
+        }
+    }
+}
+
+fn tcp(at: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if at.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    if at.is_ipv6() {
+        setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
+    }
+    // A restart must not wait for connections of the process before it.
+    socket.set_reuseaddr(true)?;
+    socket.bind(at)?;
+    socket.listen(BACKLOG)
+}
+
+/// A socket file that nobody listens on is a dead process's.
+fn unix(path: &Path) -> io::Result<UnixListener> {
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
+    if is_socket && std::os::unix::net::UnixStream::connect(path).is_err_and(|error| is_refused(&error)) {
+        std::fs::remove_file(path)?;
+    }
+    UnixListener::bind(path)
+}
+
+fn is_refused(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::ConnectionRefused
+}
+
+fn is_without_ipv6(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::EAFNOSUPPORT | Errno::EADDRNOTAVAIL))
+}
+
+fn refused(what: &str, address: &dyn std::fmt::Display, flag: &str, error: &io::Error) -> Quit {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => Quit::failed(format!("the {what} address {address} is in use"))
+            .hint(format!("stop what listens there, or give another {flag} ADDR")),
+        io::ErrorKind::PermissionDenied => {
+            Quit::config(format!("cannot listen on the {what} address {address}: {error}"))
+                .hint("ports below 1024 need a socket unit, or a higher port")
+        }
+        _ => Quit::config(format!("cannot listen on the {what} address {address}: {error}"))
+            .hint(format!("give an address of this host with {flag}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use culvert_ops::exit::Exit;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_in_use_is_named_and_a_foreign_one_is_a_wrong_configuration() {
+        let taken = tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+        let quit = listen(&Address::Tcp(taken.local_addr().unwrap())).err().unwrap();
+        assert_eq!(quit.exit, Exit::Failed);
+        assert!(
+            quit.message.ends_with("is in use") && quit.hint.unwrap().contains("--http-listen"),
+            "{}",
+            quit.message
+        );
+        let foreign = listen(&Address::Tcp("192.0.2.1:1".parse().unwrap())).err().unwrap();
+        assert_eq!(foreign.exit, Exit::Config);
+    }
+
+    #[tokio::test]
+    async fn a_dead_processs_socket_file_is_replaced_and_a_live_ones_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("http.sock");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let live = unix(&path).unwrap();
+        assert_eq!(unix(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(live);
+        let file = dir.path().join("precious");
+        std::fs::write(&file, "x").unwrap();
+        assert!(unix(&file).is_err());
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "x");
+    }
+
+    #[test]
+    fn a_default_that_the_host_cannot_have_is_skipped_and_a_written_one_is_not() {
+        // An address that no host has stands for IPv6 that this one may have.
+        let listen = vec!["127.0.0.1:0".parse().unwrap(), "[2001:db8::1]:0".parse().unwrap()];
+        let settings = |is_default| WireGuard { listen: listen.clone(), is_default, endpoints: Vec::new() };
+        assert_eq!(wireguard(&settings(true)).unwrap().len(), 1);
+        assert_eq!(wireguard(&settings(false)).unwrap_err().exit, Exit::Config);
+    }
+}

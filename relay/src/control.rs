@@ -1,0 +1,241 @@
+//! The running relay as its operators see and change it: commands, reload, health, metrics.
+//!
+//! Must never let a change be true in the registry and not in the running relay.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use culvert_model::id::ConnectorId;
+use culvert_model::name::ServiceName;
+use culvert_ops::admin::{Admin, Answer, Call, Caller, Health, Pairs};
+use culvert_ops::config::Loaded;
+use culvert_ops::drain::Plan;
+use culvert_ops::exit::Quit;
+use culvert_ops::log::LogHandle;
+use culvert_plane::Plane;
+use http::Method;
+use tracing::{info, warn};
+
+use crate::command::{
+    self, Change, Command, Facts, Live, LiveConnector, LiveService, LiveStatus, Outcome, Reply, Request,
+};
+use crate::config::Settled;
+use crate::exchange::{Door, Exchanges};
+use crate::front::Front;
+use crate::identity::Identity;
+use crate::metrics::{Gathered, RelayMetrics};
+use crate::registry::Registry;
+use crate::sessions::Sessions;
+
+/// Reads the configuration again, from where it came the first time.
+pub(crate) type Reload = Box<dyn Fn() -> Result<(Loaded, Settled), Quit> + Send + Sync>;
+
+/// Everything that can be asked or changed while the relay runs.
+pub(crate) struct Control {
+    pub(crate) registry: Arc<dyn Registry>,
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) plane: Plane,
+    pub(crate) sessions: Sessions,
+    pub(crate) exchanges: Arc<Exchanges>,
+    pub(crate) front: Arc<Front>,
+    pub(crate) metrics: Arc<RelayMetrics>,
+    pub(crate) doors: Vec<Arc<Door>>,
+    /// `wireguard`, `http` or `admin`, and the address.
+    pub(crate) listeners: Vec<(String, String)>,
+    pub(crate) started: SystemTime,
+    pub(crate) current: Mutex<(Loaded, Settled)>,
+    pub(crate) reload: Reload,
+    pub(crate) log: Option<LogHandle>,
+    /// One change after the other: a snapshot that was read first is applied first.
+    pub(crate) changing: tokio::sync::Mutex<()>,
+}
+
+impl Control {
+    /// Carries out a command and applies what it changed.
+    pub(crate) async fn carry_out(&self, request: Request) -> Reply {
+        let endpoints = self.current().1.wireguard.endpoints.clone();
+        let facts = Facts { identity: &self.identity, endpoints };
+        let _one = self.changing.lock().await;
+        let mut result = command::carry_out(request, &*self.registry, self, &facts, SystemTime::now()).await;
+        if let Ok(outcome) = &mut result
+            && !outcome.changes.is_empty()
+        {
+            self.apply(outcome).await;
+        }
+        Reply::from(&result)
+    }
+
+    /// Reads the configuration again and applies what a running relay can change. A bad one changes nothing.
+    pub(crate) async fn reload(&self) -> Result<Outcome, Quit> {
+        let _one = self.changing.lock().await;
+        let (loaded, settled) = (self.reload)()?;
+        let mut notes = loaded.warnings.clone();
+        let log = &self.exchanges.log;
+        if settled.access_log == self.current().1.access_log {
+            log.reopen();
+        } else {
+            log.set(&settled.access_log)
+                .map_err(|error| Quit::config(format!("http.access_log: the file cannot be opened: {error}")))?;
+        }
+        if let Some(handle) = &self.log {
+            handle.set(settled.log_filter.as_deref()).map_err(|error| Quit::config(error.to_string()))?;
+        }
+        *self.exchanges.router.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(settled.router.clone());
+        self.exchanges.in_flight.set(settled.limits.process);
+        self.exchanges.directory.set_limits(settled.limits.clone());
+        for door in &self.doors {
+            if let Some(listener) = settled.listeners.iter().find(|listener| listener.address == door.address()) {
+                door.set(listener.clone());
+            }
+        }
+        let restart = {
+            let mut current = self.current();
+            let restart = current.0.restart_needed(&loaded);
+            // Keys that need a restart stay different from what runs until then, and are named each time.
+            current.1 = settled;
+            if restart.is_empty() {
+                current.0 = loaded;
+            }
+            restart
+        };
+        if !restart.is_empty() {
+            notes.push(format!("changed, but only a restart applies it: {}", restart.join(", ")));
+        }
+        for note in &notes {
+            warn!(note, "configuration");
+        }
+        info!("configuration reloaded");
+        let json = serde_json::json!({ "reloaded": true, "restart_needed": restart });
+        Ok(Outcome { json, text: String::new(), notes, changes: Vec::new() })
+    }
+
+    /// How the relay goes down.
+    pub(crate) fn drain_plan(&self) -> Plan {
+        self.current().1.drain
+    }
+
+    async fn apply(&self, outcome: &mut Outcome) {
+        match self.registry.load().await {
+            Ok(snapshot) => self.sessions.resync(snapshot).await,
+            Err(error) => {
+                warn!(%error, "change not applied to the running relay");
+                outcome.notes.push(format!("the running relay could not read it back: {error}"));
+            }
+        }
+        let grants = |change: &Change| match change {
+            Change::GrantsChanged(_) | Change::TunnelDeleted(_) | Change::TunnelCreated(_) => true,
+            Change::TokenAdded(_)
+            | Change::TokenRevoked(_)
+            | Change::ConnectorRevoked(_)
+            | Change::ConnectorDrained(..) => false,
+        };
+        if outcome.changes.iter().any(grants) {
+            self.sessions.decide_anew();
+        }
+    }
+
+    fn current(&self) -> MutexGuard<'_, (Loaded, Settled)> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn read(&self, command: Command) -> Answer {
+        match self.carry_out(Request { actor: "admin api".to_owned(), command }).await {
+            Reply::Done { json, .. } => Answer::ok(json),
+            Reply::Failed { message, .. } => Answer::from(Quit::failed(message)),
+        }
+    }
+}
+
+impl Admin for Control {
+    fn health(&self) -> Health {
+        let counts = self.sessions.services();
+        let services = counts.into_iter().map(|(name, count)| (name.into(), pairs(count))).collect();
+        let registry = if self.registry.degraded().is_some() { "degraded" } else { "ok" };
+        Health {
+            draining: self.exchanges.drain.is_draining(),
+            reasons: Vec::new(),
+            services,
+            notes: BTreeMap::from([("registry", registry.to_owned())]),
+        }
+    }
+
+    fn metrics(&self) -> String {
+        let services = self.exchanges.directory.all();
+        let gathered = Gathered {
+            inflight: services.iter().map(|one| (one.name().clone(), one.lane.in_flight.running())).collect(),
+            up: services.iter().map(|one| (one.name().clone(), one.count().up > 0)).collect(),
+            connectors: self.sessions.count_by_tunnel().into_iter().map(|((t, s), n)| (t.into(), s, n)).collect(),
+            handshakes: self.sessions.last_handshakes().into_iter().map(|(id, at)| (id.into(), at)).collect(),
+            registry: self.registry.degraded().is_none(),
+            callers: self.front.open(),
+            log_lines_dropped: self.exchanges.log.dropped(),
+            engine: self.plane.stats().engine,
+        };
+        self.metrics.text(&gathered, SystemTime::now())
+    }
+
+    async fn api(&self, call: Call) -> Answer {
+        // The kernel's word on who asks counts, not the caller's.
+        let socket = match call.caller {
+            Caller::Socket { uid, .. } => Some(uid),
+            Caller::Tcp(_) => None,
+        };
+        match (&call.method, call.path.as_str(), socket) {
+            (&Method::POST, command::PATH, Some(uid)) => match serde_json::from_slice(&call.body) {
+                Ok(command) => Answer::ok(self.carry_out(Request { actor: command::uid(uid), command }).await),
+                Err(_) => Answer::ok(Reply::from(
+                    Quit::failed("the running relay does not know this command").hint("its version is another one"),
+                )),
+            },
+            (&Method::POST, command::RELOAD_PATH, Some(_)) => {
+                let result = self.reload().await;
+                note_reload(&result);
+                Answer::ok(result.map_or_else(Reply::from, |outcome| Reply::from(&Ok(outcome))))
+            }
+            (&Method::GET, "/api/v1/status", _) => self.read(Command::Status).await,
+            (&Method::GET, "/api/v1/tunnels", _) => self.read(Command::TunnelList).await,
+            (&Method::GET, "/api/v1/connectors", _) => self.read(Command::ConnectorList { tunnel: None }).await,
+            (&Method::GET, "/api/v1/services", _) => self.read(Command::ServiceList).await,
+            (_, command::PATH | command::RELOAD_PATH, _) => Answer::wrong_method(),
+            (_, path, _) => Answer::not_found(format!("nothing at {path}")),
+        }
+    }
+}
+
+impl Live for Control {
+    fn status(&self) -> Option<LiveStatus> {
+        let health = self.health();
+        let mut reasons = health.reasons.clone();
+        reasons.extend(self.registry.degraded().map(|why| format!("registry degraded: {why}")));
+        Some(LiveStatus {
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started: self.started,
+            ready: health.is_ready(None),
+            draining: health.draining,
+            reasons,
+            listeners: self.listeners.clone(),
+        })
+    }
+
+    fn connectors(&self) -> HashMap<ConnectorId, LiveConnector> {
+        self.sessions.connectors()
+    }
+
+    fn services(&self) -> BTreeMap<ServiceName, LiveService> {
+        let served = self.sessions.services();
+        served.into_iter().filter(|(_, count)| count.total > 0).collect()
+    }
+}
+
+fn pairs(count: LiveService) -> Pairs {
+    Pairs { up: count.up, total: count.total }
+}
+
+/// What `reload` by signal does with its outcome: it is in the log already, or goes there.
+pub(crate) fn note_reload(result: &Result<Outcome, Quit>) {
+    if let Err(quit) = result {
+        tracing::error!(error = quit.message, hint = quit.hint, "configuration refused, the old one stays");
+    }
+}

@@ -197,6 +197,23 @@ impl Store {
         Ok(Some(Identity { private_key, joined, psks }))
     }
 
+    /// The public key alone, if this connector has joined. Changes nothing.
+    ///
+    /// # Errors
+    /// [`IdentityError`]
+    pub fn peek(&self) -> Result<Option<PublicKey>, IdentityError> {
+        let Self::Directory(state) = self else { return Ok(None) };
+        if state.read(&joining(JOINED))?.is_some()
+            && let Some(key) = read_key(state, &joining(PRIVATE))?
+        {
+            return Ok(Some(key.public_key()));
+        }
+        if read_joined(state, JOINED)?.is_none() {
+            return Ok(None);
+        }
+        Ok(read_key(state, PRIVATE)?.map(|key| key.public_key()))
+    }
+
     /// The keys to ask with: those of an earlier try with the same token, or new ones, written before they are used.
     ///
     /// # Errors

@@ -3,8 +3,12 @@
 //! Must never listen for anybody but this host's operator, or reach an origin that its own configuration does not name.
 #![warn(missing_docs)]
 
+pub mod admin;
 pub mod allow;
+pub mod app;
 pub mod board;
+pub mod cli;
+pub mod command;
 pub mod config;
 pub mod connect;
 pub mod control;
@@ -27,6 +31,8 @@ pub mod shared;
 pub mod stay;
 pub mod tls;
 pub mod words;
+
+pub use app::{Start, run};
 
 /// This program's version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,0 +1,226 @@
+//! What the connector says of itself: `/readyz`, `/metrics`, `status`; and the one change it takes, `reload`.
+//!
+//! Must never show a secret, or an origin to anybody but this host's operator.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use culvert_ops::admin::{Admin, Answer, Call, Health, Pairs};
+use culvert_ops::exit::Quit;
+use http::Method;
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::VERSION;
+use crate::identity::Identity;
+use crate::shared::Shared;
+
+/// A reload that somebody waits for.
+pub type Asked = oneshot::Sender<Result<Vec<String>, Quit>>;
+
+/// The admin server's view of the connector.
+pub struct Window {
+    /// The connector's parts.
+    pub shared: Arc<Shared>,
+    /// Who it is, once it has joined.
+    pub identity: watch::Receiver<Option<Facts>>,
+    /// Where reloads are asked for.
+    pub reload: mpsc::Sender<Asked>,
+}
+
+/// What may be told of an identity.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    id: String,
+    tunnel: String,
+    public_key: String,
+    inner_address: String,
+    joined_seconds: u64,
+}
+
+impl Facts {
+    /// The public part of an identity.
+    pub fn of(identity: &Identity) -> Self {
+        Self {
+            id: identity.joined.id.to_string(),
+            tunnel: identity.joined.tunnel.as_str().to_owned(),
+            public_key: identity.private_key.public_key().to_string(),
+            inner_address: identity.joined.inner_address.to_string(),
+            joined_seconds: identity.joined.joined_seconds,
+        }
+    }
+
+    /// Whether the clock shows a time before this connector joined: then relays refuse its handshakes as old.
+    fn clock_is_behind(&self, now: SystemTime) -> bool {
+        now < SystemTime::UNIX_EPOCH + Duration::from_secs(self.joined_seconds)
+    }
+}
+
+impl std::fmt::Display for Facts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, " ({} of tunnel {})", self.id, self.tunnel)
+    }
+}
+
+impl Window {
+    fn status(&self) -> Value {
+        let shared = &self.shared;
+        let facts = self.identity.borrow().clone();
+        let now = SystemTime::now();
+        let health = self.health();
+        let table = shared.origins.table();
+        let services = table.iter().map(|upstream| {
+            let told = upstream.health.told();
+            json!({
+                "name": upstream.service.name,
+                "origin": upstream.service.origin.to_string(),
+                "up": told.up,
+                "reason": told.reason,
+            })
+        });
+        json!({
+            "version": VERSION,
+            "ready": health.is_ready(None),
+            "draining": health.draining,
+            "reasons": health.reasons,
+            "id": facts.as_ref().map(|facts| &facts.id),
+            "name": shared.name.as_ref().map(|name| name.as_str()),
+            "tunnel": facts.as_ref().map(|facts| &facts.tunnel),
+            "public_key": facts.as_ref().map(|facts| &facts.public_key),
+            "inner_address": facts.as_ref().map(|facts| &facts.inner_address),
+            "ephemeral": shared.ephemeral,
+            "in_flight": shared.drain.in_flight(),
+            "clock": if facts.as_ref().is_some_and(|facts| facts.clock_is_behind(now)) { "behind" } else { "ok" },
+            "relays": shared.board.relays().iter().map(|(name, state)| state.json(name)).collect::<Vec<_>>(),
+            "services": services.collect::<Vec<_>>(),
+        })
+    }
+}
+
+impl Admin for Window {
+    fn health(&self) -> Health {
+        let shared = &self.shared;
+        let connected = shared.board.is_any_up();
+        let mut reasons = Vec::new();
+        if !connected {
+            reasons = shared.board.problems();
+            if reasons.is_empty() {
+                let joined = self.identity.borrow().is_some();
+                reasons.push(if joined { "no session with a relay yet" } else { "not joined yet" }.to_owned());
+            }
+        }
+        let table = shared.origins.table();
+        let services = table.iter().map(|upstream| {
+            let up = usize::from(connected && upstream.health.is_up());
+            (upstream.service.name.as_str().to_owned(), Pairs { up, total: 1 })
+        });
+        Health { draining: shared.drain.is_draining(), reasons, services: services.collect(), ..Health::default() }
+    }
+
+    fn metrics(&self) -> String {
+        let shared = &self.shared;
+        let table = shared.origins.table();
+        let services: Vec<_> =
+            table.iter().map(|up| (up.service.name.as_str().to_owned(), up.health.is_up())).collect();
+        let now = SystemTime::now();
+        let relays: Vec<_> = shared
+            .board
+            .relays()
+            .into_iter()
+            .map(|(name, state)| (name, state.up, state.last_handshake.and_then(|then| now.duration_since(then).ok())))
+            .collect();
+        shared.metrics.text(&services, &relays)
+    }
+
+    async fn api(&self, call: Call) -> Answer {
+        let parts = call.parts();
+        match (call.method.clone(), parts.iter().map(String::as_str).collect::<Vec<_>>().as_slice()) {
+            (Method::GET, ["status"]) => Answer::ok(self.status()),
+            (Method::POST, ["reload"]) => {
+                let (tell, told) = oneshot::channel();
+                if self.reload.send(tell).await.is_err() {
+                    return Answer::from(Quit::failed("this connector is going down"));
+                }
+                match told.await {
+                    Ok(Ok(restart)) => Answer::ok(json!({ "restart_needed": restart })),
+                    Ok(Err(quit)) => Answer::from(quit),
+                    Err(_) => Answer::from(Quit::failed("this connector is going down")),
+                }
+            }
+            (_, ["status" | "reload"]) => Answer::wrong_method(),
+            _ => Answer::not_found("no such path"),
+        }
+    }
+}
+
+/// `status` for people.
+pub fn status_text(status: &Value) -> String {
+    let text = |value: &Value| match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    let mut lines = vec![
+        format!("connector    {}", text(&status["id"])),
+        format!("name         {}", text(&status["name"])),
+        format!("tunnel       {}", text(&status["tunnel"])),
+        format!("public key   {}", text(&status["public_key"])),
+        format!("inner        {}", text(&status["inner_address"])),
+        format!("version      {}", text(&status["version"])),
+    ];
+    if status["draining"] == true {
+        lines.push("draining     yes".to_owned());
+    }
+    if status["clock"] == "behind" {
+        lines.push("clock        behind? it shows a time before this connector joined".to_owned());
+    }
+    for relay in status["relays"].as_array().into_iter().flatten() {
+        let since = text(&relay["since"]);
+        let endpoints: Vec<String> = relay["endpoints"].as_array().into_iter().flatten().map(text).collect();
+        lines.push(format!("relay        {} {} since {since}", endpoints.join(" "), text(&relay["state"])));
+        if !relay["reason"].is_null() {
+            lines.push(format!("             {}", text(&relay["reason"])));
+        }
+        for refused in relay["refused"].as_array().into_iter().flatten() {
+            lines.push(format!("             {} refused: {}", text(&refused["name"]), text(&refused["why"])));
+        }
+    }
+    for service in status["services"].as_array().into_iter().flatten() {
+        let state = if service["up"] == true { "up".to_owned() } else { format!("down ({})", text(&service["reason"])) };
+        lines.push(format!("service      {} {} {state}", text(&service["name"]), text(&service["origin"])));
+    }
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn status_reads_well() {
+        let status = json!({
+            "version": "0.1.0", "ready": false, "draining": false, "id": "con_a", "name": null, "tunnel": "shop",
+            "public_key": "K=", "inner_address": "fd43::1", "clock": "behind",
+            "relays": [{"endpoints": ["r:1"], "state": "down", "since": null, "reason": "no answer", "refused": [{"name": "x", "why": "not granted"}]}],
+            "services": [{"name": "orders", "origin": "http://o:1", "up": false, "reason": "origin_refused"}],
+        });
+        let text = status_text(&status);
+        for line in ["name         -", "clock        behind?", "relay        r:1 down since -", "             no answer", "x refused: not granted", "service      orders http://o:1 down (origin_refused)"] {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_clock_before_the_join_is_behind() {
+        let facts = Facts {
+            id: String::new(),
+            tunnel: String::new(),
+            public_key: String::new(),
+            inner_address: String::new(),
+            joined_seconds: 1_000,
+        };
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        assert!(facts.clock_is_behind(at(999)));
+        assert!(!facts.clock_is_behind(at(1_000)));
+    }
+}

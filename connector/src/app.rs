@@ -1,0 +1,459 @@
+//! The connector as a whole: starts its parts, joins, stays connected to every relay, reloads, and goes when told.
+//!
+//! Must never end for what may pass: only a refusal for good, a revoked key or the drain ends it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use culvert_model::id::InstanceId;
+use culvert_model::name::Label;
+use culvert_model::token::Token;
+use culvert_ops::admin::{AdminSocket, bind_tcp, serve_socket, serve_tcp};
+use culvert_ops::drain::Drain;
+use culvert_ops::exit::{Exit, Quit};
+use culvert_ops::state::StateDir;
+use culvert_ops::systemd::Notifier;
+use culvert_ops::task::{Owner, Task, spawn};
+use futures_util::future::select_all;
+use tokio::sync::{Mutex, mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use crate::admin::{Asked, Facts, Window};
+use crate::board::{Board, RelayState};
+use crate::config::Settled;
+use crate::gate::Gate;
+use crate::health::Checks;
+use crate::identity::{Admission, Candidate, Identity, IdentityError, Relay, Store, fingerprint, relays_of};
+use crate::join::{self, Refused};
+use crate::metrics::ConnectorMetrics;
+use crate::origins::Origins;
+use crate::shared::Shared;
+use crate::stay::{Over, stay};
+use crate::{VERSION, words};
+
+/// How often watched files are looked at, and idle connections swept.
+const TICK: Duration = Duration::from_secs(1);
+/// Sweeps come every so many ticks.
+const SWEEP_TICKS: u32 = 5;
+/// How long links may take to close at the end.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// Everything a connector starts from.
+pub struct Start {
+    /// What it does.
+    pub settled: Settled,
+    /// What it joins with, if it has to.
+    pub token: Option<Token>,
+    /// Where its identity is kept.
+    pub store: Store,
+    /// Where `admin.sock` is made; its lock is the caller's.
+    pub socket: Option<StateDir>,
+    /// Whether the TCP admin listener is served.
+    pub serve_admin: bool,
+    /// Where a reload reads from.
+    pub source: Option<Box<dyn Source>>,
+    /// Reloads that signals ask for.
+    pub reloads: Option<mpsc::Receiver<()>>,
+    /// Who is told that it is ready.
+    pub notifier: Option<Notifier>,
+}
+
+/// Where a reload reads from.
+pub trait Source: Send + Sync {
+    /// The settings as they are now, and the keys whose change needs a restart.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    fn load(&self) -> Result<(Settled, Vec<String>), Quit>;
+}
+
+impl Start {
+    /// A connector with these services, a state directory and a token, without admin listener or signals: for `dev`.
+    pub fn plain(settled: Settled, state: StateDir, token: Token) -> Self {
+        Self {
+            settled,
+            token: Some(token),
+            store: Store::Directory(state),
+            socket: None,
+            serve_admin: false,
+            source: None,
+            reloads: None,
+            notifier: None,
+        }
+    }
+}
+
+/// Runs until the drain is over, or until there is nothing more to hope for.
+///
+/// # Errors
+/// 78 for a refused or revoked connector, or one that has neither joined nor a token; 1 when the system fails it.
+pub async fn run(start: Start, drain: Drain) -> Result<Exit, Quit> {
+    let Start { settled, token, store, socket, serve_admin, source, reloads, notifier } = start;
+    let known = store.load()?;
+    let joins = token.is_some();
+    if known.is_none() && !joins {
+        return Err(Quit::config("this connector has not joined yet, and there is no token to join with").hint(
+            "make one at the relay: culvert-relay tunnel create NAME --service NAME\n\
+             and give it as CULVERT_TOKEN, in a file (--token-file FILE), or as the systemd credential `token`",
+        ));
+    }
+    let origins = Origins::default();
+    let metrics = Arc::new(ConnectorMetrics::new());
+    let (identity_known, identity) = watch::channel(None);
+    let shared = Arc::new(Shared {
+        instance: InstanceId::new(),
+        name: settled.name.clone().or_else(host_name),
+        ephemeral: settled.ephemeral,
+        reset_secret: store.reset_secret()?,
+        store,
+        token,
+        checks: Checks::new(origins.clone()),
+        gate: Gate::new(origins.clone(), metrics.clone(), drain.clone()),
+        origins,
+        metrics,
+        board: Board::default(),
+        drain: drain.clone(),
+        up: watch::Sender::new(0),
+    });
+    if settled.services.is_empty() {
+        tracing::warn!("no service is declared: --service NAME=URL, or [[service]] in the configuration");
+    }
+    let watched = apply(&shared, &settled);
+    let (ask_reload, asked) = mpsc::channel(4);
+    let _doors = open_doors(&shared, &settled, socket, serve_admin, identity, ask_reload).await?;
+    tracing::info!(version = VERSION, services = settled.services.len(), "connector started");
+    if let Some(notifier) = &notifier {
+        notifier.ready("connecting");
+    }
+    let app = App { shared, watched: Watched::new(watched), source, notifier, identity: identity_known, members: Vec::new() };
+    app.run(known, asked, reloads).await
+}
+
+/// The running connector.
+struct App {
+    shared: Arc<Shared>,
+    watched: Watched,
+    source: Option<Box<dyn Source>>,
+    notifier: Option<Notifier>,
+    identity: watch::Sender<Option<Facts>>,
+    members: Vec<Member>,
+}
+
+/// One identity's links.
+struct Member {
+    links: Vec<Task<Over>>,
+}
+
+impl App {
+    async fn run(
+        mut self,
+        known: Option<Identity>,
+        mut asked: mpsc::Receiver<Asked>,
+        reloads: Option<mpsc::Receiver<()>>,
+    ) -> Result<Exit, Quit> {
+        let (_keep, closed) = mpsc::channel(1);
+        let mut reloads = reloads.unwrap_or(closed);
+        let joining = self.wants_to_join(known.as_ref());
+        if let Some(identity) = known {
+            self.begin(identity);
+        }
+        let mut join = joining.map(|token| self.join(token)).transpose()?;
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut count = 0u32;
+        let drain = self.shared.drain.clone();
+        let left = drain.run_out();
+        tokio::pin!(left);
+        let mut up = self.shared.up.subscribe();
+        loop {
+            tokio::select! {
+                in_flight = &mut left => {
+                    self.end(in_flight).await;
+                    return Ok(Exit::Ok);
+                }
+                over = next_over(&mut self.members), if join.is_none() => {
+                    if over == Over::Revoked {
+                        return Err(self.revoked());
+                    }
+                }
+                joined = next_join(&mut join) => {
+                    join = None;
+                    self.joined(joined)?;
+                }
+                Some(tell) = asked.recv() => {
+                    let _ = tell.send(self.reload());
+                }
+                Some(()) = reloads.recv() => self.reload_and_log(),
+                Ok(()) = up.changed() => {
+                    if let Some(notifier) = &self.notifier {
+                        notifier.status("connected");
+                    }
+                }
+                _ = ticks.tick() => {
+                    count = count.wrapping_add(1);
+                    if count.is_multiple_of(SWEEP_TICKS) {
+                        let now = tokio::time::Instant::now();
+                        self.shared.origins.table().iter().for_each(|upstream| upstream.pool.sweep(now));
+                    }
+                    if self.watched.changed() {
+                        tracing::info!("a watched file changed");
+                        self.reload_and_log();
+                    }
+                }
+            }
+        }
+    }
+
+    /// The token, when it is another one than this connector joined with.
+    fn wants_to_join(&self, known: Option<&Identity>) -> Option<Token> {
+        let token = self.shared.token.as_ref()?;
+        match known {
+            Some(identity) if identity.joined.token == fingerprint(token) => None,
+            Some(_) => {
+                tracing::info!("another token than this connector joined with: joining anew");
+                Some(token.clone())
+            }
+            None => Some(token.clone()),
+        }
+    }
+
+    fn join(&self, token: Token) -> Result<Task<Joined>, Quit> {
+        let candidate = self.shared.store.candidate(&fingerprint(&token))?;
+        let relays = relays_of(token.relays());
+        let shared = self.shared.clone();
+        if self.members.is_empty() {
+            shared.board.set_relays(relays.iter().map(on_board));
+        }
+        tracing::info!(relays = relays.len(), "joining");
+        Ok(spawn("connector.join", async move {
+            let admission = join::join(&shared, &token, &candidate, &relays).await;
+            Joined { admission, candidate, relays }
+        }))
+    }
+
+    fn joined(&mut self, joined: Joined) -> Result<(), Quit> {
+        let Joined { admission, candidate, relays } = joined;
+        let admission = admission.map_err(|refused| refused_for_good(&refused))?;
+        let identity = self.shared.store.join(&candidate, relays, admission, SystemTime::now())?;
+        tracing::info!(id = %identity.joined.id, tunnel = identity.joined.tunnel.as_str(), "joined");
+        // The former identity's links end with their tasks: its relay sends requests here from now on.
+        self.members.clear();
+        self.begin(identity);
+        Ok(())
+    }
+
+    /// Starts a link to each relay.
+    fn begin(&mut self, identity: Identity) {
+        self.identity.send_replace(Some(Facts::of(&identity)));
+        let relays: Vec<Relay> = identity.joined.relays.clone();
+        self.shared.board.set_relays(relays.iter().map(on_board));
+        let identity = Arc::new(Mutex::new(identity));
+        let links = relays.into_iter().map(|relay| {
+            let (shared, identity) = (self.shared.clone(), identity.clone());
+            spawn("connector.link", async move { stay(&shared, &identity, &relay.name).await })
+        });
+        self.members.push(Member { links: links.collect() });
+    }
+
+    fn reload(&mut self) -> Result<Vec<String>, Quit> {
+        let Some(source) = &self.source else { return Ok(Vec::new()) };
+        if let Some(notifier) = &self.notifier {
+            notifier.reloading();
+        }
+        let loaded = source.load();
+        if let Some(notifier) = &self.notifier {
+            notifier.ready("reloaded");
+        }
+        let (settled, restart) = loaded?;
+        self.watched = Watched::new(apply(&self.shared, &settled));
+        tracing::info!(services = settled.services.len(), "configuration reloaded");
+        for key in &restart {
+            tracing::warn!(key, "this setting changes only with a restart");
+        }
+        Ok(restart)
+    }
+
+    fn reload_and_log(&mut self) {
+        if let Err(quit) = self.reload() {
+            tracing::error!(error = quit.message, "the configuration is wrong, nothing was changed");
+        }
+    }
+
+    async fn end(&mut self, in_flight: usize) {
+        if in_flight > 0 {
+            tracing::warn!(in_flight, "requests were cut off at the end of the drain");
+        }
+        if let Some(notifier) = &self.notifier {
+            notifier.stopping("closing");
+        }
+        let links = self.members.drain(..).flat_map(|member| member.links);
+        let _ = timeout(LAST_WORDS, futures_util::future::join_all(links)).await;
+        tracing::info!("connector stopped");
+    }
+
+    fn revoked(&self) -> Quit {
+        let id = self.identity.borrow().as_ref().map(|facts| facts.to_string()).unwrap_or_default();
+        Quit::config(format!("this connector{id} was revoked at the relay"))
+            .hint("to connect this host again, give it a new token: culvert-relay token create TUNNEL")
+    }
+}
+
+/// What came of asking to join.
+struct Joined {
+    admission: Result<Admission, Refused>,
+    candidate: Candidate,
+    relays: Vec<Relay>,
+}
+
+/// Puts settings into force; the files to watch.
+fn apply(shared: &Shared, settled: &Settled) -> Vec<PathBuf> {
+    shared.origins.replace(settled.services.clone());
+    shared.checks.restart();
+    settled.watched.clone()
+}
+
+/// Opens the admin listeners.
+async fn open_doors(
+    shared: &Arc<Shared>,
+    settled: &Settled,
+    socket: Option<StateDir>,
+    serve_admin: bool,
+    identity: watch::Receiver<Option<Facts>>,
+    reload: mpsc::Sender<Asked>,
+) -> Result<Owner, Quit> {
+    let window = Arc::new(Window { shared: shared.clone(), identity, reload });
+    let mut doors = Owner::new();
+    if serve_admin {
+        let listener = bind_tcp(settled.admin_listen, settled.admin_chosen).await?;
+        if let Ok(address) = listener.local_addr() {
+            tracing::info!(listen = %address, "admin listener");
+        }
+        doors.spawn("connector.admin", serve_tcp(listener, window.clone()));
+    }
+    if let Some(state) = socket {
+        let socket = AdminSocket::bind(&state, settled.admin_group.as_deref())?;
+        doors.spawn("connector.admin_socket", serve_socket(socket, window));
+    }
+    Ok(doors)
+}
+
+async fn next_join(join: &mut Option<Task<Joined>>) -> Joined {
+    match join {
+        Some(task) => match task.await {
+            Ok(joined) => joined,
+            // It panicked, which the log has; asking again would again.
+            Err(_) => std::future::pending().await,
+        },
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits until any link is over for good.
+async fn next_over(members: &mut [Member]) -> Over {
+    let links: Vec<_> = members.iter_mut().flat_map(|member| member.links.iter_mut()).filter(|link| !link.is_finished()).collect();
+    if links.is_empty() {
+        return std::future::pending().await;
+    }
+    match select_all(links).await {
+        (Ok(over), ..) => over,
+        (Err(_), ..) => Over::Drained,
+    }
+}
+
+fn refused_for_good(refused: &Refused) -> Quit {
+    let (why, hint) = words::refusal(refused.refusal, refused.at.as_deref());
+    Quit::config(why).hint(hint)
+}
+
+fn on_board(relay: &Relay) -> (String, RelayState) {
+    let state = RelayState {
+        endpoints: relay.endpoints.clone(),
+        public_key: relay.public_key.to_string(),
+        ..RelayState::default()
+    };
+    (relay.name.clone(), state)
+}
+
+/// The host's name as a label: its first part, what fits of it.
+fn host_name() -> Option<Label> {
+    label_of(std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?.trim())
+}
+
+fn label_of(host: &str) -> Option<Label> {
+    let first = host.split('.').next().unwrap_or_default().to_ascii_lowercase();
+    let fitting: String = first.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(63).collect();
+    fitting.trim_matches('-').parse().ok()
+}
+
+/// Files, and what they looked like.
+struct Watched(BTreeMap<PathBuf, Option<Look>>);
+
+type Look = (u64, u64, SystemTime);
+
+impl Watched {
+    fn new(paths: Vec<PathBuf>) -> Self {
+        Self(paths.into_iter().map(|path| (path.clone(), look(&path))).collect())
+    }
+
+    /// Whether any file is another one than before. One that is away for a moment is not looked at.
+    fn changed(&mut self) -> bool {
+        let mut changed = false;
+        for (path, last) in &mut self.0 {
+            let now = look(path);
+            if now.is_some() && now != *last {
+                *last = now;
+                changed = true;
+            }
+        }
+        changed
+    }
+}
+
+fn look(path: &std::path::Path) -> Option<Look> {
+    use std::os::unix::fs::MetadataExt as _;
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.ino(), metadata.len(), metadata.modified().ok()?))
+}
+
+impl From<IdentityError> for Quit {
+    fn from(error: IdentityError) -> Self {
+        match error {
+            IdentityError::State(error) => Self::from(error),
+            IdentityError::Damaged(_) => Self::config(error.to_string())
+                .hint("restore it, or start anew with an empty state directory and a new token"),
+            IdentityError::Move { .. } => Self::failed(error.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hosts_name_becomes_a_label() {
+        for (host, label) in [("Web_01.example.com", Some("web-01")), ("-x-", Some("x")), ("...", None), ("", None)] {
+            assert_eq!(label_of(host).as_ref().map(Label::as_str), label, "{host:?}");
+        }
+    }
+
+    #[test]
+    fn a_replaced_file_is_noticed_once_and_a_missing_one_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("key");
+        std::fs::write(&path, "one").unwrap();
+        let mut watched = Watched::new(vec![path.clone()]);
+        assert!(!watched.changed());
+        let next = directory.path().join("next");
+        std::fs::write(&next, "two").unwrap();
+        std::fs::rename(&next, &path).unwrap();
+        assert!(watched.changed());
+        assert!(!watched.changed());
+        std::fs::remove_file(&path).unwrap();
+        assert!(!watched.changed());
+        std::fs::write(&path, "four").unwrap();
+        assert!(watched.changed());
+    }
+}

@@ -134,3 +134,181 @@ pub fn psks_of(row: &ConnectorRow, identity: &Identity) -> Result<Vec<PskEpoch>,
 pub fn program(told: &str) -> String {
     told.chars().filter(|c| c.is_ascii_graphic()).take(PROGRAM_BYTES).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use culvert_model::id::TunnelId;
+    use culvert_model::kem::KemKey;
+    use culvert_model::key::PrivateKey;
+    use culvert_model::token::{RelayRef, Token};
+    use culvert_ops::state::StateDir;
+    use futures_util::FutureExt as _;
+
+    use super::*;
+    use crate::identity::open_state;
+    use crate::registry::{Actor, Tunnel, Url};
+
+    const NOW: SystemTime = SystemTime::UNIX_EPOCH;
+
+    #[tokio::test]
+    async fn both_ends_hold_the_same_pre_shared_key_and_the_registry_holds_it_sealed() {
+        let relay = Relay::with_token(Some(1)).await;
+        let joiner = Joiner::new();
+        let admitted = relay.enrol(joiner.request()).await.unwrap();
+        assert_eq!((admitted.answer.psk_epoch, admitted.repeated), (1, false));
+        assert_eq!(admitted.answer.inner_address, culvert_model::address::connector_inner(&admitted.answer.id));
+        assert_eq!(admitted.answer.tunnel.as_str(), "dc1");
+        assert_eq!(admitted.psks.last().unwrap().psk, joiner.psk(&admitted.answer, &relay));
+        let row = relay.registry.load().await.unwrap().connectors.remove(0);
+        assert_eq!(row, admitted.connector);
+        let clear = joiner.psk(&admitted.answer, &relay);
+        assert!(!row.psks[0].sealed.0.windows(32).any(|window| window == clear.as_bytes()));
+        assert_eq!(psks_of(&row, &relay.identity).unwrap()[0].psk, clear);
+    }
+
+    #[tokio::test]
+    async fn dying_at_any_step_and_asking_again_costs_no_second_use() {
+        let relay = Relay::with_token(Some(1)).await;
+        let joiner = Joiner::new();
+        // Dropped before asking, and while the transaction runs.
+        drop(relay.enrol(joiner.request()));
+        assert!(relay.enrol(joiner.request()).now_or_never().is_none(), "the registry has a thread of its own");
+        // The relay dies too: the registry is opened again.
+        let relay = relay.restarted();
+        let admitted = relay.enrol(joiner.request()).await.unwrap();
+        let again = relay.enrol(joiner.request()).await.unwrap();
+        assert_eq!(admitted.answer.id, again.answer.id);
+        assert!(again.repeated);
+        assert_eq!(again.psks.last().unwrap().psk, joiner.psk(&again.answer, &relay), "the last answer counts");
+        assert_eq!(relay.registry.load().await.unwrap().connectors.len(), 1);
+        let other = relay.enrol(Joiner::new().request()).await.unwrap_err();
+        let spent = Refused::ForGood { refusal: Refusal::UsedUp, at: Some("1970-01-01T00:00:00Z".to_owned()) };
+        assert_eq!(other, spent);
+    }
+
+    #[tokio::test]
+    async fn two_epochs_at_most_and_told_apart_by_their_parity() {
+        let relay = Relay::with_token(None).await;
+        let joiner = Joiner::new();
+        for asked in 1..5u32 {
+            let admitted = relay.enrol(joiner.request()).await.unwrap();
+            let epochs: Vec<u32> = admitted.psks.iter().map(|psk| psk.epoch).collect();
+            assert_eq!(epochs, if asked == 1 { vec![1] } else { vec![asked - 1, asked] });
+        }
+    }
+
+    #[tokio::test]
+    async fn nonsense_is_refused_for_good_and_costs_nothing() {
+        let relay = Relay::with_token(Some(1)).await;
+        let good = Joiner::new().request();
+        for (request, refusal) in [
+            (Enrol { version: VERSION + 1, ..good.clone() }, Refusal::Version),
+            (Enrol { kem_key: "AAAA".to_owned(), ..good.clone() }, Refusal::Malformed),
+            (Enrol { kem_key: "not base64!".to_owned(), ..good.clone() }, Refusal::Malformed),
+        ] {
+            assert_eq!(relay.enrol(request).await.unwrap_err(), Refused::ForGood { refusal, at: None });
+        }
+        assert!(relay.enrol(good).await.is_ok());
+        let never = TokenId::new();
+        let request = Joiner::new().request();
+        let unknown = super::enrol(relay.registry.as_ref(), &relay.identity, &never, request, source(), NOW);
+        assert_eq!(unknown.await.unwrap_err(), Refused::Unknown);
+    }
+
+    #[tokio::test]
+    async fn a_tokens_holder_and_the_relay_agree_on_the_bootstrap_identity() {
+        let relay = Relay::with_token(Some(1)).await;
+        let row = relay.registry.load().await.unwrap().tokens.remove(0);
+        let (key, psk) = bootstrap_of(&row, &relay.identity).unwrap();
+        assert_eq!(key, relay.token.bootstrap_key().public_key());
+        assert_eq!(psk, relay.token.bootstrap_psk());
+        let stranger = Identity::open(&StateDir::temporary().unwrap(), true).unwrap();
+        assert_eq!(bootstrap_of(&row, &stranger).unwrap_err(), Unsealable);
+    }
+
+    #[test]
+    fn a_peers_version_is_made_fit_to_be_shown() {
+        assert_eq!(program("1.2.3\u{1b}[2J \n"), "1.2.3[2J");
+        assert_eq!(program(&"x".repeat(1000)).len(), PROGRAM_BYTES);
+    }
+
+    struct Relay {
+        state: StateDir,
+        identity: Identity,
+        registry: std::sync::Arc<dyn Registry>,
+        token: Token,
+        id: TokenId,
+    }
+
+    impl Relay {
+        async fn with_token(uses_left: Option<u32>) -> Self {
+            let state = StateDir::temporary().unwrap();
+            let (identity, registry) = open_state(&state, &Url::default()).unwrap();
+            let endpoint = "relay.example.com:51820".parse().unwrap();
+            let token = Token::generate(vec![RelayRef { endpoint, public_key: identity.public_key() }]);
+            let tunnel = Tunnel {
+                id: TunnelId::new(),
+                name: "dc1".parse().unwrap(),
+                grants: vec!["orders".parse().unwrap()],
+                shared: false,
+                created: NOW,
+            };
+            let bootstrap_key = token.bootstrap_key().public_key();
+            let row = TokenRow {
+                id: TokenId::new(),
+                tunnel: tunnel.id.clone(),
+                bootstrap_key,
+                psk: identity.seal(&token.bootstrap_psk(), SealedFor::Token(&bootstrap_key)),
+                uses_left,
+                expires: None,
+                revoked: None,
+                created: NOW,
+                last_used: None,
+            };
+            let id = row.id.clone();
+            registry.create_tunnel(tunnel, row, Actor("uid 0".to_owned())).await.unwrap();
+            Self { state, identity, registry, token, id }
+        }
+
+        async fn enrol(&self, request: Enrol) -> Result<Admitted, Refused> {
+            super::enrol(self.registry.as_ref(), &self.identity, &self.id, request, source(), NOW).await
+        }
+
+        fn restarted(self) -> Self {
+            drop(self.registry);
+            let (identity, registry) = open_state(&self.state, &Url::default()).unwrap();
+            Self { identity, registry, ..self }
+        }
+    }
+
+    struct Joiner {
+        key: PrivateKey,
+        kem: KemKey,
+    }
+
+    impl Joiner {
+        fn new() -> Self {
+            Self { key: PrivateKey::generate(), kem: KemKey::generate() }
+        }
+
+        fn request(&self) -> Enrol {
+            Enrol {
+                version: VERSION,
+                public_key: self.key.public_key(),
+                kem_key: STANDARD.encode(self.kem.encapsulation_key()),
+                name: None,
+                ephemeral: false,
+                program: "1.0.0".to_owned(),
+            }
+        }
+
+        fn psk(&self, answer: &Enrolled, relay: &Relay) -> Psk {
+            let ciphertext = STANDARD.decode(&answer.ciphertext).unwrap();
+            self.kem.decapsulate(&ciphertext, &relay.identity.public_key(), &self.key.public_key()).unwrap()
+        }
+    }
+
+    fn source() -> SocketAddr {
+        "192.0.2.9:4000".parse().unwrap()
+    }
+}

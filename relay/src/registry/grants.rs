@@ -78,3 +78,71 @@ fn grants_exactly(tunnel: &Tunnel, name: &ServiceName) -> bool {
 fn list(grants: &[Grant]) -> String {
     grants.iter().map(Grant::as_str).collect::<Vec<_>>().join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+
+    #[test]
+    fn names_and_owners_follow_the_promise() {
+        // Tunnel a asks; b is there; (a's grants, a shares, b's grants, b shares, b served it before) -> a may.
+        for (a, a_shares, b, b_shares, b_served, may) in [
+            ("orders", false, "users", false, false, true),
+            ("users", false, "billing", false, false, false),
+            ("*", false, "users", false, false, true),
+            ("*", false, "orders", false, false, false),
+            ("*", true, "orders", false, false, false),
+            ("*", false, "orders", true, false, false),
+            ("*", true, "orders", true, false, true),
+            ("orders", false, "*", false, true, true),
+            ("*", false, "*", false, true, false),
+            ("*", false, "*", false, false, true),
+            ("*", true, "*", true, true, true),
+            ("*", true, "*", false, true, false),
+            ("orders", true, "orders", true, true, true),
+        ] {
+            let (first, second) =
+                (tunnel("a", a.parse().unwrap(), a_shares), tunnel("b", b.parse().unwrap(), b_shares));
+            let row = ServiceRow { name: name("orders"), tunnel: second.id.clone(), since: SystemTime::UNIX_EPOCH };
+            let services = if b_served { vec![row] } else { Vec::new() };
+            let decision = decide(&first, &[name("orders")], &[first.clone(), second], &services);
+            assert_eq!(decision.accepted.len() == 1, may, "{a} {a_shares} {b} {b_shares} {b_served}");
+            assert_eq!(decision.refused.len(), usize::from(!may));
+        }
+    }
+
+    #[test]
+    fn a_refusal_names_the_owner_or_what_is_granted_and_spares_the_rest() {
+        let (a, b) = (tunnel("a", "web-*".parse().unwrap(), false), tunnel("b", "web-b".parse().unwrap(), false));
+        let asked = [name("web-a"), name("web-b"), name("db"), name("web-a")];
+        let decision = decide(&a, &asked, &[a.clone(), b], &[]);
+        assert_eq!(decision.accepted, [name("web-a")]);
+        let why: Vec<_> = decision.refused.iter().map(|(_, why)| why.as_str()).collect();
+        assert_eq!(why, ["web-b belongs to tunnel b", "tunnel a is not granted db: it may serve web-*"]);
+    }
+
+    #[test]
+    fn what_a_deleted_tunnel_served_is_free() {
+        let a = tunnel("a", "*".parse().unwrap(), false);
+        let left = ServiceRow { name: name("orders"), tunnel: TunnelId::new(), since: SystemTime::UNIX_EPOCH };
+        assert_eq!(decide(&a, &[name("orders")], std::slice::from_ref(&a), &[left]).accepted, [name("orders")]);
+    }
+
+    #[test]
+    fn a_name_is_known_by_an_exact_grant_and_not_by_a_pattern() {
+        let tunnels = [tunnel("a", "orders".parse().unwrap(), false), tunnel("b", "web-*".parse().unwrap(), false)];
+        assert!(is_granted_exactly(&name("orders"), &tunnels));
+        assert!(!is_granted_exactly(&name("web-a"), &tunnels));
+    }
+
+    fn tunnel(label: &str, grant: Grant, shared: bool) -> Tunnel {
+        let (id, name) = (TunnelId::new(), label.parse().unwrap());
+        Tunnel { id, name, grants: vec![grant], shared, created: SystemTime::UNIX_EPOCH }
+    }
+
+    fn name(text: &str) -> ServiceName {
+        text.parse().unwrap()
+    }
+}

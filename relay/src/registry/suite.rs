@@ -36,7 +36,7 @@ macro_rules! suite {
             draining_is_remembered_and_undone,
             tombstones_are_forgotten_after_thirty_days,
             ephemeral_connectors_are_forgotten_ten_minutes_after_their_last_handshake,
-            every_change_is_audited_and_no_secret_is
+            every_change_is_audited_with_who_and_what
         );
     };
     ($open:path: $($name:ident),*) => {$(
@@ -364,7 +364,7 @@ pub(super) async fn ephemeral_connectors_are_forgotten_ten_minutes_after_their_l
     assert_eq!(left, expected);
 }
 
-pub(super) async fn every_change_is_audited_and_no_secret_is(registry: Subject) {
+pub(super) async fn every_change_is_audited_with_who_and_what(registry: Subject) {
     let (tunnel, token) = create(&registry, "dc1", &["orders"]).await;
     let id = join(&registry, candidate(&token, START)).await;
     for _ in 0..5 {

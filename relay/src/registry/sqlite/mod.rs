@@ -36,6 +36,12 @@ pub struct Sqlite {
     degraded: Arc<Mutex<Option<String>>>,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Read,
+    Write,
+}
+
 type Job = Box<dyn FnOnce(&mut Database) + Send>;
 
 /// What the thread owns.
@@ -72,7 +78,7 @@ impl Sqlite {
         &self,
         what: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Future<'_, T> {
-        self.submit(move |database| {
+        self.submit(Kind::Read, move |database| {
             let transaction = database.connection.transaction()?;
             Ok(what(&transaction)?)
         })
@@ -82,7 +88,7 @@ impl Sqlite {
         &self,
         what: impl FnOnce(&Connection) -> Result<T, Failure> + Send + 'static,
     ) -> Future<'_, T> {
-        self.submit(move |database| {
+        self.submit(Kind::Write, move |database| {
             database.is_still_there()?;
             let transaction = database.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let value = what(&transaction)?;
@@ -93,6 +99,7 @@ impl Sqlite {
 
     fn submit<T: Send + 'static>(
         &self,
+        kind: Kind,
         what: impl FnOnce(&mut Database) -> Result<T, Failure> + Send + 'static,
     ) -> Future<'_, T> {
         Box::pin(async move {
@@ -104,7 +111,10 @@ impl Sqlite {
                     Ok(_) | Err(RegistryError::Rule(_)) => None,
                     Err(error) => Some(error.to_string()),
                 };
-                *degraded.lock().unwrap_or_else(PoisonError::into_inner) = amiss;
+                // What can be read may still not be written.
+                if amiss.is_some() || kind == Kind::Write {
+                    *degraded.lock().unwrap_or_else(PoisonError::into_inner) = amiss;
+                }
                 let _ = answer.send(result);
             });
             let stopped = || RegistryError::Away {
@@ -321,7 +331,10 @@ mod tests {
         let (_registry, state) = empty();
         let path = state.join("registry.db").unwrap();
         let impatient = Sqlite::open(&path).unwrap();
-        impatient.submit(|database| Ok(database.connection.busy_timeout(Duration::from_millis(20))?)).await.unwrap();
+        impatient
+            .submit(Kind::Read, |database| Ok(database.connection.busy_timeout(Duration::from_millis(20))?))
+            .await
+            .unwrap();
         let other = Connection::open(&path).unwrap();
         other.execute_batch("BEGIN EXCLUSIVE").unwrap();
         let forgotten = impatient.forget(Vec::new(), SystemTime::UNIX_EPOCH).await;
@@ -337,7 +350,7 @@ mod tests {
         let (_registry, state) = empty();
         let registry = Sqlite::open(&state.join("registry.db").unwrap()).unwrap();
         registry
-            .submit(|database| {
+            .submit(Kind::Read, |database| {
                 let pages: u32 = database.connection.query_row("PRAGMA page_count", [], |row| row.get(0))?;
                 Ok(database.connection.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(()))?)
             })
@@ -364,7 +377,7 @@ mod tests {
         let refused = registry.forget(Vec::new(), now).await;
         assert!(matches!(refused, Err(RegistryError::Away { .. })), "{refused:?}");
         assert!(registry.load().await.is_ok(), "what is known can still be read");
-        assert!(registry.degraded().is_none() || !path.exists());
+        assert!(registry.degraded().unwrap().contains("replaced"), "and reading does not heal it");
     }
 
     #[tokio::test]

@@ -356,12 +356,11 @@ fn audit(db: &Connection, at: SystemTime, actor: &str, action: &str, subject: &s
 
 /// As [`audit`], but what repeats itself is written once a minute: nobody fills the disk by asking again.
 fn seldom(db: &Connection, at: SystemTime, actor: &str, action: &str, subject: &str, detail: &str) -> Result<()> {
-    let since = at.checked_sub(SAME_AGAIN).unwrap_or(SystemTime::UNIX_EPOCH);
     let last: Option<i64> = db
         .prepare_cached("SELECT at FROM audit WHERE subject = ? AND action = ? ORDER BY at DESC LIMIT 1")?
         .query_row([subject, action], |row| row.get(0))
         .optional()?;
-    if last.is_some_and(|last| last > milliseconds(since)) {
+    if last.is_some_and(|last| u128::from(last.abs_diff(milliseconds(at))) < SAME_AGAIN.as_millis()) {
         return Ok(());
     }
     audit(db, at, actor, action, subject, detail)

@@ -182,8 +182,8 @@ impl Admin for Control {
             Caller::Tcp(_) => None,
         };
         match (&call.method, call.path.as_str(), socket) {
-            (&Method::POST, command::PATH, Some(uid)) => match serde_json::from_slice(&call.body) {
-                Ok(command) => Answer::ok(self.carry_out(Request { actor: command::uid(uid), command }).await),
+            (&Method::POST, command::PATH, Some(uid)) => match serde_json::from_slice::<Request>(&call.body) {
+                Ok(request) => Answer::ok(self.carry_out(Request { actor: command::uid(uid), ..request }).await),
                 Err(_) => Answer::ok(Reply::from(
                     Quit::failed("the running relay does not know this command").hint("its version is another one"),
                 )),

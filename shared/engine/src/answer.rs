@@ -41,7 +41,7 @@ impl Engine {
             None => return Err(DropReason::UnknownPeer),
         };
         let peer = self.peers.get_mut(slot).ok_or(DropReason::UnknownPeer)?;
-        if !peer.may_answer(now) || !peer.may_try(path, now) {
+        if !peer.may_answer(now) {
             return Err(DropReason::TooManyInitiations);
         }
         let epoch = peer.epoch_of(parity(half.peer_index));

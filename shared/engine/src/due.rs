@@ -50,8 +50,8 @@ impl Engine {
     /// Moves boringtun's timers. What it wants sent goes to the outbox.
     pub(crate) fn tick(&mut self, slot: u32, tunnel_slot: u32, now: Instant) {
         let jitter = self.jitter();
-        let Some(tunnel) = self.tunnels.get_mut(tunnel_slot).filter(|tunnel| !tunnel.retired) else { return };
-        let tick = tunnel.tick(jitter, now);
+        let Some(tunnel) = self.tunnels.get_mut(tunnel_slot) else { return };
+        let tick = if tunnel.retired { Tick::Nothing } else { tunnel.tick(jitter, now) };
         let wants = tunnel.wants_handshake(now);
         let epoch = tunnel.epoch;
         let pending = tunnel.pending;
@@ -78,7 +78,7 @@ impl Engine {
             }
             (Tick::Keepalive(_) | Tick::Nothing | Tick::Expired, _) => {}
         }
-        if wants && peer.attempt.is_none() && peer.instance.is_none() {
+        if wants && pending.is_none() && peer.attempt.is_none() && peer.instance.is_none() {
             peer.attempt = Some(Attempt::new(None, now));
             if let Some(tunnel) = self.tunnels.get_mut(tunnel_slot) {
                 tunnel.note_wish_granted();

@@ -485,8 +485,6 @@ impl Engine {
             called_back: None,
             accepted: Default::default(),
             unconfirmed: Default::default(),
-            tries_near: Default::default(),
-            tries_far: Default::default(),
             rx_bytes: 0,
             tx_bytes: 0,
             due: None,

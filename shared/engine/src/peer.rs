@@ -16,9 +16,6 @@ pub(crate) const ACCEPTED: Rate = Rate { burst: 3, every: Duration::from_secs(1)
 /// Initiations answered since the last confirmation. One is forgiven each REKEY_TIMEOUT, the pace of an honest initiator:
 /// otherwise five lost responses, or five recorded initiations replayed to a fresh tunnel, would shut a peer out.
 pub(crate) const UNCONFIRMED: Rate = Rate { burst: 5, every: REKEY_TIMEOUT };
-/// Initiations tried, answered or not, from where the peer is and, apart from it, from anywhere else: a flood of replays
-/// from elsewhere takes nothing from the peer's own.
-pub(crate) const TRIES: Rate = Rate { burst: 10, every: Duration::from_millis(100) };
 /// Call-backs to a peer whose clock went back.
 pub(crate) const CALL_BACK: Duration = Duration::from_secs(5);
 
@@ -51,8 +48,6 @@ pub(crate) struct Peer {
     pub(crate) called_back: Option<Instant>,
     pub(crate) accepted: Bucket,
     pub(crate) unconfirmed: Bucket,
-    pub(crate) tries_near: Bucket,
-    pub(crate) tries_far: Bucket,
     pub(crate) rx_bytes: u64,
     pub(crate) tx_bytes: u64,
     pub(crate) due: Option<Instant>,
@@ -108,14 +103,10 @@ impl Peer {
         if old { self.psks.first().map(|psk| psk.epoch) } else { self.newest_epoch() }
     }
 
-    /// Takes one from what the peer may try, by whether the message comes from where it is.
-    pub(crate) fn may_try(&mut self, path: Path, now: Instant) -> bool {
-        let near = self.path.is_some_and(|known| known.remote == path.remote);
-        let bucket = if near { &mut self.tries_near } else { &mut self.tries_far };
-        bucket.take(TRIES, now)
-    }
-
     /// Tells whether one more initiation may be answered.
+    ///
+    /// Only those answered count: if replays and forgeries did too, anyone could use up what the peer itself needs. What
+    /// those cost is bounded by the limiter in front.
     pub(crate) fn may_answer(&self, now: Instant) -> bool {
         self.accepted.has_room(ACCEPTED, now) && self.unconfirmed.has_room(UNCONFIRMED, now)
     }

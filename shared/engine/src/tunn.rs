@@ -425,15 +425,12 @@ impl Tunnel {
 
     /// When it is worth a look next; never sooner than a tick can do something.
     pub(crate) fn due(&self, most: Duration, now: Instant) -> Instant {
+        let end = self.established().map(|at| at + REJECT_AFTER_TIME);
+        let wish = self.handshake_at().filter(|_| self.pending.is_none());
         if self.retired {
-            return self.established().unwrap_or(self.ticked) + REJECT_AFTER_TIME;
+            return [end, wish].into_iter().flatten().fold(now + most, Instant::min);
         }
-        let mut due = self.ticked + most;
-        if let Some(session) = self.current_session() {
-            due = due.min(session.established + REJECT_AFTER_TIME);
-        }
-        let wishes = [self.handshake_at().filter(|_| self.pending.is_none()), self.keepalive_at()];
-        due = wishes.into_iter().flatten().fold(due, Instant::min);
+        let due = [end, wish, self.keepalive_at()].into_iter().flatten().fold(self.ticked + most, Instant::min);
         due.max(self.hold(now).unwrap_or(self.ticked + TICK))
     }
 

@@ -222,3 +222,19 @@ fn both_ends_that_connect_at_once_agree_and_follow_each_other() {
         assert_eq!(initiations, 2, "seed {seed}");
     }
 }
+
+#[test]
+fn ends_of_a_live_tunnel_that_connect_at_once_still_follow_each_other() {
+    for seed in 0..40 {
+        let mut pair = Pair::connected(seed);
+        pair.advance(secs(3));
+        pair.link = Link { jitter: ms(15), ..Link::default() };
+        let (at_relay, at_connector) = (pair.at_relay, pair.at_connector);
+        pair.connect(RELAY, at_relay, None);
+        pair.connect(CONNECTOR, at_connector, None);
+        pair.advance(ms(500));
+        pair.link = Link::default();
+        pair.move_host(CONNECTOR, "198.51.100.8:1234");
+        pair.assert_talking();
+    }
+}

@@ -76,6 +76,8 @@ enum Kind {
     Incoming(Incoming),
     Answer(Incoming, Box<dyn Drive>),
     Boxed(Pin<Box<dyn HttpBody<Data = Bytes, Error = Fault> + Send>>),
+    /// It fails with this at the next poll.
+    Doomed(Fault),
     /// It failed: there is nothing more, but that is no clean end.
     Failed,
     Failing(Option<Box<dyn Drive>>),
@@ -221,10 +223,11 @@ impl Body {
         }
     }
 
-    fn fail(&mut self, fault: Fault) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
-        self.kind = Kind::Failed;
-        self.ended(Outcome::Cut(fault.reason));
-        Poll::Ready(Some(Err(fault)))
+    /// Fails at the next poll: hyper flushes what it has when a body is pending, but not when it fails.
+    fn fail(&mut self, fault: Fault, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        self.kind = Kind::Doomed(fault);
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 
@@ -240,11 +243,17 @@ impl HttpBody for Body {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
         let this = self.get_mut();
+        if let Kind::Doomed(_) = this.kind
+            && let Kind::Doomed(fault) = std::mem::replace(&mut this.kind, Kind::Failed)
+        {
+            this.ended(Outcome::Cut(fault.reason));
+            return Poll::Ready(Some(Err(fault)));
+        }
         if let Some(watch) = &this.watch
             && let Some(limit) = watch.limit
             && watch.passed.saturating_add(this.kind.size_hint().lower()) > limit
         {
-            return this.fail(too_large(limit));
+            return this.fail(too_large(limit), cx);
         }
         match this.kind.poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
@@ -252,7 +261,7 @@ impl HttpBody for Body {
                     && let Some(watch) = &mut this.watch
                     && let Err(fault) = watch.pass(data.len())
                 {
-                    return this.fail(fault);
+                    return this.fail(fault, cx);
                 }
                 for flag in this.flags.iter().flatten() {
                     flag.set_starved(false);
@@ -263,7 +272,7 @@ impl HttpBody for Body {
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
-            Poll::Ready(Some(Err(fault))) => this.fail(fault),
+            Poll::Ready(Some(Err(fault))) => this.fail(fault, cx),
             Poll::Ready(None) => {
                 if !matches!(this.kind, Kind::Failed) {
                     this.kind.finish();
@@ -276,7 +285,7 @@ impl HttpBody for Body {
                     flag.set_starved(true);
                 }
                 match this.watch.as_mut().map(|watch| watch.poll_overdue(cx)) {
-                    Some(Poll::Ready(fault)) => this.fail(fault),
+                    Some(Poll::Ready(fault)) => this.fail(fault, cx),
                     Some(Poll::Pending) | None => Poll::Pending,
                 }
             }
@@ -294,7 +303,11 @@ impl HttpBody for Body {
 
 impl Drop for Body {
     fn drop(&mut self) {
-        let outcome = if self.kind.is_end() { Outcome::Whole } else { Outcome::Dropped };
+        let outcome = match &self.kind {
+            Kind::Doomed(fault) => Outcome::Cut(fault.reason),
+            kind if kind.is_end() => Outcome::Whole,
+            _ => Outcome::Dropped,
+        };
         self.ended(outcome);
     }
 }
@@ -308,7 +321,7 @@ impl fmt::Debug for Body {
             Kind::Incoming(_) => "incoming",
             Kind::Answer(..) => "answer",
             Kind::Boxed(_) => "boxed",
-            Kind::Failed | Kind::Failing(_) => "failed",
+            Kind::Doomed(_) | Kind::Failed | Kind::Failing(_) => "failed",
         };
         f.debug_tuple("Body").field(&kind).finish()
     }
@@ -317,7 +330,7 @@ impl fmt::Debug for Body {
 impl Kind {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
         match self {
-            Self::Empty | Self::Failed => Poll::Ready(None),
+            Self::Empty | Self::Doomed(_) | Self::Failed => Poll::Ready(None),
             Self::Phantom(_) => {
                 *self = Self::Empty;
                 Poll::Ready(None)
@@ -371,7 +384,7 @@ impl Kind {
     fn is_end(&self) -> bool {
         match self {
             Self::Empty => true,
-            Self::Full(_) | Self::Phantom(_) | Self::Failed | Self::Failing(_) => false,
+            Self::Full(_) | Self::Phantom(_) | Self::Doomed(_) | Self::Failed | Self::Failing(_) => false,
             Self::Incoming(incoming) | Self::Answer(incoming, _) => incoming.is_end_stream(),
             Self::Boxed(body) => body.is_end_stream(),
         }
@@ -384,7 +397,7 @@ impl Kind {
             Self::Phantom(length) => SizeHint::with_exact(*length),
             Self::Incoming(incoming) | Self::Answer(incoming, _) => incoming.size_hint(),
             Self::Boxed(body) => body.size_hint(),
-            Self::Failed | Self::Failing(_) => SizeHint::default(),
+            Self::Doomed(_) | Self::Failed | Self::Failing(_) => SizeHint::default(),
         }
     }
 }

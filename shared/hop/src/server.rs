@@ -120,6 +120,7 @@ where
         .auto_date_header(false)
         .header_read_timeout(None)
         .max_buf_size(settings.max_head.max(8192))
+        .max_header_size(settings.max_head)
         .preserve_header_case(settings.preserve_case)
         .serve_connection(TokioIo::new(wire), service)
         .with_upgrades();

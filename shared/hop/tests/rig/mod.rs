@@ -2,13 +2,12 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 use std::convert::Infallible;
-use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use culvert_hop::body::Body;
 use culvert_hop::exchange::{Answer, Deadlines};
-use culvert_hop::fault::{self, Fault, Retry, Side};
+use culvert_hop::fault::{self, Fault, Retry};
 use culvert_hop::pool::{Lost, Opener, Pool, PoolSettings};
 use culvert_hop::request::{self, Caller, ForwardPolicy};
 use culvert_hop::retry::Again;
@@ -20,13 +19,13 @@ use http::{Request, Response};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::{mpsc, watch};
 
-pub const RELAY: &str = "r1";
+pub(crate) const RELAY: &str = "r1";
 
 /// Every stream that a pool opens comes out of the receiver.
-pub struct Origins {
+pub(crate) struct Origins {
     opened: mpsc::UnboundedSender<DuplexStream>,
-    pub refuses: Mutex<bool>,
-    pub buffer: usize,
+    pub(crate) refuses: Mutex<bool>,
+    pub(crate) buffer: usize,
 }
 
 impl Opener for Origins {
@@ -51,18 +50,18 @@ impl Opener for Origins {
     }
 }
 
-pub fn pool(buffer: usize, settings: PoolSettings) -> (Pool<Origins>, mpsc::UnboundedReceiver<DuplexStream>) {
+pub(crate) fn pool(buffer: usize, settings: PoolSettings) -> (Pool<Origins>, mpsc::UnboundedReceiver<DuplexStream>) {
     let (opened, origins) = mpsc::unbounded_channel();
     (Pool::new(Origins { opened, refuses: Mutex::new(false), buffer }, settings), origins)
 }
 
 #[derive(Clone)]
-pub struct Options {
-    pub settings: ServerSettings,
-    pub policy: ForwardPolicy,
-    pub deadlines: Deadlines,
-    pub retries: bool,
-    pub buffer: usize,
+pub(crate) struct Options {
+    pub(crate) settings: ServerSettings,
+    pub(crate) policy: ForwardPolicy,
+    pub(crate) deadlines: Deadlines,
+    pub(crate) retries: bool,
+    pub(crate) buffer: usize,
 }
 
 impl Default for Options {
@@ -77,22 +76,22 @@ impl Default for Options {
     }
 }
 
-pub struct Rig {
-    pub caller: DuplexStream,
-    pub origins: mpsc::UnboundedReceiver<DuplexStream>,
-    pub pool: Pool<Origins>,
-    pub drain: watch::Sender<bool>,
-    pub endings: Arc<Mutex<Vec<culvert_hop::body::Ending>>>,
-    pub faults: Arc<Mutex<Vec<Fault>>>,
-    pub server: tokio::task::JoinHandle<()>,
+pub(crate) struct Rig {
+    pub(crate) caller: DuplexStream,
+    pub(crate) origins: mpsc::UnboundedReceiver<DuplexStream>,
+    pub(crate) pool: Pool<Origins>,
+    pub(crate) drain: watch::Sender<bool>,
+    pub(crate) endings: Arc<Mutex<Vec<culvert_hop::body::Ending>>>,
+    pub(crate) faults: Arc<Mutex<Vec<Fault>>>,
+    pub(crate) server: tokio::task::JoinHandle<()>,
 }
 
 impl Rig {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with(Options::default())
     }
 
-    pub fn with(options: Options) -> Self {
+    pub(crate) fn with(options: Options) -> Self {
         let (caller, ours) = tokio::io::duplex(options.buffer);
         let (pool, origins) = pool(options.buffer, PoolSettings::default());
         let (drain, draining) = watch::channel(false);
@@ -111,16 +110,16 @@ impl Rig {
         Self { caller, origins, pool, drain, endings, faults, server }
     }
 
-    pub async fn say(&mut self, bytes: impl AsRef<[u8]>) {
+    pub(crate) async fn say(&mut self, bytes: impl AsRef<[u8]>) {
         self.caller.write_all(bytes.as_ref()).await.unwrap();
     }
 
-    pub async fn origin(&mut self) -> DuplexStream {
+    pub(crate) async fn origin(&mut self) -> DuplexStream {
         self.origins.recv().await.unwrap()
     }
 
     /// What the caller hears until the connection ends.
-    pub async fn rest(&mut self) -> String {
+    pub(crate) async fn rest(&mut self) -> String {
         rest(&mut self.caller).await
     }
 }
@@ -193,7 +192,7 @@ async fn hop(
 }
 
 /// Reads one head, with its blank line.
-pub async fn head(stream: &mut DuplexStream) -> String {
+pub(crate) async fn head(stream: &mut DuplexStream) -> String {
     let mut out = Vec::new();
     while !out.ends_with(b"\r\n\r\n") {
         match stream.read_u8().await {
@@ -204,24 +203,20 @@ pub async fn head(stream: &mut DuplexStream) -> String {
     String::from_utf8(out).unwrap()
 }
 
-pub async fn exactly(stream: &mut DuplexStream, bytes: usize) -> String {
+pub(crate) async fn exactly(stream: &mut DuplexStream, bytes: usize) -> String {
     let mut out = vec![0; bytes];
     stream.read_exact(&mut out).await.unwrap();
     String::from_utf8(out).unwrap()
 }
 
 /// What comes until the end, or until nothing has come for a (paused) minute.
-pub async fn rest(stream: &mut DuplexStream) -> String {
+pub(crate) async fn rest(stream: &mut DuplexStream) -> String {
     let mut out = Vec::new();
     let _ = tokio::time::timeout(Duration::from_secs(60), stream.read_to_end(&mut out)).await;
     String::from_utf8_lossy(&out).into_owned()
 }
 
 /// Whether the other side is gone, and with nothing more said.
-pub async fn is_gone(stream: &mut DuplexStream) -> bool {
+pub(crate) async fn is_gone(stream: &mut DuplexStream) -> bool {
     matches!(tokio::time::timeout(Duration::from_secs(10), stream.read(&mut [0])).await, Ok(Ok(0)))
-}
-
-pub fn broken() -> io::Error {
-    io::ErrorKind::ConnectionReset.into()
 }

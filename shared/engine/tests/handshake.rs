@@ -223,6 +223,25 @@ fn a_handshake_from_a_known_endpoint_goes_before_those_of_strangers() {
 }
 
 #[test]
+fn a_counter_past_the_limit_of_messages_is_refused_before_it_is_decrypted() {
+    // Near 2^64 boringtun's replay window would overflow, and a peer may seal whatever it likes.
+    let mut pair = Pair::new([&[], &[]]);
+    pair.connect(&mut |_, _| {});
+    let mut out = Vec::new();
+    pair.engines[0].seal(pair.peers[0], &mut packet("fd00::0", 64), pair.now, &mut out).unwrap();
+    for (counter, expected) in [
+        (u64::MAX, DropReason::Expired),
+        (u64::MAX - (1 << 13), DropReason::Expired),
+        (u64::MAX - (1 << 13) - 1, DropReason::BadSeal),
+    ] {
+        out[8..16].copy_from_slice(&counter.to_le_bytes());
+        let engine = &mut pair.engines[1];
+        let taken = engine.handle_datagram(&out, path(0), pair.now, &mut Vec::new(), &mut Replies::default());
+        assert_eq!(taken, Received::Dropped(expected));
+    }
+}
+
+#[test]
 fn a_removed_peer_gets_silence() {
     let mut pair = Pair::new([&[], &[]]);
     pair.connect(&mut |_, _| {});

@@ -63,11 +63,12 @@ fn is_final(reason: Reason) -> bool {
         | Reason::Deadline
         | Reason::OriginTimeout
         | Reason::Loop
-        | Reason::NoSuchService
+        | Reason::GatewayLimit => true,
+        // Another connector may have the service: this one may just have been told to drop it.
+        Reason::NoSuchService
         | Reason::Unauthenticated
         | Reason::NotAllowed
-        | Reason::GatewayLimit => true,
-        Reason::NoConnector
+        | Reason::NoConnector
         | Reason::Draining
         | Reason::ConnectorLost
         | Reason::Overloaded

@@ -124,6 +124,40 @@ impl Rig {
     }
 }
 
+/// A connector at the other end of a stream that a relay's pool opened.
+pub(crate) fn connect(stream: DuplexStream, pool: Pool<Origins>) -> tokio::task::JoinHandle<()> {
+    tokio::spawn(async move {
+        let service = |request| deliver(request, pool.clone());
+        serve(stream, &ServerSettings::gate(), service, std::future::pending()).await;
+    })
+}
+
+async fn deliver(request: Request<Body>, pool: Pool<Origins>) -> Result<Response<Body>, Infallible> {
+    let (mut parts, body) = request.into_parts();
+    let head = match request::check(&mut parts) {
+        Ok(head) => head,
+        Err((fault, _)) => return Ok(failure::respond(&fault)),
+    };
+    request::deliver(&mut parts, &head);
+    let accepted = match pool.send(Request::from_parts(parts, body), &Deadlines::default()).await {
+        Ok(Answer::Response(answer)) => {
+            let (mut parts, body) = answer.into_parts();
+            response::accept(&mut parts).map(|()| Response::from_parts(parts, body))
+        }
+        Ok(Answer::Switched(answer, raw)) => {
+            let (mut parts, ()) = answer.into_parts();
+            let upgrade = head.upgrade.unwrap();
+            let accepted = response::accept_switch(&mut parts, &upgrade.protocol);
+            let protocol = Protocol::of(&upgrade.protocol);
+            let idle = Duration::from_secs(3600);
+            tokio::spawn(splice(upgrade.on, raw, protocol, idle, std::future::pending()));
+            accepted.map(|()| Response::from_parts(parts, Body::empty()))
+        }
+        Err(error) => Err(error.fault),
+    };
+    Ok(accepted.unwrap_or_else(|fault| failure::respond(&fault)))
+}
+
 async fn wait(mut draining: watch::Receiver<bool>) {
     if draining.wait_for(|draining| *draining).await.is_err() {
         std::future::pending().await

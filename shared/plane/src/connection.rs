@@ -120,6 +120,7 @@ impl Connection {
     pub async fn accept(&self) -> Result<Stream, Closed> {
         let link = &self.link;
         let share = tokio::select! {
+            biased;
             share = link.budget.clone().acquire_many_owned(link.share) => share.map_err(|_| stopped())?,
             closed = self.closed() => return Err(closed),
         };

@@ -36,16 +36,15 @@ impl<'a, 'b> Inbox<'a, 'b> {
         if payload.is_empty() {
             return false;
         }
-        if !self.closed {
-            if let Some((buffer, meta)) = self.used.checked_sub(1).and_then(|last| self.slot(last)) {
-                let end = meta.len + payload.len();
-                if meta.addr == from && payload.len() <= meta.stride && end <= buffer.len() {
-                    buffer[meta.len..end].copy_from_slice(payload);
-                    meta.len = end;
-                    let shorter = payload.len() < meta.stride;
-                    self.closed = shorter;
-                    return true;
-                }
+        let last = self.used.checked_sub(1).filter(|_| !self.closed);
+        if let Some((buffer, meta)) = last.and_then(|last| self.slot(last)) {
+            let end = meta.len + payload.len();
+            if meta.addr == from && payload.len() <= meta.stride && end <= buffer.len() {
+                buffer[meta.len..end].copy_from_slice(payload);
+                meta.len = end;
+                let shorter = payload.len() < meta.stride;
+                self.closed = shorter;
+                return true;
             }
         }
         let next = self.used;

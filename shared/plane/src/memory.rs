@@ -29,6 +29,9 @@ pub(crate) struct Network {
 struct State {
     inboxes: BTreeMap<SocketAddr, Waiting>,
     rule: Rule,
+    /// What every carrier answers instead of sending.
+    outage: Option<Sent>,
+    writers: Vec<Waker>,
 }
 
 #[derive(Default)]
@@ -40,7 +43,10 @@ struct Waiting {
 impl Network {
     pub(crate) fn new() -> Self {
         let rule: Rule = Box::new(|_, _, _| true);
-        Self { state: Arc::new(Mutex::new(State { inboxes: BTreeMap::new(), rule })), extra: Arc::default() }
+        Self {
+            state: Arc::new(Mutex::new(State { inboxes: BTreeMap::new(), rule, outage: None, writers: Vec::new() })),
+            extra: Arc::default(),
+        }
     }
 
     /// Lets only datagrams pass for which `rule` says so; it may also watch them.
@@ -48,10 +54,19 @@ impl Network {
         self.state.lock().unwrap().rule = Box::new(rule);
     }
 
+    /// Makes every carrier answer so instead of sending; `None`: they send again.
+    pub(crate) fn set_outage(&self, outage: Option<Sent>) {
+        let mut state = self.state.lock().unwrap();
+        state.outage = outage;
+        for writer in state.writers.drain(..) {
+            writer.wake();
+        }
+    }
+
     /// Puts a datagram on the wire.
     pub(crate) fn send(&self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
         let mut state = self.state.lock().unwrap();
-        let State { inboxes, rule } = &mut *state;
+        let State { inboxes, rule, .. } = &mut *state;
         let mut passing = Vec::new();
         if rule(from, to, bytes) {
             passing.push((from, to, bytes.to_vec()));
@@ -111,6 +126,10 @@ impl Carrier for MemoryCarrier {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> Sent {
+        let outage = self.network.state.lock().unwrap().outage;
+        if let Some(outage) = outage {
+            return outage;
+        }
         let segment = transmit.segment_size.unwrap_or(transmit.contents.len());
         for datagram in transmit.contents.chunks(segment) {
             self.network.send(self.local, transmit.destination, datagram);
@@ -118,7 +137,12 @@ impl Carrier for MemoryCarrier {
         Sent::Done
     }
 
-    fn poll_writable(&self, _: &mut Context<'_>) -> Poll<()> {
+    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.network.state.lock().unwrap();
+        if state.outage == Some(Sent::Blocked) {
+            state.writers.push(cx.waker().clone());
+            return Poll::Pending;
+        }
         Poll::Ready(())
     }
 

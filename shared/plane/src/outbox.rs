@@ -70,6 +70,11 @@ impl Outbox {
         self.bytes >= LIMIT
     }
 
+    #[cfg(test)]
+    pub(crate) fn waiting(&self) -> usize {
+        self.bytes
+    }
+
     /// Counts every datagram ever appended: tells whether a turn is still producing.
     pub(crate) fn appended(&self) -> u64 {
         self.appended
@@ -171,9 +176,8 @@ impl Outbox {
     /// Takes back a run that was opened for a datagram that did not come.
     fn drop_empty(&mut self, path: Path) {
         let Some(queue) = self.queues.get_mut(usize::from(path.socket)) else { return };
-        if let Some(mut batch) = queue.pop_back_if(|batch| batch.segments == 0) {
-            batch.bytes.clear();
-            self.spare.push(batch.bytes);
+        if queue.back().is_some_and(|batch| batch.segments == 0) {
+            queue.pop_back();
         }
     }
 }

@@ -305,6 +305,12 @@ impl Plane {
         tap
     }
 
+    /// Bytes that wait in the outbox.
+    #[cfg(test)]
+    pub(crate) fn waiting_bytes(&self) -> usize {
+        self.shared().shard().outbox.waiting()
+    }
+
     fn shared(&self) -> &Shared {
         &self.inner.maker.shared
     }

@@ -29,6 +29,8 @@ const MAX_IDLE: Duration = Duration::from_secs(15);
 const INITIAL_RTT: Duration = Duration::from_millis(50);
 /// How far packets may overtake each other: several paths and queues lie below.
 const PACKET_THRESHOLD: u32 = 6;
+/// One page of an API answer in the first round trip: a tunnel carries many exchanges and starts seldom.
+const INITIAL_WINDOW: u64 = 32 * 1200;
 /// Bytes of all streams of one connection that are sent or wait, unacknowledged.
 const SEND_WINDOW: u64 = 8 << 20;
 /// Incoming handshakes that wait to be looked at; they are looked at in the same turn.
@@ -120,6 +122,8 @@ const fn largest_datagram(outer_header: usize) -> usize {
 fn transport(limits: &StreamLimits, outer_header: usize) -> TransportConfig {
     let mut mtu = MtuDiscoveryConfig::default();
     mtu.upper_bound(u16::try_from(largest_datagram(outer_header)).unwrap_or(u16::MAX));
+    let mut congestion = CubicConfig::default();
+    congestion.initial_window(INITIAL_WINDOW);
     let mut config = TransportConfig::default();
     config
         .max_concurrent_bidi_streams(limits.incoming.into())
@@ -137,7 +141,7 @@ fn transport(limits: &StreamLimits, outer_header: usize) -> TransportConfig {
         .crypto_buffer_size(4096)
         .allow_spin(false)
         .datagram_receive_buffer_size(None)
-        .congestion_controller_factory(Arc::new(CubicConfig::default()));
+        .congestion_controller_factory(Arc::new(congestion));
     config
 }
 

@@ -240,12 +240,11 @@ impl Shard {
             }
             Role::Connector => {
                 peer.greeting.handle_hello(&hello, now, &mut flags);
-                if peer.greeting.displaced {
-                    if let Some(link) = mem::take(&mut peer.link).upgrade() {
-                        // Its owner learns it from the connection; the next dial asks afresh.
-                        self.closing.push((link, Ending::Displaced));
-                        peer.greeting.stop();
-                    }
+                let link = if peer.greeting.displaced { mem::take(&mut peer.link).upgrade() } else { None };
+                if let Some(link) = link {
+                    // Its owner learns it from the connection; the next dial asks afresh.
+                    self.closing.push((link, Ending::Displaced));
+                    peer.greeting.stop();
                 }
                 peer.changed.notify_waiters();
             }
@@ -504,10 +503,11 @@ impl Shard {
     }
 
     pub(crate) fn wake_flusher(&mut self) {
-        if !self.outbox.is_empty() {
-            if let Some(waker) = self.flusher.take() {
-                waker.wake();
-            }
+        if self.outbox.is_empty() {
+            return;
+        }
+        if let Some(waker) = self.flusher.take() {
+            waker.wake();
         }
     }
 

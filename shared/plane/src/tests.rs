@@ -531,6 +531,15 @@ struct Rogue {
 impl Rogue {
     /// Adds a second connector to the relay and shakes hands with it.
     async fn join(network: &Network, relay: &End, relay_id: &Identity) -> Self {
+        let mut rogue = Self::shake_hands(network, relay, relay_id).await;
+        // A hello, as any connector says it.
+        let mut payload = Vec::new();
+        crate::hello::compose(crate::hello::Flags::PLAIN, InstanceId::new(), None).write(&mut payload);
+        rogue.send(crate::wrap::HELLO_PORT, &payload);
+        rogue
+    }
+
+    async fn shake_hands(network: &Network, relay: &End, relay_id: &Identity) -> Self {
         let own = PrivateKey::generate();
         let inner = connector_inner(&ConnectorId::new());
         let at = "192.0.2.66:6666".parse().unwrap();
@@ -557,10 +566,6 @@ impl Rogue {
             network.send(at, path.remote, datagram);
         }
         rogue.receive().await;
-        // A hello, as any connector says it.
-        let mut payload = Vec::new();
-        crate::hello::compose(crate::hello::Flags::PLAIN, InstanceId::new(), None).write(&mut payload);
-        rogue.send(crate::wrap::HELLO_PORT, &payload);
         rogue
     }
 
@@ -808,4 +813,87 @@ async fn a_peer_that_moves_is_told_of_once_with_its_newest_address() {
     assert!(known.remote.port() >= path.remote.port());
     assert!(!near.is_closed());
     drop(connector);
+}
+
+#[tokio::test]
+async fn quic_before_the_hello_is_dropped() {
+    let network = Network::new();
+    let (relay_id, _) = identities();
+    let relay = start(&network, &relay_id);
+    let mut rogue = Rogue::shake_hands(&network, &relay, &relay_id).await;
+    rogue.send(crate::wrap::QUIC_PORT, &[0xc0; 1200]);
+    soon(async {
+        while relay.plane.stats().plane.inner_dropped == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(relay.plane.stats().plane.quic_received, 0);
+}
+
+#[tokio::test]
+async fn what_the_system_refuses_for_a_while_is_only_loss() {
+    let network = Network::new();
+    let (relay, far, _connector, near, _) = joined(&network).await;
+    for errno in [libc::EPERM, libc::ENETUNREACH, libc::EMSGSIZE] {
+        network.set_outage(Some(crate::port::Sent::Refused(errno)));
+        let mut stream = soon(far.open()).await.unwrap();
+        soon(stream.write_all(b"in vain at first")).await.unwrap();
+        soon(async {
+            while relay.plane.stats().send.last_refusal != Some(errno) {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        network.set_outage(None);
+        let mut word = [0; 16];
+        soon(soon(near.accept()).await.unwrap().read_exact(&mut word)).await.unwrap();
+        assert_eq!(&word, b"in vain at first");
+    }
+}
+
+#[tokio::test]
+async fn a_blocked_carrier_makes_writers_wait_within_bounds_and_then_all_arrives() {
+    let network = Network::new();
+    let (relay_id, connector_id) = identities();
+    // Wide windows: nothing but the carrier holds the writer back.
+    let wide = StreamLimits { window: 8 << 20, ..StreamLimits::default() };
+    let mut relay = start_with(&network, &relay_id, PROTOCOL_VERSION, wide);
+    let connector = start_with(&network, &connector_id, PROTOCOL_VERSION, wide);
+    let near = connector.dial(relay_id.at).await;
+    let far = relay.connected().await;
+    let body = bytes(4 << 20, 9);
+    let sending = async {
+        let mut stream = far.open().await.unwrap();
+        // Half of it opens the congestion window.
+        stream.write_all(&body[..2 << 20]).await.unwrap();
+        while far.stats().window < 1 << 20 {
+            tokio::task::yield_now().await;
+        }
+        network.set_outage(Some(crate::port::Sent::Blocked));
+        let rest = stream.write_all(&body[2 << 20..]);
+        tokio::pin!(rest);
+        let mut done = false;
+        for _ in 0..1000 {
+            done = done || futures_poll(rest.as_mut()).await.is_some();
+            tokio::task::yield_now().await;
+        }
+        let waiting = relay.plane.waiting_bytes();
+        assert!((1..=crate::outbox::LIMIT + 65_536).contains(&waiting), "{waiting}");
+        network.set_outage(None);
+        if !done {
+            rest.await.unwrap();
+        }
+        stream.shutdown().await.unwrap();
+        stream.read(&mut [0]).await.unwrap();
+    };
+    let receiving = async {
+        let mut stream = near.accept().await.unwrap();
+        let mut got = Vec::new();
+        stream.read_to_end(&mut got).await.unwrap();
+        stream.shutdown().await.unwrap();
+        got
+    };
+    let ((), got) = soon(async { tokio::join!(sending, receiving) }).await;
+    assert!(got == body);
 }

@@ -21,15 +21,15 @@ use crate::command::{Command, TokenTerms};
 #[derive(Debug, Parser)]
 #[command(name = "culvert-relay", version, max_term_width = 100, styles = Styles::plain())]
 #[command(arg_required_else_help = true, disable_help_subcommand = true, infer_long_args = false)]
-pub struct Cli {
+pub(crate) struct Cli {
     /// What to do.
     #[command(subcommand)]
-    pub verb: Verb,
+    pub(crate) verb: Verb,
 }
 
 /// Everything the relay's binary does.
 #[derive(Debug, Subcommand)]
-pub enum Verb {
+pub(crate) enum Verb {
     /// Run the relay
     Run(Box<RunArgs>),
     /// Try everything on this machine: relay and connector, real WireGuard over loopback, nothing kept
@@ -58,7 +58,7 @@ pub enum Verb {
 
 /// What a relay is asked to do, or its registry where none runs.
 #[derive(Debug, Subcommand)]
-pub enum RelayVerb {
+pub(crate) enum RelayVerb {
     /// Define tunnels: groups of connectors and the services they may serve
     #[command(subcommand)]
     Tunnel(TunnelVerb),
@@ -80,113 +80,113 @@ pub enum RelayVerb {
 
 /// Where the relay's settings and state are.
 #[derive(Debug, Clone, Default, Args)]
-pub struct Place {
+pub(crate) struct Place {
     /// Configuration file [default: /etc/culvert/relay.toml, else ~/.config/culvert/relay.toml]
     #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
+    pub(crate) config: Option<PathBuf>,
     /// State directory [default: /var/lib/culvert-relay, else ~/.local/state/culvert/relay]
     #[arg(long, value_name = "DIR")]
-    pub state_dir: Option<PathBuf>,
+    pub(crate) state_dir: Option<PathBuf>,
 }
 
 /// A question to the relay of one place.
 #[derive(Debug, Clone, Default, Args)]
-pub struct Ask {
+pub(crate) struct Ask {
     /// Where it is.
     #[command(flatten)]
-    pub place: Place,
+    pub(crate) place: Place,
     /// Print JSON
     #[arg(long)]
-    pub json: bool,
+    pub(crate) json: bool,
 }
 
 /// `run`: every flag as typed; none = not given (environment, file and default follow).
 #[derive(Debug, Clone, Default, Args)]
-pub struct RunArgs {
+pub(crate) struct RunArgs {
     /// Where it is.
     #[command(flatten)]
-    pub place: Place,
+    pub(crate) place: Place,
     /// UDP address toward connectors [default: 0.0.0.0:51820 and [::]:51820]
     #[arg(long, value_name = "ADDR")]
-    pub wireguard_listen: Vec<String>,
+    pub(crate) wireguard_listen: Vec<String>,
     /// Where connectors dial this relay; tokens name it
     #[arg(long, value_name = "HOST:PORT")]
-    pub endpoint: Vec<String>,
+    pub(crate) endpoint: Vec<String>,
     /// HTTP address toward gateways [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDR|unix:PATH")]
-    pub http_listen: Vec<String>,
+    pub(crate) http_listen: Vec<String>,
     /// Address of /livez, /readyz and /metrics [default: 127.0.0.1:9480]
     #[arg(long, value_name = "ADDR")]
-    pub admin_listen: Option<String>,
+    pub(crate) admin_listen: Option<String>,
     /// Database [default: sqlite:registry.db, in the state directory]
     #[arg(long, value_name = "URL")]
-    pub registry: Option<String>,
+    pub(crate) registry: Option<String>,
     /// Longest time to finish what is in flight when told to stop [default: 25s]
     #[arg(long, value_name = "TIME")]
-    pub drain_timeout: Option<String>,
+    pub(crate) drain_timeout: Option<String>,
     /// Time that long-lived streams get of it [default: 5s]
     #[arg(long, value_name = "TIME")]
-    pub drain_streams: Option<String>,
+    pub(crate) drain_streams: Option<String>,
     /// Time between "not ready" and closing the listeners [default: 0s]
     #[arg(long, value_name = "TIME")]
-    pub drain_delay: Option<String>,
+    pub(crate) drain_delay: Option<String>,
 }
 
 /// `check`: as `run` would have it.
 #[derive(Debug, Clone, Default, Args)]
-pub struct CheckArgs {
+pub(crate) struct CheckArgs {
     /// The flags of `run`.
     #[command(flatten)]
-    pub run: RunArgs,
+    pub(crate) run: RunArgs,
     /// Print JSON
     #[arg(long)]
-    pub json: bool,
+    pub(crate) json: bool,
 }
 
 /// `dev`.
 #[derive(Debug, Clone, Default, Args)]
-pub struct DevArgs {
+pub(crate) struct DevArgs {
     /// A service and its origin, as in orders=http://127.0.0.1:3000; without one, a built-in example
     #[arg(long, value_name = "NAME=URL")]
-    pub service: Vec<String>,
+    pub(crate) service: Vec<String>,
 }
 
 /// `ready`.
 #[derive(Debug, Clone, Default, Args)]
-pub struct ReadyArgs {
+pub(crate) struct ReadyArgs {
     /// Which relay, and how to answer.
     #[command(flatten)]
-    pub ask: Ask,
+    pub(crate) ask: Ask,
     /// Ask whether this service has a connector that is up
     #[arg(long, value_name = "NAME")]
-    pub service: Option<ServiceName>,
+    pub(crate) service: Option<ServiceName>,
 }
 
 /// What a new token allows.
 #[derive(Debug, Clone, Args)]
-pub struct TermsArgs {
+pub(crate) struct TermsArgs {
     /// How many connectors may join: a number or "unlimited"
     #[arg(long, value_name = "N", default_value = "1", value_parser = uses)]
-    pub uses: Uses,
+    pub(crate) uses: Uses,
     /// How long it may be used: 30m, 24h, 7d or "never"
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = expires)]
-    pub expires: Expires,
+    pub(crate) expires: Expires,
     /// Where connectors dial, instead of the configured endpoints
     #[arg(long, value_name = "HOST:PORT")]
-    pub endpoint: Vec<Endpoint>,
+    pub(crate) endpoint: Vec<Endpoint>,
 }
 
 /// How often a token can be used; none = unlimited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Uses(Option<u32>);
+pub(crate) struct Uses(Option<u32>);
 
 /// How long a token can be used; none = for ever.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Expires(Option<Duration>);
+pub(crate) struct Expires(Option<Duration>);
 
 /// `tunnel …`.
 #[derive(Debug, Subcommand)]
-pub enum TunnelVerb {
+pub(crate) enum TunnelVerb {
     /// Define a tunnel and print the token that lets a connector join it
     Create {
         /// Its name: 1 to 63 of a-z, 0-9 and -
@@ -239,7 +239,7 @@ pub enum TunnelVerb {
 
 /// `token …`.
 #[derive(Debug, Subcommand)]
-pub enum TokenVerb {
+pub(crate) enum TokenVerb {
     /// Print a new token for a tunnel
     Create {
         /// The tunnel's name or id
@@ -269,7 +269,7 @@ pub enum TokenVerb {
 
 /// `connector …`.
 #[derive(Debug, Subcommand)]
-pub enum ConnectorVerb {
+pub(crate) enum ConnectorVerb {
     /// List connectors
     #[command(visible_alias = "ls")]
     List {
@@ -312,7 +312,7 @@ pub enum ConnectorVerb {
 
 /// `service …`.
 #[derive(Debug, Subcommand)]
-pub enum ServiceVerb {
+pub(crate) enum ServiceVerb {
     /// List services
     #[command(visible_alias = "ls")]
     List(Ask),
@@ -328,14 +328,14 @@ pub enum ServiceVerb {
 
 /// `key …`.
 #[derive(Debug, Subcommand)]
-pub enum KeyVerb {
+pub(crate) enum KeyVerb {
     /// Print the relay's public key
     Show(Ask),
 }
 
 impl RelayVerb {
     /// The command, and which relay is to carry it out.
-    pub fn into_command(self) -> (Command, Ask) {
+    pub(crate) fn into_command(self) -> (Command, Ask) {
         match self {
             Self::Tunnel(verb) => verb.into_command(),
             Self::Token(verb) => verb.into_command(),

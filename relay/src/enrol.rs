@@ -22,20 +22,20 @@ const PROGRAM_BYTES: usize = 64;
 
 /// A connector that was let in.
 #[derive(Debug)]
-pub struct Admitted {
+pub(crate) struct Admitted {
     /// What to answer.
-    pub answer: Enrolled,
+    pub(crate) answer: Enrolled,
     /// Its row.
-    pub connector: ConnectorRow,
+    pub(crate) connector: ConnectorRow,
     /// Its pre-shared keys with this relay, newest last; at most two.
-    pub psks: Vec<PskEpoch>,
+    pub(crate) psks: Vec<PskEpoch>,
     /// Whether it had been let in before (then its peer may exist, and only its keys changed).
-    pub repeated: bool,
+    pub(crate) repeated: bool,
 }
 
 /// Why a connector is not enrolled.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
+pub(crate) enum Refused {
     /// For good: tell it, as `ToConnector::Refused`.
     #[error("refused for good")]
     ForGood {
@@ -61,7 +61,7 @@ pub enum Refused {
 ///
 /// # Errors
 /// [`Refused`].
-pub async fn enrol(
+pub(crate) async fn enrol(
     registry: &dyn Registry,
     identity: &Identity,
     token: &TokenId,
@@ -109,7 +109,7 @@ pub async fn enrol(
 ///
 /// # Errors
 /// [`Unsealable`]: leave the token out and say so.
-pub fn bootstrap_of(row: &TokenRow, identity: &Identity) -> Result<(PublicKey, Psk), Unsealable> {
+pub(crate) fn bootstrap_of(row: &TokenRow, identity: &Identity) -> Result<(PublicKey, Psk), Unsealable> {
     let psk = identity.unseal(&row.psk, SealedFor::Token(&row.bootstrap_key))?;
     Ok((row.bootstrap_key, psk))
 }
@@ -118,7 +118,7 @@ pub fn bootstrap_of(row: &TokenRow, identity: &Identity) -> Result<(PublicKey, P
 ///
 /// # Errors
 /// [`Unsealable`]: leave the connector out and say so.
-pub fn psks_of(row: &ConnectorRow, identity: &Identity) -> Result<Vec<PskEpoch>, Unsealable> {
+pub(crate) fn psks_of(row: &ConnectorRow, identity: &Identity) -> Result<Vec<PskEpoch>, Unsealable> {
     let here = identity.relay_tag();
     row.psks
         .iter()
@@ -131,7 +131,7 @@ pub fn psks_of(row: &ConnectorRow, identity: &Identity) -> Result<Vec<PskEpoch>,
 }
 
 /// What a peer says of its version, fit for listings and logs.
-pub fn program(told: &str) -> String {
+pub(crate) fn program(told: &str) -> String {
     told.chars().filter(|c| c.is_ascii_graphic()).take(PROGRAM_BYTES).collect()
 }
 

@@ -16,16 +16,16 @@ use zeroize::Zeroizing;
 use crate::registry::{Registry, Sealed, Url};
 
 /// The static private key, as `wg` writes it.
-pub const PRIVATE_KEY: &str = "private.key";
+pub(crate) const PRIVATE_KEY: &str = "private.key";
 /// The key that seals pre-shared keys in the registry, written alike.
-pub const STATE_KEY: &str = "state.key";
+pub(crate) const STATE_KEY: &str = "state.key";
 /// What connection ids and reset tokens are made from, written alike.
-pub const RESET_KEY: &str = "reset.key";
+pub(crate) const RESET_KEY: &str = "reset.key";
 
 const NONCE_BYTES: usize = 24;
 
 /// What the relay is, to connectors and to its own registry.
-pub struct Identity {
+pub(crate) struct Identity {
     private_key: PrivateKey,
     public_key: PublicKey,
     state_key: PrivateKey,
@@ -34,7 +34,7 @@ pub struct Identity {
 
 /// What sealed bytes belong to: they open under nothing else.
 #[derive(Debug, Clone, Copy)]
-pub enum SealedFor<'a> {
+pub(crate) enum SealedFor<'a> {
     /// A token's bootstrap identity.
     Token(&'a PublicKey),
     /// A connector's pre-shared key.
@@ -43,7 +43,7 @@ pub enum SealedFor<'a> {
 
 /// Why there is no identity.
 #[derive(Debug, thiserror::Error)]
-pub enum IdentityError {
+pub(crate) enum IdentityError {
     /// A file cannot be read or written.
     #[error(transparent)]
     State(#[from] StateError),
@@ -71,7 +71,7 @@ pub enum IdentityError {
 ///
 /// # Errors
 /// What is wrong with either.
-pub fn open_state(state: &StateDir, registry: &Url) -> Result<(Identity, Arc<dyn Registry>), Quit> {
+pub(crate) fn open_state(state: &StateDir, registry: &Url) -> Result<(Identity, Arc<dyn Registry>), Quit> {
     let identity = Identity::open(state, registry.is_new(state))?;
     Ok((identity, registry.open(state)?))
 }
@@ -79,14 +79,14 @@ pub fn open_state(state: &StateDir, registry: &Url) -> Result<(Identity, Arc<dyn
 /// The sealed bytes are not ours, not for this, or changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a sealed key cannot be opened: the registry and the state directory do not belong together")]
-pub struct Unsealable;
+pub(crate) struct Unsealable;
 
 impl Identity {
     /// Reads the relay's secrets, and makes those that are missing if `registry_is_new`.
     ///
     /// # Errors
     /// [`IdentityError`].
-    pub fn open(state: &StateDir, registry_is_new: bool) -> Result<Self, IdentityError> {
+    pub(crate) fn open(state: &StateDir, registry_is_new: bool) -> Result<Self, IdentityError> {
         let reset_secret = read_or_make(state, RESET_KEY, true)?;
         let state_key = read_or_make(state, STATE_KEY, registry_is_new)?;
         let private_key = read_or_make(state, PRIVATE_KEY, registry_is_new)?;
@@ -95,22 +95,22 @@ impl Identity {
     }
 
     /// The static private key, for the engine.
-    pub fn private_key(&self) -> &PrivateKey {
+    pub(crate) fn private_key(&self) -> &PrivateKey {
         &self.private_key
     }
 
     /// The static public key, as tokens name it.
-    pub fn public_key(&self) -> PublicKey {
+    pub(crate) fn public_key(&self) -> PublicKey {
         self.public_key
     }
 
     /// The secret from which connection ids and reset tokens are made (wire.md §2).
-    pub fn reset_secret(&self) -> &[u8; 32] {
+    pub(crate) fn reset_secret(&self) -> &[u8; 32] {
         self.reset_secret.as_bytes()
     }
 
     /// Which relay this is among those that share a registry: stays when the static key is rotated. No secret.
-    pub fn relay_tag(&self) -> String {
+    pub(crate) fn relay_tag(&self) -> String {
         let digest =
             Sha256::new().chain_update(b"culvert relay tag v1").chain_update(self.state_key.as_bytes()).finalize();
         digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
@@ -120,7 +120,7 @@ impl Identity {
     ///
     /// # Panics
     /// When the system has no random source.
-    pub fn seal(&self, psk: &Psk, of: SealedFor<'_>) -> Sealed {
+    pub(crate) fn seal(&self, psk: &Psk, of: SealedFor<'_>) -> Sealed {
         let nonce = random::<NONCE_BYTES>();
         let sealed = self
             .cipher()
@@ -133,7 +133,7 @@ impl Identity {
     ///
     /// # Errors
     /// [`Unsealable`].
-    pub fn unseal(&self, sealed: &Sealed, of: SealedFor<'_>) -> Result<Psk, Unsealable> {
+    pub(crate) fn unseal(&self, sealed: &Sealed, of: SealedFor<'_>) -> Result<Psk, Unsealable> {
         let (nonce, ciphertext) = sealed.0.split_first_chunk::<NONCE_BYTES>().ok_or(Unsealable)?;
         let payload = Payload { msg: ciphertext, aad: &of.context() };
         let opened = self.cipher().decrypt(XNonce::from_slice(nonce), payload).map_err(|_| Unsealable)?;

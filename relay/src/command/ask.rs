@@ -25,7 +25,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 ///
 /// # Errors
 /// The command's end.
-pub async fn ask(command: Command, how: Ask) -> Result<Exit, Quit> {
+pub(crate) async fn ask(command: Command, how: Ask) -> Result<Exit, Quit> {
     let state = find(&how.place)?;
     let client = Client::new(&state);
     let request = Request { actor: super::uid(nix::unistd::geteuid().as_raw()), command };
@@ -51,7 +51,7 @@ pub async fn ask(command: Command, how: Ask) -> Result<Exit, Quit> {
 ///
 /// # Errors
 /// Status 1 when it is not, or does not run.
-pub async fn ready(args: ReadyArgs) -> Result<Exit, Quit> {
+pub(crate) async fn ready(args: ReadyArgs) -> Result<Exit, Quit> {
     let state = find(&args.ask.place)?;
     let target = match &args.service {
         Some(name) => format!("/readyz?service={}", name.as_str()),
@@ -83,7 +83,7 @@ pub async fn ready(args: ReadyArgs) -> Result<Exit, Quit> {
 ///
 /// # Errors
 /// Status 78 when that is wrong (nothing changed), 1 when no relay runs.
-pub async fn reload(place: Place) -> Result<Exit, Quit> {
+pub(crate) async fn reload(place: Place) -> Result<Exit, Quit> {
     let state = find(&place)?;
     match Client::new(&state).call(Method::POST, RELOAD_PATH, Some(&Value::Null)).await {
         Err(CallError::NotRunning(_)) => Err(not_running(&state)),
@@ -95,7 +95,7 @@ pub async fn reload(place: Place) -> Result<Exit, Quit> {
 ///
 /// # Errors
 /// Status 78 with what is wrong.
-pub fn check(args: &CheckArgs) -> Result<Exit, Quit> {
+pub(crate) fn check(args: &CheckArgs) -> Result<Exit, Quit> {
     let (loaded, _) = config::load(&args.run, &ProcessEnvironment)?;
     for warning in &loaded.warnings {
         exit::say(format_args!("warning: {warning}"));

@@ -13,7 +13,7 @@ const LONGEST: u64 = 1024;
 ///
 /// # Errors
 /// When stdout cannot be written.
-pub fn genkey() -> Result<Exit, Quit> {
+pub(crate) fn genkey() -> Result<Exit, Quit> {
     exit::print(PrivateKey::generate().to_base64().as_str()).map(|()| Exit::Ok)
 }
 
@@ -21,7 +21,7 @@ pub fn genkey() -> Result<Exit, Quit> {
 ///
 /// # Errors
 /// When stdin holds none.
-pub fn pubkey() -> Result<Exit, Quit> {
+pub(crate) fn pubkey() -> Result<Exit, Quit> {
     let mut text = Zeroizing::new(String::new());
     io::stdin().lock().take(LONGEST).read_to_string(&mut text).or_failed("cannot read a private key from stdin")?;
     let key: PrivateKey = text.parse().or_failed("stdin")?;
@@ -32,6 +32,6 @@ pub fn pubkey() -> Result<Exit, Quit> {
 ///
 /// # Errors
 /// When stdout cannot be written.
-pub fn genpsk() -> Result<Exit, Quit> {
+pub(crate) fn genpsk() -> Result<Exit, Quit> {
     exit::print(Psk::generate().to_base64().as_str()).map(|()| Exit::Ok)
 }

@@ -9,7 +9,7 @@ use culvert_model::name::{Label, ServiceName};
 use serde::Serialize;
 
 /// The running relay, as commands see it: a copy of what is true now.
-pub trait Live: Send + Sync {
+pub(crate) trait Live: Send + Sync {
     /// The process; none when no relay runs.
     fn status(&self) -> Option<LiveStatus>;
     /// Connectors with a live session.
@@ -20,69 +20,69 @@ pub trait Live: Send + Sync {
 
 /// A relay process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct LiveStatus {
+pub(crate) struct LiveStatus {
     /// Its process id.
-    pub pid: u32,
+    pub(crate) pid: u32,
     /// Its version.
-    pub version: String,
+    pub(crate) version: String,
     /// Since when it runs.
     #[serde(skip)]
-    pub started: SystemTime,
+    pub(crate) started: SystemTime,
     /// Whether it answers `/readyz` with 200.
-    pub ready: bool,
+    pub(crate) ready: bool,
     /// Whether it is on its way out.
-    pub draining: bool,
+    pub(crate) draining: bool,
     /// Why it is not ready, or what is amiss.
-    pub reasons: Vec<String>,
+    pub(crate) reasons: Vec<String>,
     /// What it listens on: `wireguard`, `http`, `admin` and the address.
-    pub listeners: Vec<(String, String)>,
+    pub(crate) listeners: Vec<(String, String)>,
 }
 
 /// A connector with a live session.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LiveConnector {
+pub(crate) struct LiveConnector {
     /// Where it is.
-    pub endpoint: Option<SocketAddr>,
+    pub(crate) endpoint: Option<SocketAddr>,
     /// Its last handshake.
-    pub last_handshake: Option<SystemTime>,
+    pub(crate) last_handshake: Option<SystemTime>,
     /// Its version.
-    pub version: Option<String>,
+    pub(crate) version: Option<String>,
     /// Its name.
-    pub name: Option<Label>,
+    pub(crate) name: Option<Label>,
     /// Whether it, or the operator, wants no new requests there.
-    pub draining: bool,
+    pub(crate) draining: bool,
     /// Its services that were accepted.
-    pub services: Vec<LiveServiceOfConnector>,
+    pub(crate) services: Vec<LiveServiceOfConnector>,
     /// What an operator should know: a clock behind, a second process with the same key, refused names.
-    pub notes: Vec<String>,
+    pub(crate) notes: Vec<String>,
     /// Bytes received, inside the tunnel.
-    pub rx_bytes: u64,
+    pub(crate) rx_bytes: u64,
     /// Bytes sent, inside the tunnel.
-    pub tx_bytes: u64,
+    pub(crate) tx_bytes: u64,
 }
 
 /// One service of one connector.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct LiveServiceOfConnector {
+pub(crate) struct LiveServiceOfConnector {
     /// Its name.
-    pub name: ServiceName,
+    pub(crate) name: ServiceName,
     /// Whether the pair is up (design.md §3 One health truth).
-    pub up: bool,
+    pub(crate) up: bool,
     /// Why not.
-    pub reason: Option<String>,
+    pub(crate) reason: Option<String>,
 }
 
 /// One service over all its live connectors.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct LiveService {
+pub(crate) struct LiveService {
     /// Pairs that are up.
-    pub up: usize,
+    pub(crate) up: usize,
     /// Live connectors that announce it.
-    pub total: usize,
+    pub(crate) total: usize,
 }
 
 /// No relay runs.
-pub struct Offline;
+pub(crate) struct Offline;
 
 impl Live for Offline {
     fn status(&self) -> Option<LiveStatus> {

@@ -4,14 +4,16 @@
 //! when no relay runs; either way [`carry_out`] does it. Must never put a secret into anything but the answer that asks
 //! for it.
 
-pub mod ask;
+pub(crate) mod ask;
 mod connector;
-pub mod keys;
-pub mod live;
-pub mod reply;
+pub(crate) mod keys;
+pub(crate) mod live;
+pub(crate) mod reply;
 mod service;
 mod status;
 mod table;
+#[cfg(test)]
+mod tests;
 mod token;
 mod tunnel;
 mod view;
@@ -27,29 +29,29 @@ use serde::{Deserialize, Serialize};
 
 use crate::identity::Identity;
 use crate::registry::{Actor, Registry, RegistryError};
-pub use live::{Live, LiveConnector, LiveService, LiveServiceOfConnector, LiveStatus, Offline};
-pub use reply::Reply;
+pub(crate) use live::{Live, LiveConnector, LiveService, LiveServiceOfConnector, LiveStatus, Offline};
+pub(crate) use reply::Reply;
 use view::View;
 
 /// Where `admin.sock` takes a [`Request`] (POST) and answers 200 with a [`Reply`], done or not.
-pub const PATH: &str = "/api/v1/command";
+pub(crate) const PATH: &str = "/api/v1/command";
 /// Where `admin.sock` takes a POST to reload, answered likewise.
-pub const RELOAD_PATH: &str = "/api/v1/reload";
+pub(crate) const RELOAD_PATH: &str = "/api/v1/reload";
 
 /// A command, and who asks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Request {
+pub(crate) struct Request {
     /// For the audit trail: `uid 0`. It does not travel: the kernel tells who asks, not the caller.
     #[serde(skip)]
-    pub actor: String,
+    pub(crate) actor: String,
     /// What to do.
-    pub command: Command,
+    pub(crate) command: Command,
 }
 
 /// What to do. Tunnels, tokens and connectors are named by id, or by name where that is unique.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case")]
-pub enum Command {
+pub(crate) enum Command {
     TunnelCreate { name: Label, services: Vec<Grant>, shared: bool, token: TokenTerms },
     TunnelSet { tunnel: String, add: Vec<Grant>, remove: Vec<Grant> },
     TunnelList,
@@ -71,31 +73,31 @@ pub enum Command {
 
 /// What a new token allows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TokenTerms {
+pub(crate) struct TokenTerms {
     /// None = unlimited.
-    pub uses: Option<u32>,
+    pub(crate) uses: Option<u32>,
     /// None = never.
-    pub expires_seconds: Option<u64>,
+    pub(crate) expires_seconds: Option<u64>,
     /// Where connectors dial, `HOST:PORT`; empty = as the relay is configured.
-    pub endpoints: Vec<String>,
+    pub(crate) endpoints: Vec<String>,
 }
 
 /// What a command brought.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// For `--json`.
-    pub json: serde_json::Value,
+    pub(crate) json: serde_json::Value,
     /// For stdout otherwise, with its last newline; perhaps secret.
-    pub text: String,
+    pub(crate) text: String,
     /// For stderr, one line each.
-    pub notes: Vec<String>,
+    pub(crate) notes: Vec<String>,
     /// What a running relay has to apply now.
-    pub changes: Vec<Change>,
+    pub(crate) changes: Vec<Change>,
 }
 
 /// What a running relay has to apply at once.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
+pub(crate) enum Change {
     /// A new bootstrap peer.
     TokenAdded(TokenId),
     /// Its bootstrap peer stays, to say `revoked`.
@@ -113,16 +115,16 @@ pub enum Change {
 }
 
 /// What commands need to know of the relay beside its registry.
-pub struct Facts<'a> {
+pub(crate) struct Facts<'a> {
     /// Its keys.
-    pub identity: &'a Identity,
+    pub(crate) identity: &'a Identity,
     /// Where connectors dial, as configured.
-    pub endpoints: Vec<Endpoint>,
+    pub(crate) endpoints: Vec<Endpoint>,
 }
 
 /// Why a command was not carried out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum CommandError {
+pub(crate) enum CommandError {
     /// Exit 1.
     #[error("{message}")]
     Failed {
@@ -148,7 +150,7 @@ pub enum CommandError {
 ///
 /// # Errors
 /// [`CommandError`]: nothing was changed.
-pub async fn carry_out(
+pub(crate) async fn carry_out(
     request: Request,
     registry: &dyn Registry,
     live: &dyn Live,
@@ -182,7 +184,7 @@ pub async fn carry_out(
 }
 
 /// A user of this host, as the audit trail names who asks.
-pub fn uid(uid: u32) -> String {
+pub(crate) fn uid(uid: u32) -> String {
     format!("uid {uid}")
 }
 
@@ -226,7 +228,7 @@ impl From<CommandError> for Quit {
 
 impl Facts<'_> {
     /// The relay's public key.
-    pub fn public_key(&self) -> PublicKey {
+    pub(crate) fn public_key(&self) -> PublicKey {
         self.identity.public_key()
     }
 }

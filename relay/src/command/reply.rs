@@ -8,7 +8,7 @@ use super::{CommandError, Outcome};
 /// The answer to a command or a reload, as it travels.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Reply {
+pub(crate) enum Reply {
     /// Done.
     Done {
         /// For `--json`.
@@ -51,7 +51,7 @@ impl Reply {
     ///
     /// # Errors
     /// What the relay answered, or that stdout cannot be written.
-    pub fn print(self, as_json: bool) -> Result<Exit, Quit> {
+    pub(crate) fn print(self, as_json: bool) -> Result<Exit, Quit> {
         match self {
             Self::Done { json, text, notes } => {
                 for note in notes {

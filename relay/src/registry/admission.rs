@@ -11,7 +11,7 @@ use super::rows::{ConnectorRow, SealedPsk, TokenRow, TokenState};
 
 /// What to do with a candidate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// Take one use. It becomes a member, or stays one if its key joined the same tunnel with another token before.
     Join,
     /// It is a member already: a new pre-shared key, no use.
@@ -28,7 +28,7 @@ pub enum Verdict {
 }
 
 /// Judges the holder of `token` whose public key is that of `known`, if any connector has it.
-pub fn judge(token: &TokenRow, known: Option<&ConnectorRow>, now: SystemTime) -> Verdict {
+pub(crate) fn judge(token: &TokenRow, known: Option<&ConnectorRow>, now: SystemTime) -> Verdict {
     if token.is_forgotten(now) {
         return Verdict::Silence;
     }
@@ -61,7 +61,7 @@ pub fn judge(token: &TokenRow, known: Option<&ConnectorRow>, now: SystemTime) ->
 ///
 /// INVARIANT: the two differ by one, so that one bit tells them apart in a session index. The one kept is the newest that
 /// is confirmed, so that somebody who repeats another's enrolment cannot cut it off; else the newest.
-pub fn next_epoch(psks: &[SealedPsk], relay: &str) -> (u32, Option<u32>) {
+pub(crate) fn next_epoch(psks: &[SealedPsk], relay: &str) -> (u32, Option<u32>) {
     let ours = || psks.iter().filter(|psk| psk.relay == relay);
     let confirmed = ours().filter(|psk| psk.confirmed).map(|psk| psk.epoch).max();
     match confirmed.or_else(|| ours().map(|psk| psk.epoch).max()) {

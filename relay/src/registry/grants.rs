@@ -10,15 +10,15 @@ use super::rows::{ServiceRow, Tunnel};
 
 /// Which announced names a tunnel serves.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Decision {
+pub(crate) struct Decision {
     /// Those it does, each once.
-    pub accepted: Vec<ServiceName>,
+    pub(crate) accepted: Vec<ServiceName>,
     /// Those it does not, and why, in words for the operator.
-    pub refused: Vec<(ServiceName, String)>,
+    pub(crate) refused: Vec<(ServiceName, String)>,
 }
 
 /// Decides an announcement by `tunnel` of `names`, given all live `tunnels` and all known `services`.
-pub fn decide(tunnel: &Tunnel, names: &[ServiceName], tunnels: &[Tunnel], services: &[ServiceRow]) -> Decision {
+pub(crate) fn decide(tunnel: &Tunnel, names: &[ServiceName], tunnels: &[Tunnel], services: &[ServiceRow]) -> Decision {
     let mut decision = Decision::default();
     for name in names {
         if decision.accepted.contains(name) {
@@ -33,7 +33,7 @@ pub fn decide(tunnel: &Tunnel, names: &[ServiceName], tunnels: &[Tunnel], servic
 }
 
 /// The tunnel that forbids `tunnel` to be granted exactly `name`: another exact owner that does not share it.
-pub fn exact_owner<'a>(
+pub(crate) fn exact_owner<'a>(
     tunnel: &TunnelId,
     shared: bool,
     name: &ServiceName,
@@ -43,12 +43,12 @@ pub fn exact_owner<'a>(
 }
 
 /// Whether the tunnel has a grant, exact or not, for `name`.
-pub fn covers(tunnel: &Tunnel, name: &ServiceName) -> bool {
+pub(crate) fn covers(tunnel: &Tunnel, name: &ServiceName) -> bool {
     tunnel.grants.iter().any(|grant| grant.matches(name))
 }
 
 /// Whether some tunnel is granted exactly `name`: then it is known even before anyone announces it.
-pub fn is_granted_exactly(name: &ServiceName, tunnels: &[Tunnel]) -> bool {
+pub(crate) fn is_granted_exactly(name: &ServiceName, tunnels: &[Tunnel]) -> bool {
     tunnels.iter().any(|tunnel| grants_exactly(tunnel, name))
 }
 

@@ -5,10 +5,10 @@
 //! verifiers, pre-shared keys sealed with a key that lives elsewhere.
 
 mod admission;
-pub mod grants;
+pub(crate) mod grants;
 mod place;
-pub mod rows;
-pub mod sqlite;
+pub(crate) mod rows;
+pub(crate) mod sqlite;
 #[cfg(test)]
 mod suite;
 
@@ -22,21 +22,21 @@ use culvert_model::key::PublicKey;
 use culvert_model::name::{Grant, Label, ServiceName};
 use culvert_ops::exit::Quit;
 
-pub use place::{BadUrl, Url};
-pub use rows::{AuditRow, ConnectorRow, Sealed, SealedPsk, ServiceRow, Snapshot, TokenRow, TokenState, Tunnel};
+pub(crate) use place::Url;
+pub(crate) use rows::{AuditRow, ConnectorRow, Sealed, ServiceRow, Snapshot, TokenRow, Tunnel};
 
 /// How long tokens and connectors that ended are remembered, only to say so to their holders.
-pub const TOMBSTONE: Duration = Duration::from_secs(30 * 86_400);
+pub(crate) const TOMBSTONE: Duration = Duration::from_secs(30 * 86_400);
 /// How long after a token's end a repeated enrolment still gets its first answer (wire.md §3).
-pub const REPEAT: Duration = Duration::from_secs(86_400);
+pub(crate) const REPEAT: Duration = Duration::from_secs(86_400);
 /// How long after its last handshake an ephemeral connector is forgotten.
-pub const EPHEMERAL: Duration = Duration::from_secs(600);
+pub(crate) const EPHEMERAL: Duration = Duration::from_secs(600);
 
 /// What every method of [`Registry`] returns. Dropping it does not undo what was asked: the engine finishes.
-pub type Future<'a, T> = Pin<Box<dyn std::future::Future<Output = Result<T, RegistryError>> + Send + 'a>>;
+pub(crate) type Future<'a, T> = Pin<Box<dyn std::future::Future<Output = Result<T, RegistryError>> + Send + 'a>>;
 
 /// The registry, behind whatever engine. Each method is one transaction, durable when it returns.
-pub trait Registry: Send + Sync {
+pub(crate) trait Registry: Send + Sync {
     /// All that a relay serves from: live tunnels, tokens and connectors with those that ended lately, services.
     fn load(&self) -> Future<'_, Snapshot>;
 
@@ -117,36 +117,36 @@ pub trait Registry: Send + Sync {
 
 /// Who asks for a change, for the audit trail: `uid 1000`, a connector's id, a token's id. Never a secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Actor(pub String);
+pub(crate) struct Actor(pub(crate) String);
 
 /// A connector that asks to be enrolled.
 #[derive(Debug, Clone)]
-pub struct Candidate {
+pub(crate) struct Candidate {
     /// With which token.
-    pub token: TokenId,
+    pub(crate) token: TokenId,
     /// The id it gets if it is new.
-    pub id: ConnectorId,
+    pub(crate) id: ConnectorId,
     /// Its own key.
-    pub public_key: PublicKey,
+    pub(crate) public_key: PublicKey,
     /// Which relay the pre-shared key is for ([`crate::identity::Identity::relay_tag`]).
-    pub relay: String,
+    pub(crate) relay: String,
     /// Its pre-shared key with that relay, sealed.
-    pub psk: Sealed,
+    pub(crate) psk: Sealed,
     /// Its name, for listings.
-    pub name: Option<Label>,
+    pub(crate) name: Option<Label>,
     /// Whether it is forgotten after it vanished.
-    pub ephemeral: bool,
+    pub(crate) ephemeral: bool,
     /// Program version.
-    pub program: String,
+    pub(crate) program: String,
     /// Where it asks from.
-    pub source: SocketAddr,
+    pub(crate) source: SocketAddr,
     /// When.
-    pub now: SystemTime,
+    pub(crate) now: SystemTime,
 }
 
 /// What became of a [`Candidate`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Enrolment {
+pub(crate) enum Enrolment {
     /// It is a member now.
     Joined {
         /// As it stands in the registry, the new pre-shared key last.
@@ -171,7 +171,7 @@ pub enum Enrolment {
 
 /// Something noticed about a connector, written when it changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Note {
+pub(crate) enum Note {
     /// Where it was last heard, and on which of our addresses (for calling back after a restart).
     Endpoint {
         /// Which connector.
@@ -212,16 +212,16 @@ pub enum Note {
 
 /// What [`Registry::forget`] dropped: peers to take out of the engine.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Forgotten {
+pub(crate) struct Forgotten {
     /// Tokens past their tombstone's time.
-    pub tokens: Vec<TokenId>,
+    pub(crate) tokens: Vec<TokenId>,
     /// Ephemeral connectors, and revoked ones past their time.
-    pub connectors: Vec<ConnectorId>,
+    pub(crate) connectors: Vec<ConnectorId>,
 }
 
 /// Why the registry did not do what was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RegistryError {
+pub(crate) enum RegistryError {
     /// The request breaks a rule: change the request.
     #[error(transparent)]
     Rule(#[from] Rule),
@@ -295,7 +295,7 @@ impl From<RegistryError> for Quit {
 
 /// A rule that a request breaks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Rule {
+pub(crate) enum Rule {
     /// The name is taken.
     #[error("a tunnel named {0} exists")]
     TunnelExists(Label),

@@ -13,14 +13,14 @@ use super::{Registry, RegistryError};
 
 /// Where the registry is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Url {
+pub(crate) struct Url {
     file: PathBuf,
 }
 
 /// Why a URL names no registry.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a registry: sqlite:FILE is expected, as in sqlite:registry.db")]
-pub struct BadUrl(String);
+pub(crate) struct BadUrl(String);
 
 impl Default for Url {
     fn default() -> Self {
@@ -41,12 +41,12 @@ impl FromStr for Url {
 
 impl Url {
     /// The database's file; relative to the state directory.
-    pub fn path(&self, state: &StateDir) -> PathBuf {
+    pub(crate) fn path(&self, state: &StateDir) -> PathBuf {
         state.path().join(&self.file)
     }
 
     /// Whether there is no registry yet.
-    pub fn is_new(&self, state: &StateDir) -> bool {
+    pub(crate) fn is_new(&self, state: &StateDir) -> bool {
         fs::metadata(self.path(state)).map_or(true, |metadata| metadata.len() == 0)
     }
 
@@ -54,7 +54,7 @@ impl Url {
     ///
     /// # Errors
     /// [`RegistryError`], all but its rules.
-    pub fn open(&self, state: &StateDir) -> Result<Arc<dyn Registry>, RegistryError> {
+    pub(crate) fn open(&self, state: &StateDir) -> Result<Arc<dyn Registry>, RegistryError> {
         let path = self.path(state);
         make_private(&path, state)?;
         Ok(Arc::new(Sqlite::open(&path)?))

@@ -13,58 +13,58 @@ use super::TOMBSTONE;
 
 /// All that a relay serves from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Snapshot {
+pub(crate) struct Snapshot {
     /// Live tunnels, by name.
-    pub tunnels: Vec<Tunnel>,
+    pub(crate) tunnels: Vec<Tunnel>,
     /// Tokens, newest last; those that ended within the tombstone's time too, also of deleted tunnels.
-    pub tokens: Vec<TokenRow>,
+    pub(crate) tokens: Vec<TokenRow>,
     /// Connectors, oldest first; revoked ones too, also of deleted tunnels.
-    pub connectors: Vec<ConnectorRow>,
+    pub(crate) connectors: Vec<ConnectorRow>,
     /// Services announced once and not deleted, by name.
-    pub services: Vec<ServiceRow>,
+    pub(crate) services: Vec<ServiceRow>,
 }
 
 /// A tunnel.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tunnel {
+pub(crate) struct Tunnel {
     /// Its id.
-    pub id: TunnelId,
+    pub(crate) id: TunnelId,
     /// Its name, unique among live tunnels.
-    pub name: Label,
+    pub(crate) name: Label,
     /// What it may serve.
-    pub grants: Vec<Grant>,
+    pub(crate) grants: Vec<Grant>,
     /// Whether it shares its names with other tunnels that say so too.
-    pub shared: bool,
+    pub(crate) shared: bool,
     /// Since when.
-    pub created: SystemTime,
+    pub(crate) created: SystemTime,
 }
 
 /// A token's verifier: enough to know its holder, not enough to be its holder.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TokenRow {
+pub(crate) struct TokenRow {
     /// Its id, which is no secret.
-    pub id: TokenId,
+    pub(crate) id: TokenId,
     /// The tunnel it lets join.
-    pub tunnel: TunnelId,
+    pub(crate) tunnel: TunnelId,
     /// The public half of the bootstrap identity.
-    pub bootstrap_key: PublicKey,
+    pub(crate) bootstrap_key: PublicKey,
     /// The bootstrap identity's pre-shared key.
-    pub psk: Sealed,
+    pub(crate) psk: Sealed,
     /// Uses left; none = unlimited.
-    pub uses_left: Option<u32>,
+    pub(crate) uses_left: Option<u32>,
     /// When it ends by itself.
-    pub expires: Option<SystemTime>,
+    pub(crate) expires: Option<SystemTime>,
     /// When it was revoked.
-    pub revoked: Option<SystemTime>,
+    pub(crate) revoked: Option<SystemTime>,
     /// When it was made.
-    pub created: SystemTime,
+    pub(crate) created: SystemTime,
     /// When it last let somebody join.
-    pub last_used: Option<SystemTime>,
+    pub(crate) last_used: Option<SystemTime>,
 }
 
 /// Whether a token still works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TokenState {
+pub(crate) enum TokenState {
     /// It works.
     Active,
     /// Its time is over.
@@ -77,85 +77,85 @@ pub enum TokenState {
 
 /// A connector.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConnectorRow {
+pub(crate) struct ConnectorRow {
     /// Its id.
-    pub id: ConnectorId,
+    pub(crate) id: ConnectorId,
     /// Its tunnel; deleted perhaps, when the connector is revoked.
-    pub tunnel: TunnelId,
+    pub(crate) tunnel: TunnelId,
     /// The token it joined with; gone perhaps.
-    pub token: TokenId,
+    pub(crate) token: TokenId,
     /// Its WireGuard key.
-    pub public_key: PublicKey,
+    pub(crate) public_key: PublicKey,
     /// Its name, for listings; not unique.
-    pub name: Option<Label>,
+    pub(crate) name: Option<Label>,
     /// Its pre-shared keys, with every relay that shares the registry, by epoch.
-    pub psks: Vec<SealedPsk>,
+    pub(crate) psks: Vec<SealedPsk>,
     /// Its inner address.
-    pub inner_address: Ipv6Addr,
+    pub(crate) inner_address: Ipv6Addr,
     /// Whether it is forgotten after it vanished.
-    pub ephemeral: bool,
+    pub(crate) ephemeral: bool,
     /// Whether it was taken out of service.
-    pub drained: bool,
+    pub(crate) drained: bool,
     /// When its key was revoked.
-    pub revoked: Option<SystemTime>,
+    pub(crate) revoked: Option<SystemTime>,
     /// When it joined.
-    pub enrolled: SystemTime,
+    pub(crate) enrolled: SystemTime,
     /// Where it was last heard.
-    pub last_endpoint: Option<SocketAddr>,
+    pub(crate) last_endpoint: Option<SocketAddr>,
     /// On which of our addresses.
-    pub last_local: Option<SocketAddr>,
+    pub(crate) last_local: Option<SocketAddr>,
     /// Its last handshake that was noted.
-    pub last_handshake: Option<SystemTime>,
+    pub(crate) last_handshake: Option<SystemTime>,
     /// Program version.
-    pub version: Option<String>,
+    pub(crate) version: Option<String>,
 }
 
 /// One pre-shared key of a connector.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SealedPsk {
+pub(crate) struct SealedPsk {
     /// With which relay.
-    pub relay: String,
+    pub(crate) relay: String,
     /// Its epoch.
-    pub epoch: u32,
+    pub(crate) epoch: u32,
     /// The key.
-    pub sealed: Sealed,
+    pub(crate) sealed: Sealed,
     /// Whether data was seen under it.
-    pub confirmed: bool,
+    pub(crate) confirmed: bool,
 }
 
 /// A name that a tunnel served once.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServiceRow {
+pub(crate) struct ServiceRow {
     /// Its name.
-    pub name: ServiceName,
+    pub(crate) name: ServiceName,
     /// The tunnel that serves it.
-    pub tunnel: TunnelId,
+    pub(crate) tunnel: TunnelId,
     /// When it was first announced.
-    pub since: SystemTime,
+    pub(crate) since: SystemTime,
 }
 
 /// One line of the audit trail.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AuditRow {
+pub(crate) struct AuditRow {
     /// When.
-    pub at: SystemTime,
+    pub(crate) at: SystemTime,
     /// Who.
-    pub actor: String,
+    pub(crate) actor: String,
     /// Did what: `tunnel.create`, `connector.join`, ….
-    pub action: String,
+    pub(crate) action: String,
     /// To what: an id or a name.
-    pub subject: String,
+    pub(crate) subject: String,
     /// With which values. Never a secret.
-    pub detail: String,
+    pub(crate) detail: String,
 }
 
 /// A secret sealed with the relay's state key ([`crate::identity::Identity::seal`]): nonce, ciphertext, tag.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sealed(pub Vec<u8>);
+pub(crate) struct Sealed(pub(crate) Vec<u8>);
 
 impl TokenRow {
     /// Whether it works at `now`.
-    pub fn state(&self, now: SystemTime) -> TokenState {
+    pub(crate) fn state(&self, now: SystemTime) -> TokenState {
         if self.revoked.is_some() {
             TokenState::Revoked
         } else if self.expires.is_some_and(|at| at <= now) {
@@ -168,7 +168,7 @@ impl TokenRow {
     }
 
     /// Since when it no longer works, if so.
-    pub fn ended(&self, now: SystemTime) -> Option<SystemTime> {
+    pub(crate) fn ended(&self, now: SystemTime) -> Option<SystemTime> {
         match self.state(now) {
             TokenState::Active => None,
             TokenState::Revoked => self.revoked,
@@ -178,14 +178,14 @@ impl TokenRow {
     }
 
     /// Whether even its tombstone's time is over: its holder gets silence.
-    pub fn is_forgotten(&self, now: SystemTime) -> bool {
+    pub(crate) fn is_forgotten(&self, now: SystemTime) -> bool {
         self.ended(now).is_some_and(|ended| ended + TOMBSTONE <= now)
     }
 }
 
 impl TokenState {
     /// As listings show it.
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Active => "active",
             Self::Expired => "expired",

@@ -29,7 +29,7 @@ const BUSY: Duration = Duration::from_secs(5);
 const WAITING: usize = 256;
 
 /// A registry in one file.
-pub struct Sqlite {
+pub(crate) struct Sqlite {
     jobs: Option<mpsc::Sender<Job>>,
     thread: Option<JoinHandle<()>>,
     path: Arc<str>,
@@ -58,7 +58,7 @@ impl Sqlite {
     ///
     /// # Errors
     /// [`RegistryError`], all but its rules.
-    pub fn open(path: &Path) -> Result<Self, RegistryError> {
+    pub(crate) fn open(path: &Path) -> Result<Self, RegistryError> {
         let shown: Arc<str> = path.display().to_string().into();
         let mut database = Database::open(path).map_err(|failure| failure.into_error(&shown))?;
         let (jobs, mut queue) = mpsc::channel::<Job>(WAITING);

@@ -45,7 +45,7 @@ pub(super) fn tunnels(connection: &Connection) -> Result<Vec<Tunnel>> {
 }
 
 pub(super) fn tokens(connection: &Connection) -> Result<Vec<TokenRow>> {
-    all(connection, &format!("{TOKEN} ORDER BY created, id"), token_row)
+    all(connection, &format!("{TOKEN} ORDER BY created, rowid"), token_row)
 }
 
 pub(super) fn token(connection: &Connection, id: &TokenId) -> Result<Option<TokenRow>> {
@@ -53,7 +53,7 @@ pub(super) fn token(connection: &Connection, id: &TokenId) -> Result<Option<Toke
 }
 
 pub(super) fn connectors(connection: &Connection) -> Result<Vec<ConnectorRow>> {
-    let mut connectors = all(connection, &format!("{CONNECTOR} ORDER BY enrolled, id"), connector_row)?;
+    let mut connectors = all(connection, &format!("{CONNECTOR} ORDER BY enrolled, rowid"), connector_row)?;
     for connector in &mut connectors {
         connector.psks = psks(connection, &connector.id)?;
     }

@@ -1,0 +1,369 @@
+//! Commands against a registry and a relay that is made up.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use culvert_model::id::ConnectorId;
+use culvert_model::key::PublicKey;
+use culvert_model::name::ServiceName;
+use culvert_model::token::Token;
+use culvert_ops::exit::Exit;
+use culvert_ops::state::StateDir;
+use serde_json::Value;
+
+use super::*;
+use crate::identity::open_state;
+use crate::registry::{Candidate, Enrolment, Note, Sealed, Url};
+use golden::golden;
+
+#[path = "../../tests/golden/compare.rs"]
+mod golden;
+
+const DAY: u64 = 86_400;
+
+#[tokio::test]
+async fn a_tunnels_token_is_the_only_data_and_lets_its_holder_in() {
+    let relay = Relay::new();
+    let outcome = relay.create("dc1", &["orders", "orders"]).await.unwrap();
+    let token: Token = outcome.text.trim_end().parse().unwrap();
+    assert_eq!(token.relays()[0].endpoint.to_string(), "relay.example.com:51820");
+    assert_eq!(token.relays()[0].public_key, relay.identity.public_key());
+    assert_eq!(outcome.json["token"], outcome.text.trim_end());
+    assert_eq!(outcome.json["services"], serde_json::json!(["orders"]), "named twice, granted once");
+    let row = relay.registry.load().await.unwrap().tokens.remove(0);
+    assert_eq!(row.bootstrap_key, token.bootstrap_key().public_key());
+    assert!(matches!(outcome.changes.as_slice(), [
+        Change::TunnelCreated(_),
+        Change::TokenAdded(added),
+        Change::GrantsChanged(_)
+    ] if *added == row.id));
+    let said = outcome.notes.join("\n");
+    assert!(!said.contains("culvert_t1_") && said.contains(row.id.as_str()), "{said}");
+}
+
+#[tokio::test]
+async fn without_an_endpoint_nothing_is_created_and_78_says_what_to_set() {
+    let relay = Relay { endpoints: Vec::new(), ..Relay::new() };
+    let quit = Quit::from(relay.create("dc1", &["orders"]).await.unwrap_err());
+    assert_eq!(quit.exit, Exit::Config);
+    assert!(quit.hint.unwrap().contains("endpoints = "));
+    assert!(relay.registry.load().await.unwrap().tunnels.is_empty());
+    let terms = TokenTerms { endpoints: vec!["other.example.com:1".to_owned()], ..terms() };
+    let (name, services) = ("dc1".parse().unwrap(), vec!["orders".parse().unwrap()]);
+    relay.ask(Command::TunnelCreate { name, services, shared: false, token: terms }).await.unwrap();
+    let many: Vec<_> = (1..=17).map(|port| format!("relay.example.com:{port}")).collect();
+    let terms = TokenTerms { endpoints: many, ..self::terms() };
+    assert!(relay.ask(Command::TokenCreate { tunnel: "dc1".to_owned(), token: terms }).await.is_err());
+}
+
+#[tokio::test]
+async fn a_rival_is_refused_with_the_owners_name() {
+    let relay = Relay::new();
+    relay.create("dc1", &["orders"]).await.unwrap();
+    let quit = Quit::from(relay.create("dc2", &["users", "orders"]).await.unwrap_err());
+    assert_eq!((quit.exit, quit.message.as_str()), (Exit::Failed, "service orders belongs to tunnel dc1"));
+    assert!(quit.hint.unwrap().contains("--shared"));
+    let quit = Quit::from(relay.create("DC1".to_ascii_lowercase().as_str(), &["x"]).await.unwrap_err());
+    assert_eq!(quit.message, "a tunnel named dc1 exists");
+}
+
+#[tokio::test]
+async fn an_exact_grant_tells_whose_pattern_it_takes_the_name_from() {
+    let relay = Relay::new();
+    relay.create("dc1", &["*"]).await.unwrap();
+    let dc1 = relay.registry.load().await.unwrap().tunnels.remove(0).id;
+    relay.registry.announce(dc1, vec!["orders".parse().unwrap()], now()).await.unwrap();
+    let outcome = relay.create("dc2", &["orders"]).await.unwrap();
+    assert!(outcome.notes.iter().any(|note| note == "orders belongs to tunnel dc2 now; dc1 served it by a pattern"));
+}
+
+#[tokio::test]
+async fn what_is_revoked_deleted_or_drained_is_told_to_the_running_relay() {
+    let relay = Relay::populated().await;
+    let [up, lost, ..] = relay.ids();
+    let text = |id: &ConnectorId| id.to_string();
+    let changes = |command| async { relay.ask(command).await.unwrap().changes };
+    assert_eq!(
+        changes(Command::ConnectorDrain { connector: text(&up) }).await,
+        [Change::ConnectorDrained(up.clone(), true)]
+    );
+    assert_eq!(
+        changes(Command::ConnectorUndrain { connector: text(&up) }).await,
+        [Change::ConnectorDrained(up.clone(), false)]
+    );
+    assert_eq!(
+        changes(Command::ConnectorRevoke { connector: text(&lost) }).await,
+        [Change::ConnectorRevoked(lost.clone())]
+    );
+    let set = Command::TunnelSet {
+        tunnel: "dc1".to_owned(),
+        add: vec!["x".parse().unwrap()],
+        remove: vec!["orders".parse().unwrap()],
+    };
+    assert!(matches!(changes(set).await.as_slice(), [Change::GrantsChanged(_)]));
+    let deleted = changes(Command::TunnelDelete { tunnel: "dc1".to_owned() }).await;
+    assert!(deleted.contains(&Change::ConnectorRevoked(up)), "{deleted:?}");
+    assert!(!deleted.contains(&Change::ConnectorRevoked(lost)), "it was revoked before");
+    assert!(matches!(deleted.last(), Some(Change::TunnelDeleted(_))));
+    assert_eq!(deleted.iter().filter(|change| matches!(change, Change::TokenRevoked(_))).count(), 2);
+}
+
+#[tokio::test]
+async fn a_name_stands_for_an_id_where_it_is_unique() {
+    let relay = Relay::populated().await;
+    let show = |connector: &str| relay.ask(Command::ConnectorShow { connector: connector.to_owned() });
+    assert_eq!(show("WEB-1").await.unwrap().json["name"], "web-1");
+    let quit = Quit::from(show("twin").await.unwrap_err());
+    assert_eq!(quit.message, "2 connectors are named twin");
+    assert_eq!(quit.hint.unwrap().matches("con_").count(), 2);
+    assert_eq!(Quit::from(show("nobody").await.unwrap_err()).exit, Exit::Failed);
+    let tunnel = relay.ask(Command::TunnelShow { tunnel: "dc1".to_owned() }).await.unwrap().json;
+    let by_id = relay.ask(Command::TunnelShow { tunnel: tunnel["id"].as_str().unwrap().to_owned() }).await.unwrap();
+    assert_eq!(by_id.json["name"], "dc1");
+}
+
+#[tokio::test]
+async fn listings_have_the_promised_fields() {
+    let relay = Relay::populated().await;
+    for (command, fields) in [
+        (Command::TunnelList, "id name services connectors_up created"),
+        (Command::TokenList { tunnel: None }, "id tunnel uses_left expires last_used state"),
+        (
+            Command::ConnectorList { tunnel: Some("dc1".to_owned()) },
+            "id name tunnel public_key inner_address endpoint last_handshake version state services",
+        ),
+        (Command::ServiceList, "name source tunnels up total"),
+    ] {
+        let json = relay.ask(command).await.unwrap().json;
+        for row in json.as_array().unwrap() {
+            for field in fields.split(' ') {
+                assert!(row.get(field).is_some(), "{field} in {row}");
+            }
+        }
+        assert!(!json.as_array().unwrap().is_empty());
+    }
+    let connectors = relay.ask(Command::ConnectorList { tunnel: None }).await.unwrap().json;
+    let states: Vec<_> = connectors.as_array().unwrap().iter().map(|one| one["state"].as_str().unwrap()).collect();
+    assert_eq!(states, ["up", "lost", "draining", "revoked"]);
+    let first = &connectors[0];
+    assert_eq!(first["services"][1], serde_json::json!({"name": "users", "up": false, "reason": "origin_refused"}));
+    assert_eq!(first["endpoint"], "192.0.2.7:4000");
+    assert_eq!(first["last_handshake"], "2026-01-01T00:00:00Z");
+    assert_eq!(connectors[1]["last_handshake"], Value::Null);
+    let created = relay.ask(Command::TokenCreate { tunnel: "dc1".to_owned(), token: terms() }).await.unwrap().json;
+    assert!(created["token"].as_str().unwrap().starts_with("culvert_t1_"));
+}
+
+#[tokio::test]
+async fn listings_read_well() {
+    let relay = Relay::populated().await;
+    let id = relay.ids()[0].to_string();
+    let mut text = String::new();
+    for (typed, command) in [
+        ("tunnel list", Command::TunnelList),
+        ("tunnel show dc1", Command::TunnelShow { tunnel: "dc1".to_owned() }),
+        ("token list", Command::TokenList { tunnel: None }),
+        ("connector list", Command::ConnectorList { tunnel: None }),
+        ("connector show web-1", Command::ConnectorShow { connector: id }),
+        ("service list", Command::ServiceList),
+        ("service show users", Command::ServiceShow { service: "users".to_owned() }),
+        ("status", Command::Status),
+    ] {
+        let outcome = relay.ask(command).await.unwrap();
+        text.push_str(&format!("$ culvert-relay {typed}\n{}\n", relay.made_plain(&outcome.text)));
+    }
+    golden("listings.txt", &text);
+}
+
+#[tokio::test]
+async fn an_empty_listing_is_an_empty_array_and_words_on_stderr() {
+    let relay = Relay::new();
+    for command in [
+        Command::TunnelList,
+        Command::TokenList { tunnel: None },
+        Command::ConnectorList { tunnel: None },
+        Command::ServiceList,
+    ] {
+        let outcome = relay.ask(command).await.unwrap();
+        assert_eq!((outcome.json, outcome.text.as_str(), outcome.notes.len()), (serde_json::json!([]), "", 1));
+    }
+}
+
+#[tokio::test]
+async fn no_listing_shows_a_secret() {
+    let relay = Relay::populated().await;
+    let outcome = relay.create("dc9", &["zzz"]).await.unwrap();
+    let token = outcome.text.trim_end();
+    for command in [
+        Command::TunnelList,
+        Command::TunnelShow { tunnel: "dc9".to_owned() },
+        Command::TokenList { tunnel: None },
+        Command::ConnectorList { tunnel: None },
+        Command::Status,
+        Command::KeyShow,
+    ] {
+        let shown = relay.ask(command).await.unwrap();
+        let all = format!("{}{}{:?}", shown.json, shown.text, shown.notes);
+        assert!(!all.contains(token) && !all.contains("culvert_t1_"));
+        assert!(!all.contains(relay.identity.private_key().to_base64().as_str()));
+    }
+}
+
+#[test]
+fn a_request_survives_its_way_to_the_running_relay_and_its_actor_does_not() {
+    let command = Command::TokenRevoke { token: "tok_x".to_owned() };
+    let sent = serde_json::to_vec(&Request { actor: "uid 0".to_owned(), command: command.clone() }).unwrap();
+    let read: Request = serde_json::from_slice(&sent).unwrap();
+    assert_eq!(read, Request { actor: String::new(), command });
+}
+
+struct Relay {
+    _state: StateDir,
+    identity: Identity,
+    registry: Arc<dyn Registry>,
+    endpoints: Vec<Endpoint>,
+    live: Made,
+    members: Vec<ConnectorId>,
+}
+
+/// A relay that runs, as far as commands can see.
+#[derive(Default)]
+struct Made {
+    connectors: HashMap<ConnectorId, LiveConnector>,
+    services: BTreeMap<ServiceName, LiveService>,
+}
+
+impl Relay {
+    fn new() -> Self {
+        let state = StateDir::temporary().unwrap();
+        let (identity, registry) = open_state(&state, &Url::default()).unwrap();
+        let endpoints = vec!["relay.example.com:51820".parse().unwrap()];
+        Self { _state: state, identity, registry, endpoints, live: Made::default(), members: Vec::new() }
+    }
+
+    /// One tunnel, two tokens, and four connectors: up, lost, draining, revoked.
+    async fn populated() -> Self {
+        let mut relay = Self::new();
+        relay.create("dc1", &["orders", "users", "billing-*"]).await.unwrap();
+        let unlimited = TokenTerms { uses: None, expires_seconds: None, ..terms() };
+        relay.ask(Command::TokenCreate { tunnel: "dc1".to_owned(), token: unlimited }).await.unwrap();
+        let snapshot = relay.registry.load().await.unwrap();
+        let token = snapshot.tokens.iter().find(|token| token.uses_left.is_none()).unwrap();
+        for (number, name) in ["web-1", "twin", "twin", "gone"].into_iter().enumerate() {
+            let number = u8::try_from(number).unwrap();
+            let candidate = Candidate {
+                token: token.id.clone(),
+                id: ConnectorId::new(),
+                public_key: PublicKey::from_bytes([number + 1; 32]),
+                relay: relay.identity.relay_tag(),
+                psk: Sealed(vec![number; 72]),
+                name: Some(name.parse().unwrap()),
+                ephemeral: false,
+                program: "0.1.0".to_owned(),
+                source: "192.0.2.9:4000".parse().unwrap(),
+                now: now() + Duration::from_secs(u64::from(number)) - Duration::from_secs(600),
+            };
+            let joined = relay.registry.enrol(candidate).await.unwrap();
+            let Enrolment::Joined { connector, .. } = joined else { panic!("{joined:?}") };
+            relay.members.push(connector.id);
+        }
+        let [up, _, draining, revoked] = relay.ids();
+        relay.registry.revoke_connector(revoked, Actor("uid 0".to_owned()), now()).await.unwrap();
+        let endpoint = Note::Endpoint {
+            connector: up.clone(),
+            remote: "192.0.2.1:1".parse().unwrap(),
+            local: "192.0.2.2:51820".parse().unwrap(),
+        };
+        relay.registry.note(vec![endpoint]).await.unwrap();
+        let service = |name: &str, reason: Option<&str>| LiveServiceOfConnector {
+            name: name.parse().unwrap(),
+            up: reason.is_none(),
+            reason: reason.map(str::to_owned),
+        };
+        let live = LiveConnector {
+            endpoint: Some("192.0.2.7:4000".parse().unwrap()),
+            last_handshake: Some(now()),
+            version: Some("0.1.0".to_owned()),
+            name: None,
+            draining: false,
+            services: vec![service("orders", None), service("users", Some("origin_refused"))],
+            notes: vec!["its clock is behind".to_owned()],
+            rx_bytes: 1234,
+            tx_bytes: 56,
+        };
+        let leaving = LiveConnector { draining: true, notes: Vec::new(), ..live.clone() };
+        relay.live.connectors.extend([(up, live), (draining, leaving)]);
+        relay.live.services.insert("orders".parse().unwrap(), LiveService { up: 1, total: 2 });
+        relay.live.services.insert("users".parse().unwrap(), LiveService { up: 0, total: 2 });
+        relay
+    }
+
+    async fn ask(&self, command: Command) -> Result<Outcome, CommandError> {
+        let facts = Facts { identity: &self.identity, endpoints: self.endpoints.clone() };
+        let request = Request { actor: "uid 0".to_owned(), command };
+        carry_out(request, self.registry.as_ref(), &self.live, &facts, now()).await
+    }
+
+    async fn create(&self, name: &str, services: &[&str]) -> Result<Outcome, CommandError> {
+        let services = services.iter().map(|service| service.parse().unwrap()).collect();
+        let name = name.parse().unwrap();
+        self.ask(Command::TunnelCreate { name, services, shared: false, token: terms() }).await
+    }
+
+    /// Up, lost, draining, revoked.
+    fn ids(&self) -> [ConnectorId; 4] {
+        self.members.clone().try_into().unwrap()
+    }
+
+    /// Without what differs from run to run; as wide as before.
+    fn made_plain(&self, text: &str) -> String {
+        let mut plain = text.replace(&self.identity.public_key().to_string(), &"k".repeat(44));
+        for prefix in ["tnl_", "tok_", "con_"] {
+            let parts: Vec<String> = plain.split(prefix).map(str::to_owned).collect();
+            let rest = parts.iter().skip(1).map(|part| format!("{prefix}{}{}", "x".repeat(16), &part[16..]));
+            plain = parts[0].clone() + &rest.collect::<String>();
+        }
+        plain
+            .lines()
+            .map(|line| match line.split_once("inner address:") {
+                Some(_) => "inner address:   fd43:554c:5645:…".to_owned(),
+                None => line.to_owned(),
+            })
+            .map(|line| line + "\n")
+            .collect()
+    }
+}
+
+impl Live for Made {
+    fn status(&self) -> Option<LiveStatus> {
+        Some(LiveStatus {
+            pid: 4711,
+            version: "0.1.0".to_owned(),
+            started: now() - Duration::from_secs(3 * DAY),
+            ready: true,
+            draining: false,
+            reasons: Vec::new(),
+            listeners: vec![
+                ("wireguard".to_owned(), "0.0.0.0:51820".to_owned()),
+                ("http".to_owned(), "127.0.0.1:8080".to_owned()),
+            ],
+        })
+    }
+
+    fn connectors(&self) -> HashMap<ConnectorId, LiveConnector> {
+        self.connectors.clone()
+    }
+
+    fn services(&self) -> BTreeMap<ServiceName, LiveService> {
+        self.services.clone()
+    }
+}
+
+fn terms() -> TokenTerms {
+    TokenTerms { uses: Some(1), expires_seconds: Some(DAY), endpoints: Vec::new() }
+}
+
+fn now() -> SystemTime {
+    culvert_ops::time::parse_rfc3339("2026-01-01T00:00:00Z").unwrap()
+}

@@ -499,3 +499,80 @@ where
 fn too_large(limit: u64) -> Fault {
     Fault::new(Reason::TooLarge).side(Side::Caller).log(format_args!("over {limit} bytes"))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use http_body_util::{BodyExt as _, StreamBody};
+
+    use super::*;
+
+    type Endings = Arc<Mutex<Vec<Ending>>>;
+
+    fn watched(body: Body) -> (Body, Endings) {
+        let endings = Endings::default();
+        let told = endings.clone();
+        (body.on_end(move |ending| told.lock().unwrap().push(ending)), endings)
+    }
+
+    fn pieces(pieces: &[&'static str]) -> Body {
+        let frames: Vec<Result<_, Fault>> =
+            pieces.iter().map(|piece| Ok(Frame::data(Bytes::from_static(piece.as_bytes())))).collect();
+        Body::boxed(StreamBody::new(futures_util::stream::iter(frames)))
+    }
+
+    #[tokio::test]
+    async fn the_end_is_told_once_and_as_it_was() {
+        let counter = Arc::new(AtomicU64::new(0));
+        let (body, endings) = watched(pieces(&["ab", "c"]).counted(counter.clone()));
+        assert_eq!(body.read(3).await.unwrap(), "abc");
+        assert_eq!(endings.lock().unwrap()[..], [Ending { bytes: 3, outcome: Outcome::Whole }]);
+        assert_eq!(counter.load(Ordering::Relaxed), 3);
+
+        let (mut body, endings) = watched(pieces(&["ab", "c"]));
+        body.frame().await.unwrap().unwrap();
+        drop(body);
+        assert_eq!(endings.lock().unwrap()[..], [Ending { bytes: 2, outcome: Outcome::Dropped }]);
+
+        let (body, endings) = watched(Body::empty());
+        drop(body);
+        assert_eq!(endings.lock().unwrap()[..], [Ending { bytes: 0, outcome: Outcome::Whole }]);
+
+        let failing: [Result<Frame<Bytes>, Fault>; 1] = [Err(Fault::new(Reason::ConnectorLost))];
+        let (body, endings) = watched(Body::boxed(StreamBody::new(futures_util::stream::iter(failing))));
+        assert_eq!(body.read(3).await.unwrap_err().reason, Reason::ConnectorLost);
+        assert_eq!(endings.lock().unwrap()[..], [Ending { bytes: 0, outcome: Outcome::Cut(Reason::ConnectorLost) }]);
+    }
+
+    #[tokio::test]
+    async fn a_body_over_its_limit_fails_with_no_byte_of_the_rest() {
+        let (mut body, endings) = watched(pieces(&["ab", "cd"]).limited(3));
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "ab");
+        assert_eq!(body.frame().await.unwrap().unwrap_err().reason, Reason::TooLarge);
+        assert_eq!(endings.lock().unwrap()[0].outcome, Outcome::Cut(Reason::TooLarge));
+        // One that says its length fails before its first byte.
+        assert_eq!(Body::full("abcd").limited(3).frame().await.unwrap().unwrap_err().reason, Reason::TooLarge);
+        assert_eq!(Body::full("abc").limited(3).read(10).await.unwrap(), "abc");
+        assert_eq!(pieces(&["ab", "cd"]).read(3).await.unwrap_err().reason, Reason::TooLarge);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_a_wait_is_too_long() {
+        let slow = futures_util::stream::unfold((), |()| async {
+            tokio::time::sleep(Duration::from_secs(9)).await;
+            Some((Ok::<_, Fault>(Frame::data(Bytes::from_static(b"x"))), ()))
+        });
+        let body = Body::boxed(StreamBody::new(slow));
+        let mut body = body.idle_timeout(Duration::from_secs(10), Reason::OriginTimeout);
+        for _ in 0..5 {
+            body.frame().await.unwrap().unwrap();
+            // Nobody waits for it meanwhile.
+            tokio::time::sleep(Duration::from_secs(100)).await;
+        }
+        let start = Instant::now();
+        let mut body = body.deadline(start + Duration::from_secs(5));
+        assert_eq!(body.frame().await.unwrap().unwrap_err().reason, Reason::Deadline);
+        assert_eq!(start.elapsed(), Duration::from_secs(5));
+    }
+}

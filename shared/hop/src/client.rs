@@ -111,6 +111,7 @@ impl<O: Opener> Client<O> {
     }
 
     /// The stream, and what was read past the head, of a connection that is over.
+    #[expect(clippy::boxed_local, reason = "it is large, and lives in its box")]
     pub(crate) fn into_raw(mut self: Box<Self>) -> Option<(O::Io, Bytes)> {
         let parts = self.connection.take().filter(|_| self.ended)?.into_parts();
         Some((parts.io.into_inner().io, parts.read_buf))
@@ -159,7 +160,8 @@ impl<O: Opener> Client<O> {
     /// Gives the connection back if the exchange has left nothing behind; else drops it.
     pub(crate) fn release(mut self: Box<Self>) {
         // hyper may still have to notice that the last byte was the last.
-        if self.is_uploading() || !self.sender.is_ready() && !self.poll_usable(&mut Context::from_waker(Waker::noop())) {
+        if self.is_uploading() || !self.sender.is_ready() && !self.poll_usable(&mut Context::from_waker(Waker::noop()))
+        {
             return;
         }
         if let Some(pool) = self.pool.take() {
@@ -169,6 +171,7 @@ impl<O: Opener> Client<O> {
     }
 
     /// Ends an idle connection cleanly, without waiting.
+    #[expect(clippy::boxed_local, reason = "it is large, and lives in its box")]
     pub(crate) fn retire(mut self: Box<Self>) {
         if let Some(connection) = self.connection.take() {
             let mut wire = connection.into_parts().io.into_inner();

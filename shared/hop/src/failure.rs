@@ -109,7 +109,9 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_internal_and_never_tried_again() {
-        for bad in ["", "origin_closed", "origin_closed; sent=2", "nonsense; sent=0", "origin_closed; sent=", "\u{e9}; sent=0"] {
+        for bad in
+            ["", "origin_closed", "origin_closed; sent=2", "nonsense; sent=0", "origin_closed; sent=", "\u{e9}; sent=0"]
+        {
             assert_eq!(parse(bad.as_bytes()), None, "{bad:?}");
             let mut headers = HeaderMap::new();
             headers.insert(FAILURE, HeaderValue::from_bytes(bad.as_bytes()).unwrap());

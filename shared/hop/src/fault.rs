@@ -112,7 +112,8 @@ impl Audience {
     pub fn of(headers: &HeaderMap, request_id: HeaderValue) -> Self {
         let grpc = headers.get(CONTENT_TYPE).is_some_and(|kind| {
             let kind = kind.as_bytes();
-            kind.strip_prefix(b"application/grpc").is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';' | b' ')))
+            kind.strip_prefix(b"application/grpc")
+                .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';' | b' ')))
         });
         Self { request_id, accept: headers.get(header::ACCEPT).cloned(), grpc }
     }
@@ -249,7 +250,9 @@ const fn usual_side(reason: Reason) -> Side {
         | Reason::RequestTimeout
         | Reason::Loop => Side::Caller,
         Reason::NoConnector | Reason::ConnectorLost => Side::Tunnel,
-        Reason::Draining | Reason::Overloaded | Reason::OriginDenied | Reason::OriginAuth | Reason::Internal => Side::Here,
+        Reason::Draining | Reason::Overloaded | Reason::OriginDenied | Reason::OriginAuth | Reason::Internal => {
+            Side::Here
+        }
         Reason::OriginDns
         | Reason::OriginRefused
         | Reason::OriginUnreachable
@@ -293,5 +296,97 @@ const fn sentence(reason: Reason) -> &'static str {
         Reason::Deadline => "the request took longer than it may",
         Reason::Loop => "the request has been here before",
         Reason::Internal => "a defect of Culvert; the log says more",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn audience(fields: &[(&'static str, &'static str)]) -> Audience {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        Audience::of(&headers, HeaderValue::from_static("id-\"1\\"))
+    }
+
+    async fn body(response: Response<Body>) -> String {
+        String::from_utf8(response.into_body().read(10_000).await.unwrap().to_vec()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn every_reason_is_told_and_nothing_else() {
+        for reason in Reason::ALL {
+            let fault = Fault::new(reason).log("10.0.0.7:8080 private");
+            let response = respond(&fault, &audience(&[]));
+            assert_eq!(response.status().as_u16(), reason.status());
+            assert_eq!(
+                response.headers()[PROXY_STATUS],
+                format!("culvert-relay; error={}; details=\"{}\"", reason.proxy_error(), reason.name())
+            );
+            assert_eq!(response.headers().contains_key(WWW_AUTHENTICATE), reason == Reason::Unauthenticated);
+            let is_overload = matches!(reason, Reason::Overloaded | Reason::GatewayLimit);
+            assert_eq!(response.headers().contains_key(RETRY_AFTER), is_overload);
+            assert_eq!(response.headers()[CONTENT_TYPE], "text/plain; charset=utf-8");
+            assert!(!format!("{response:?}").contains("10.0.0.7"));
+            let text = body(response).await;
+            assert!(text.starts_with(&format!("{} {}: ", reason.status(), reason.name())), "{text}");
+            assert!(text.contains("id-\"1\\") && !text.contains("10.0.0.7"), "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_prefers_json_gets_a_problem() {
+        for (accept, json) in [
+            ("application/json", true),
+            ("application/problem+json", true),
+            ("application/vnd.api+json; q=0.5", true),
+            ("text/html, application/json;q=0.9", false),
+            ("text/plain;q=0.1, APPLICATION/JSON;q=0.95", true),
+            ("application/json;q=0", false),
+            ("application/json, text/html", false),
+            ("*/*", false),
+            ("", false),
+            (";;,q=,application/json;q=zz", false),
+        ] {
+            let response = respond(&Fault::new(Reason::NoConnector), &audience(&[("accept", accept)]));
+            let kind = response.headers()[CONTENT_TYPE].to_str().unwrap().to_owned();
+            assert_eq!(kind == "application/problem+json", json, "{accept:?}: {kind}");
+            if json {
+                assert_eq!(
+                    body(response).await,
+                    "{\"type\":\"about:blank\",\"title\":\"Service Unavailable\",\"status\":503,\"detail\":\"no connector \
+                     that serves this service is connected\",\"reason\":\"no_connector\",\"request_id\":\"id-\\\"1\\\\\"}\n"
+                );
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_grpc_caller_gets_a_status_of_its_own() {
+        for (kind, grpc) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("application/grpc; x=y", true),
+            ("application/grpc-web", false),
+            ("application/json", false),
+        ] {
+            let response = respond(&Fault::new(Reason::NotAllowed), &audience(&[("content-type", kind)]));
+            assert_eq!(response.status().as_u16() == 200, grpc, "{kind}");
+            assert!(response.headers().contains_key(PROXY_STATUS));
+            if grpc {
+                assert_eq!(response.headers()["grpc-status"], "7");
+                assert_eq!(body(response).await, "");
+            }
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_a_whole_response() {
+        let text = String::from_utf8(refusal(Reason::BadRequest).to_vec()).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 400 Bad Request\r\n") && head.ends_with("connection: close"), "{head}");
+        assert!(head.contains(&format!("content-length: {}\r\n", body.len())), "{head}");
     }
 }

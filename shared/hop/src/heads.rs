@@ -28,9 +28,17 @@ pub(crate) struct Heads {
 enum State {
     Head,
     /// So many bytes of a body, or of a chunk with its CRLF.
-    Skip { bytes: u64, in_chunks: bool },
-    ChunkSize { size: u64, is_done: bool },
-    Trailers { is_blank: bool },
+    Skip {
+        bytes: u64,
+        in_chunks: bool,
+    },
+    ChunkSize {
+        size: u64,
+        is_done: bool,
+    },
+    Trailers {
+        is_blank: bool,
+    },
     /// After a head with `Upgrade`: another head, or another protocol.
     Perhaps,
     /// Another protocol, or beyond what can be followed.

@@ -75,8 +75,32 @@ mod tests {
     #[test]
     fn anything_else_is_refused() {
         for text in [
-            "", ":80", "a b", "a,b", "a@b", "user:pw@a", "a/b", "a?b", "a#b", "a:b", "a:80:80", "a:123456", "a:65536",
-            "a:+1", "a:-1", "[::1", "::1", "[::1]x", "[::1]:x", "[v1.x]", "[]", "a%62", "a;b", "\u{e4}", "a\t", "a\\b",
+            "",
+            ":80",
+            "a b",
+            "a,b",
+            "a@b",
+            "user:pw@a",
+            "a/b",
+            "a?b",
+            "a#b",
+            "a:b",
+            "a:80:80",
+            "a:123456",
+            "a:65536",
+            "a:+1",
+            "a:-1",
+            "[::1",
+            "::1",
+            "[::1]x",
+            "[::1]:x",
+            "[v1.x]",
+            "[]",
+            "a%62",
+            "a;b",
+            "\u{e4}",
+            "a\t",
+            "a\\b",
         ] {
             assert_eq!(HostPort::parse(text.as_bytes()), None, "{text:?}");
         }

@@ -105,7 +105,10 @@ pub fn check(parts: &mut Parts) -> Result<Head, (Fault, Audience)> {
             let upgrade = on.and_then(|on| offered(&parts.headers, has_body).map(|protocol| Upgrade { protocol, on }));
             let expects_continue = has_body
                 && parts.version > Version::HTTP_10
-                && parts.headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+                && parts
+                    .headers
+                    .get(EXPECT)
+                    .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
             let chunked = parts.headers.contains_key(TRANSFER_ENCODING);
             Ok(Head { audience, upgrade, expects_continue, authority, host_len, port, chunked })
         }
@@ -151,10 +154,10 @@ pub fn trace_id(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get("traceparent")?.to_str().ok()?;
     let mut parts = value.split('-');
     let (version, trace, parent, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-    let is_hex = |text: &str, len| {
-        text.len() == len && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-    };
-    let well_formed = is_hex(version, 2) && version != "ff" && is_hex(trace, 32) && is_hex(parent, 16) && is_hex(flags, 2);
+    let is_hex =
+        |text: &str, len| text.len() == len && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let well_formed =
+        is_hex(version, 2) && version != "ff" && is_hex(trace, 32) && is_hex(parent, 16) && is_hex(flags, 2);
     let ends = version != "00" || parts.next().is_none();
     let is_zero = |text: &str| text.bytes().all(|byte| byte == b'0');
     (well_formed && ends && !is_zero(trace) && !is_zero(parent)).then_some(trace)

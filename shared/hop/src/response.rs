@@ -22,8 +22,7 @@ pub fn accept(parts: &mut Parts) -> Result<(), Fault> {
     if parts.status == StatusCode::SWITCHING_PROTOCOLS {
         return Err(Fault::new(Reason::UpgradeRefused).side(Side::Origin).log("a 101 that nobody asked for"));
     }
-    check_framing(&parts.headers)
-        .map_err(|why| Fault::new(Reason::OriginProtocol).side(Side::Origin).log(why))?;
+    check_framing(&parts.headers).map_err(|why| Fault::new(Reason::OriginProtocol).side(Side::Origin).log(why))?;
     // What the origin could switch to is worth knowing only where it insists.
     let insists = parts.status == StatusCode::UPGRADE_REQUIRED && parts.headers.contains_key(UPGRADE);
     strip(parts, insists);

@@ -129,7 +129,7 @@ mod tests {
                 let next = *ends.iter().find(|e| **e >= at).unwrap();
                 prop_assert_eq!(frames.left_of_frame(&stream[at..end]), next.min(end) - at);
                 frames.pass(&stream[at..end]);
-                let last = *ends.iter().filter(|e| **e <= end).next_back().unwrap();
+                let last = *ends.iter().rfind(|e| **e <= end).unwrap();
                 prop_assert_eq!(frames.is_between(), last == end);
                 at = end;
             }

@@ -80,7 +80,9 @@ async fn chunks_and_trailers_pass_both_ways() {
     let body = "3\r\nabc\r\n0\r\nx-sum: 7\r\n\r\n";
     assert_eq!(exactly(&mut origin, body.len()).await, body);
     origin
-        .write_all(b"HTTP/1.1 200 OK\r\nTrailer: x-end\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\nx-end: 9\r\n\r\n")
+        .write_all(
+            b"HTTP/1.1 200 OK\r\nTrailer: x-end\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\nx-end: 9\r\n\r\n",
+        )
         .await
         .unwrap();
     head(&mut rig.caller).await;
@@ -298,7 +300,9 @@ async fn an_origin_that_says_nothing_ends_in_time() {
     let start = Instant::now();
     let answer = head(&mut rig.caller).await;
     assert!(answer.starts_with("HTTP/1.1 504 "), "{answer}");
-    assert!(answer.contains("proxy-status: culvert-relay; error=http_response_timeout; details=\"origin_timeout\"\r\n"));
+    assert!(
+        answer.contains("proxy-status: culvert-relay; error=http_response_timeout; details=\"origin_timeout\"\r\n")
+    );
     assert_eq!(start.elapsed(), Duration::from_secs(60));
     assert!(is_gone(&mut origin).await, "the origin still works for nobody");
 }

@@ -97,7 +97,10 @@ async fn fields_of_one_hop_end_here() {
         ("Culvert-Service: other\r\nculvert-failure: x; sent=0\r\nCULVERT-ANY: 1\r\n", ""),
         ("Culvert: 1\r\n", "Culvert: 1\r\n"),
         ("Trailer: x-sum\r\n", "Trailer: x-sum\r\n"),
-        ("Authorization: Bearer x\r\nProxy-Authorization: y\r\n", "Authorization: Bearer x\r\nProxy-Authorization: y\r\n"),
+        (
+            "Authorization: Bearer x\r\nProxy-Authorization: y\r\n",
+            "Authorization: Bearer x\r\nProxy-Authorization: y\r\n",
+        ),
         // Upgrades that are not passed on.
         ("Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\nConnection: Upgrade, HTTP2-Settings\r\n", ""),
         ("Upgrade: websocket, h2c\r\nConnection: upgrade\r\n", ""),
@@ -109,23 +112,29 @@ async fn fields_of_one_hop_end_here() {
         // The fields that the hop writes anew keep their place.
         let out = out.replace("te: trailers\r\n", "").replace("TE: trailers\r\n", "");
         let out = out.replace("connection: te\r\n", "").replace("Connection: te\r\n", "");
-        let out = ADDED.split_once("x-forwarded-for").map_or(out.clone(), |(_, tail)| {
-            out.replace(&format!("x-forwarded-for{tail}"), "")
-        });
+        let out = ADDED
+            .split_once("x-forwarded-for")
+            .map_or(out.clone(), |(_, tail)| out.replace(&format!("x-forwarded-for{tail}"), ""));
         assert_eq!(out, left, "{lines:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_upgrade_with_a_body_is_not_passed_on() {
-    let out = passed("POST / HTTP/1.1\r\nHost: orders\r\nUpgrade: websocket\r\nConnection: upgrade\r\nContent-Length: 1\r\n\r\nx").await;
+    let out = passed(
+        "POST / HTTP/1.1\r\nHost: orders\r\nUpgrade: websocket\r\nConnection: upgrade\r\nContent-Length: 1\r\n\r\nx",
+    )
+    .await;
     assert!(!out.to_ascii_lowercase().contains("upgrade"), "{out}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_offered_upgrade_passes_with_its_name() {
     let out = seen("Sec-WebSocket-Key: x\r\nUpgrade: WebSocket\r\nConnection: keep-alive, Upgrade\r\n").await;
-    assert!(out.starts_with("Sec-WebSocket-Key: x\r\nUpgrade: WebSocket\r\nConnection: upgrade\r\nx-forwarded"), "{out}");
+    assert!(
+        out.starts_with("Sec-WebSocket-Key: x\r\nUpgrade: WebSocket\r\nConnection: upgrade\r\nx-forwarded"),
+        "{out}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -163,7 +172,14 @@ async fn a_strangers_forwarding_fields_are_dropped() {
 
 #[tokio::test(start_paused = true)]
 async fn a_request_id_is_kept_if_it_is_one_visible_word() {
-    for (id, kept) in [("a-B_3.~!", true), ("a b", false), ("", false), ("\u{e4}", false), (&"x".repeat(128), true), (&"x".repeat(129), false)] {
+    for (id, kept) in [
+        ("a-B_3.~!", true),
+        ("a b", false),
+        ("", false),
+        ("\u{e4}", false),
+        (&"x".repeat(128), true),
+        (&"x".repeat(129), false),
+    ] {
         let out = passed(&format!("GET / HTTP/1.1\r\nHost: orders\r\nX-Request-Id: {id}\r\n\r\n")).await;
         let (_, rest) = out.split_once("X-Request-Id: ").unwrap();
         let sent = rest.split("\r\n").next().unwrap();
@@ -268,7 +284,10 @@ async fn what_is_ambiguous_is_refused() {
         "GET / HTTP/1.1\r\nHost: orders\r\nConnection: a b\r\n\r\n",
     ] {
         let heard = refused(request).await;
-        assert!(heard.starts_with("HTTP/1.") && heard.get(8..).is_some_and(|rest| rest.starts_with(" 400 Bad Request\r\n")), "{request:?}: {heard}");
+        assert!(
+            heard.starts_with("HTTP/1.") && heard.get(8..).is_some_and(|rest| rest.starts_with(" 400 Bad Request\r\n")),
+            "{request:?}: {heard}"
+        );
         assert!(heard.contains("details=\"bad_request\""), "{heard}");
     }
 }
@@ -308,7 +327,10 @@ async fn a_request_that_was_here_before_is_a_loop() {
         ("Forwarded: for=_a;by=_culvert-r12\r\n", false),
         ("Forwarded: for=_culvert-r1\r\n", false),
         ("Via: 1.1 culvert, 1.1 culvert\r\n", false),
-        ("Via: 1.1 culvert, 1.1 culvert, 1.0 x, 1.1 culvert, 1.1 culvert\r\nVia: 1.1 culvert,1.1 culvert,1.1 culvert,1.1 culvert\r\n", true),
+        (
+            "Via: 1.1 culvert, 1.1 culvert, 1.0 x, 1.1 culvert, 1.1 culvert\r\nVia: 1.1 culvert,1.1 culvert,1.1 culvert,1.1 culvert\r\n",
+            true,
+        ),
     ] {
         for policy in [ForwardPolicy::Append, ForwardPolicy::Replace] {
             let mut rig = Rig::with(Options { policy, ..Options::default() });
@@ -331,7 +353,10 @@ async fn an_answer_loses_what_is_for_one_hop() {
         ("Proxy-Status: culvert-relay; error=dns_error\r\nProxy-Status: other; error=x\r\n", ""),
         ("Proxy-Status: other; error=x\r\n", "Proxy-Status: other; error=x\r\n"),
         ("Set-Cookie: a=b\r\nX: 1\r\nset-cookie: c=d\r\n", "Set-Cookie: a=b\r\nset-cookie: c=d\r\nX: 1\r\n"),
-        ("Server: x\r\nDate: Thu, 01 Jan 1970 00:00:00 GMT\r\n", "Server: x\r\nDate: Thu, 01 Jan 1970 00:00:00 GMT\r\n"),
+        (
+            "Server: x\r\nDate: Thu, 01 Jan 1970 00:00:00 GMT\r\n",
+            "Server: x\r\nDate: Thu, 01 Jan 1970 00:00:00 GMT\r\n",
+        ),
         ("Location: http://10.0.0.7/x\r\nVia: 1.1 inner\r\n", "Location: http://10.0.0.7/x\r\nVia: 1.1 inner\r\n"),
     ] {
         let mut rig = Rig::new();
@@ -339,7 +364,11 @@ async fn an_answer_loses_what_is_for_one_hop() {
         let mut origin = rig.origin().await;
         head(&mut origin).await;
         origin.write_all(format!("HTTP/1.1 201 Fine\r\n{fields}Content-Length: 0\r\n\r\n").as_bytes()).await.unwrap();
-        assert_eq!(head(&mut rig.caller).await, format!("HTTP/1.1 201 Fine\r\n{left}Content-Length: 0\r\n\r\n"), "{fields:?}");
+        assert_eq!(
+            head(&mut rig.caller).await,
+            format!("HTTP/1.1 201 Fine\r\n{left}Content-Length: 0\r\n\r\n"),
+            "{fields:?}"
+        );
     }
 }
 
@@ -360,7 +389,10 @@ async fn an_ambiguous_answer_is_the_origins_fault() {
         head(&mut origin).await;
         origin.write_all(answer.as_bytes()).await.unwrap();
         let heard = head(&mut rig.caller).await;
-        assert!(heard.starts_with("HTTP/1.1 502 ") && heard.contains("details=\"origin_protocol\""), "{answer:?}: {heard}");
+        assert!(
+            heard.starts_with("HTTP/1.1 502 ") && heard.contains("details=\"origin_protocol\""),
+            "{answer:?}: {heard}"
+        );
         assert_eq!(rig.pool.idle(), 0, "{answer:?} left its connection in the pool");
     }
 }

@@ -8,8 +8,10 @@ use rig::{Rig, exactly, head, is_gone, rest};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::time::Instant;
 
-const ASK: &str = "GET /ws HTTP/1.1\r\nHost: orders\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\n\r\n";
-const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: y\r\n\r\n";
+const ASK: &str =
+    "GET /ws HTTP/1.1\r\nHost: orders\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\n\r\n";
+const SWITCH: &str =
+    "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: y\r\n\r\n";
 
 async fn upgraded(protocol: &str) -> (Rig, DuplexStream) {
     let mut rig = Rig::new();
@@ -19,7 +21,10 @@ async fn upgraded(protocol: &str) -> (Rig, DuplexStream) {
     origin.write_all(SWITCH.replace("websocket", protocol).as_bytes()).await.unwrap();
     let answer = head(&mut rig.caller).await;
     assert!(answer.starts_with("HTTP/1.1 101 Switching Protocols\r\n"), "{answer}");
-    assert!(answer.contains(&format!("Upgrade: {protocol}\r\n")) && answer.contains("Connection: upgrade\r\n"), "{answer}");
+    assert!(
+        answer.contains(&format!("Upgrade: {protocol}\r\n")) && answer.contains("Connection: upgrade\r\n"),
+        "{answer}"
+    );
     assert!(answer.contains("Sec-WebSocket-Accept: y\r\n"), "{answer}");
     (rig, origin)
 }
@@ -67,11 +72,9 @@ async fn no_byte_of_the_caller_passes_before_the_101() {
 async fn a_101_that_nobody_asked_for_reaches_nobody() {
     let ask_other = ASK.replace("websocket", "other");
     let no_upgrade = SWITCH.replace("Upgrade: websocket\r\n", "");
-    for (ask, switch) in [
-        ("GET / HTTP/1.1\r\nHost: orders\r\n\r\n", SWITCH),
-        (ask_other.as_str(), SWITCH),
-        (ASK, no_upgrade.as_str()),
-    ] {
+    for (ask, switch) in
+        [("GET / HTTP/1.1\r\nHost: orders\r\n\r\n", SWITCH), (ask_other.as_str(), SWITCH), (ASK, no_upgrade.as_str())]
+    {
         let mut rig = Rig::new();
         rig.say(ask).await;
         let mut origin = rig.origin().await;
@@ -89,7 +92,12 @@ async fn an_origin_that_declines_answers_as_usual() {
     rig.say(ASK).await;
     let mut origin = rig.origin().await;
     head(&mut origin).await;
-    origin.write_all(b"HTTP/1.1 426 Upgrade Required\r\nUpgrade: websocket\r\nConnection: upgrade\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+    origin
+        .write_all(
+            b"HTTP/1.1 426 Upgrade Required\r\nUpgrade: websocket\r\nConnection: upgrade\r\nContent-Length: 0\r\n\r\n",
+        )
+        .await
+        .unwrap();
     let answer = head(&mut rig.caller).await;
     assert!(answer.starts_with("HTTP/1.1 426 ") && answer.contains("Upgrade: websocket\r\n"), "{answer}");
 }

@@ -23,6 +23,8 @@ const DIAL_PATIENCE: Duration = Duration::from_secs(5);
 const STEADY: Duration = Duration::from_secs(5);
 /// Silence of this length is looked into, once a minute at most.
 const DIAGNOSE_AFTER: Duration = Duration::from_secs(2);
+/// A session that is back within this time was no problem worth a word.
+const HEALED: Duration = Duration::from_secs(3);
 /// A problem that lasts is said again after this time.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
 /// Without a session for this long, sockets and handshake state are built anew.
@@ -111,6 +113,7 @@ pub enum Ended {
 pub struct Link {
     state: State,
     problem: Option<Problem>,
+    problem_since: Instant,
     said: Option<Instant>,
     diagnosed: Option<Instant>,
     failures: u32,
@@ -136,6 +139,7 @@ impl Link {
         Self {
             state: State::Due { at: now },
             problem: None,
+            problem_since: now,
             said: None,
             diagnosed: None,
             failures: 0,
@@ -178,7 +182,7 @@ impl Link {
             State::Dialling { addresses, .. } => {
                 let addresses = std::mem::take(addresses);
                 self.state = State::Knocking { addresses, place: 0, due: now, since: now };
-                self.has(Problem::Stuck);
+                self.has(Problem::Stuck, now);
                 self.poll(now)
             }
             State::Resolving | State::Up { .. } => Step::Wait(now + SAY_AGAIN),
@@ -201,17 +205,18 @@ impl Link {
     }
 
     /// What [`Step::Diagnose`] found.
-    pub fn handle_finding(&mut self, address: SocketAddr, finding: Finding) {
+    pub fn handle_finding(&mut self, address: SocketAddr, finding: Finding, now: Instant) {
         // A handshake that passed is better evidence than silence after it.
         let stuck = self.problem == Some(Problem::Stuck) && matches!(finding, Finding::HostAnswers | Finding::Silence);
         if matches!(self.state, State::Knocking { .. }) && !stuck {
-            self.has(match finding {
+            let problem = match finding {
                 Finding::NoRoute => Problem::NoRoute(address),
                 Finding::NotPermitted => Problem::NotPermitted(address),
                 Finding::PortClosed => Problem::PortClosed(address),
                 Finding::HostAnswers => Problem::Unknown(address),
                 Finding::Silence => Problem::Silent(address),
-            });
+            };
+            self.has(problem, now);
         }
     }
 
@@ -274,7 +279,7 @@ impl Link {
             Ended::ByRelay(code) => (Problem::Closed(code), self.backoff()),
             Ended::Lost(cause) => (Problem::Lost(cause), self.backoff()),
         };
-        self.has(problem);
+        self.has(problem, now);
         self.state = State::Due { at: now + wait };
     }
 
@@ -289,6 +294,10 @@ impl Link {
     /// The problem, when it is time to say it: on change, and once a minute.
     pub fn poll_say(&mut self, now: Instant) -> Option<&Problem> {
         let problem = self.problem.as_ref()?;
+        let may_heal = matches!(problem, Problem::Lost(_) | Problem::Closed(_));
+        if may_heal && now.duration_since(self.problem_since) < HEALED {
+            return None;
+        }
         if self.said.is_some_and(|said| now.duration_since(said) < SAY_AGAIN) {
             return None;
         }
@@ -313,14 +322,15 @@ impl Link {
     }
 
     fn fail_with(&mut self, problem: Problem, now: Instant) {
-        self.has(problem);
+        self.has(problem, now);
         self.failed(now);
     }
 
     /// A changed problem is said at once.
-    fn has(&mut self, problem: Problem) {
+    fn has(&mut self, problem: Problem, now: Instant) {
         if self.problem.as_ref() != Some(&problem) {
             self.problem = Some(problem);
+            self.problem_since = now;
             self.said = None;
         }
     }
@@ -453,7 +463,7 @@ mod tests {
         };
         assert_eq!(knocks, [SIX, FOUR, SIX, FOUR], "both families, more than once");
         assert!(run.now - start < Duration::from_secs(5), "{:?}", run.now - start);
-        run.link.handle_finding(address, Finding::Silence);
+        run.link.handle_finding(address, Finding::Silence, run.now);
         assert_eq!(run.link.poll_say(run.now), Some(&Problem::Silent(address)));
         assert_eq!(run.link.poll_say(run.now), None, "said once");
         let mut rebuilt = 0;
@@ -492,6 +502,18 @@ mod tests {
             run.up(STEADY);
             assert!(run.ended(ended) <= AT_ONCE);
         }
+    }
+
+    #[test]
+    fn a_loss_that_heals_at_once_wakes_nobody() {
+        let mut run = Run::new();
+        run.up(STEADY);
+        run.link.handle_ended(lost(), run.now);
+        assert_eq!(run.link.poll_say(run.now), None);
+        run.after(HEALED);
+        assert!(run.link.poll_say(run.now).is_some(), "one that lasts does");
+        run.up(STEADY);
+        assert_eq!(run.link.poll_say(run.now), None);
     }
 
     #[test]

@@ -190,7 +190,7 @@ impl Way {
                     match fact {
                         Fact::Resolved(resolved) => link.handle_resolved(resolved, now()),
                         Fact::Diagnosed(address, finding) => {
-                            link.handle_finding(address, finding);
+                            link.handle_finding(address, finding, now());
                             self.say(link, board);
                             if matches!(finding, Finding::HostAnswers | Finding::Silence) {
                                 return Reached::Silence;

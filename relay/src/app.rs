@@ -113,7 +113,7 @@ impl Relay {
         for name in sockets.left() {
             warn!(name, "a socket of the service manager is not used");
         }
-        let udp = bind::wireguard(&settled.wireguard)?;
+        let udp = bind::wireguard(&settled.wireguard, settled.any_port)?;
         let admin = admin::bind_tcp(settled.admin.listen, !settled.admin.is_default).await?;
         let admin_socket = AdminSocket::bind(&state, settled.admin.group.as_deref())?;
         let access_log = AccessLog::open(&settled.access_log).or_config("cannot open the access log")?;

@@ -27,10 +27,10 @@ const HTTP: &str = "http";
 ///
 /// # Errors
 /// Exit 1 for one that is in use, 78 for one that this host does not have.
-pub(crate) fn wireguard(settings: &WireGuard) -> Result<Vec<UdpSocket>, Quit> {
+pub(crate) fn wireguard(settings: &WireGuard, any_port: bool) -> Result<Vec<UdpSocket>, Quit> {
     let mut sockets = Vec::new();
     for address in &settings.listen {
-        match culvert_plane::bind(*address) {
+        match on_any_port(*address, any_port, culvert_plane::bind) {
             Ok(socket) => sockets.push(socket),
             Err(error) if settings.is_default && address.is_ipv6() && is_without_ipv6(&error) => {
                 info!(%address, "this host has no IPv6, not listening there");
@@ -67,7 +67,7 @@ pub(crate) fn front(settled: &Settled, sockets: &mut Sockets) -> Result<Vec<(Bou
         wanted.clear();
     }
     for listener in wanted {
-        bound.push((listen(&listener.address)?, listener));
+        bound.push((listen(&listener.address, settled.any_port)?, listener));
     }
     Ok(bound)
 }
@@ -99,16 +99,25 @@ fn adopt(socket: Inherited) -> Result<(Bound, Address), Quit> {
     }
 }
 
-fn listen(address: &Address) -> Result<Bound, Quit> {
+fn listen(address: &Address, any_port: bool) -> Result<Bound, Quit> {
     match address {
         Address::Tcp(at) => {
-            let bound = tcp(*at).map_err(|error| refused("HTTP", at, "--http-listen", &error))?;
+            let bound =
+                on_any_port(*at, any_port, tcp).map_err(|error| refused("HTTP", at, "--http-listen", &error))?;
             Ok(Bound::Tcp(bound))
         }
         Address::Unix(path) => {
             let bound = unix(path).map_err(|error| refused("HTTP", address, "--http-listen", &error))?;
             Ok(Bound::Unix(bound, Some(path.clone())))
         }
+    }
+}
+
+/// Binds, on a port of the system's choice if the one that is asked for is taken and any will do.
+fn on_any_port<T>(at: SocketAddr, any_port: bool, bind: impl Fn(SocketAddr) -> io::Result<T>) -> io::Result<T> {
+    match bind(at) {
+        Err(error) if any_port && error.kind() == io::ErrorKind::AddrInUse => bind(SocketAddr::new(at.ip(), 0)),
+        result => result,
     }
 }
 
@@ -163,14 +172,16 @@ mod tests {
     #[tokio::test]
     async fn an_address_in_use_is_named_and_a_foreign_one_is_a_wrong_configuration() {
         let taken = tcp("127.0.0.1:0".parse().unwrap()).unwrap();
-        let quit = listen(&Address::Tcp(taken.local_addr().unwrap())).err().unwrap();
+        let at = Address::Tcp(taken.local_addr().unwrap());
+        assert!(listen(&at, true).is_ok(), "any port will do");
+        let quit = listen(&at, false).err().unwrap();
         assert_eq!(quit.exit, Exit::Failed);
         assert!(
             quit.message.ends_with("is in use") && quit.hint.unwrap().contains("--http-listen"),
             "{}",
             quit.message
         );
-        let foreign = listen(&Address::Tcp("192.0.2.1:1".parse().unwrap())).err().unwrap();
+        let foreign = listen(&Address::Tcp("192.0.2.1:1".parse().unwrap()), true).err().unwrap();
         assert_eq!(foreign.exit, Exit::Config);
     }
 
@@ -193,7 +204,7 @@ mod tests {
         // An address that no host has stands for IPv6 that this one may have.
         let listen = vec!["127.0.0.1:0".parse().unwrap(), "[2001:db8::1]:0".parse().unwrap()];
         let settings = |is_default| WireGuard { listen: listen.clone(), is_default, endpoints: Vec::new() };
-        assert_eq!(wireguard(&settings(true)).unwrap().len(), 1);
-        assert_eq!(wireguard(&settings(false)).unwrap_err().exit, Exit::Config);
+        assert_eq!(wireguard(&settings(true), false).unwrap().len(), 1);
+        assert_eq!(wireguard(&settings(false), false).unwrap_err().exit, Exit::Config);
     }
 }

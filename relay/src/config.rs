@@ -30,10 +30,11 @@ pub(crate) use settings::SETTINGS;
 pub(crate) struct Settled {
     pub(crate) wireguard: WireGuard,
     pub(crate) listeners: Vec<Listener>,
+    /// Where an address is taken, another port will do (`dev`).
+    pub(crate) any_port: bool,
     /// Nobody wrote a listener: sockets of the service manager stand in their place.
     pub(crate) listeners_are_default: bool,
     pub(crate) router: Router,
-    pub(crate) domain: String,
     pub(crate) access_log: Target,
     pub(crate) limits: Limits,
     pub(crate) admin: Admin,
@@ -143,9 +144,10 @@ pub(crate) fn settle(loaded: &Loaded) -> Result<Settled, Quit> {
     Ok(Settled {
         wireguard,
         listeners: listeners(loaded, &raw)?,
+        any_port: false,
         listeners_are_default: raw.http.listener.is_empty() && loaded.source("http.listen") == Source::Default,
         router: Router::new(routes, &raw.http.domain),
-        domain: raw.http.domain,
+
         access_log: match raw.http.access_log.as_str() {
             "stdout" => Target::Stdout,
             "stderr" => Target::Stderr,

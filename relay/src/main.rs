@@ -1,5 +1,4 @@
 //! `culvert-relay`: the process beside the gateway.
-#![allow(dead_code, unused_variables)]
 
 mod access_log;
 mod app;
@@ -8,6 +7,7 @@ mod cli;
 mod command;
 mod config;
 mod control;
+mod dev;
 mod enrol;
 mod exchange;
 mod front;
@@ -54,7 +54,7 @@ fn start() -> Result<Exit, Quit> {
 async fn dispatch(verb: Verb) -> Result<Exit, Quit> {
     match verb {
         Verb::Run(args) => app::run(*args).await,
-        Verb::Dev(_) => Err(Quit::failed("not built yet")),
+        Verb::Dev(args) => dev::dev(args).await,
         Verb::Relay(verb) => {
             let (command, how) = verb.into_command();
             ask::ask(command, how).await

@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::cli::Place;
+use crate::router::Ask;
 
 struct Host {
     dir: tempfile::TempDir,
@@ -41,7 +42,9 @@ fn without_a_word_the_documented_defaults_hold() {
     let [listener] = settled.listeners.as_slice() else { panic!("{:?}", settled.listeners) };
     assert_eq!(listener.address, Address::Tcp("127.0.0.1:8080".parse().unwrap()));
     assert_eq!((listener.select, listener.forward), (Select::Host, ForwardPolicy::Append));
-    assert_eq!((settled.domain.as_str(), settled.registry), ("internal", registry::Url::default()));
+    assert_eq!(settled.registry, registry::Url::default());
+    let ask = Ask { host: Some("orders.internal:8080"), path: "/", header: None };
+    assert_eq!(settled.router.service(Select::Host, ask).as_deref(), Some("orders"));
     assert_eq!(settled.access_log, Target::Stdout);
     let seconds = Duration::from_secs;
     assert_eq!(settled.drain, Plan { delay: seconds(0), timeout: seconds(25), streams: seconds(5) });
@@ -118,7 +121,7 @@ fn what_is_wrong_is_named_with_its_line() {
         ("[http]\ndomian = \"x\"", 2, "unknown key \"http.domian\"; did you mean \"http.domain\"?"),
         ("[[http.listener]]\nlisten = \"127.0.0.1:1\"\nproxy_protocol = true", 3, "unknown key"),
         ("[service.Orders-]\nlimits = { queue = 1 }", 2, "is not a name"),
-        ("[log]\nfilter = \"loud\"", 2, "is not a log filter"),
+        ("[log]\nfilter = \"relay=loud\"", 2, "is not a log filter"),
         ("[limits]\nconcurrent = 0", 2, "limits.concurrent"),
     ] {
         let quit = refused(text);

@@ -296,6 +296,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn streams_never_get_more_time_than_the_whole_drain() {
+        let drain = Drain::new();
+        let (stream, plan) = (drain.enter(now()), Plan { streams: Duration::from_secs(90), ..PLAN });
+        stream.streaming();
+        pass(6).await;
+        let start = now();
+        drain.begin(plan, start);
+        stream.cut().await;
+        assert_eq!(now() - start, PLAN.timeout);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_stop_ends_everything_at_once() {
         let drain = Drain::new();
         let start = now();

@@ -87,7 +87,11 @@ pub(crate) async fn reload(place: Place) -> Result<Exit, Quit> {
     let state = find(&place)?;
     match Client::new(&state).call(Method::POST, RELOAD_PATH, Some(&Value::Null)).await {
         Err(CallError::NotRunning(_)) => Err(not_running(&state)),
-        answer => reply(&answer?)?.print(false),
+        answer => {
+            let ended = reply(&answer?)?.print(false)?;
+            exit::say("configuration reloaded");
+            Ok(ended)
+        }
     }
 }
 

@@ -47,11 +47,6 @@ pub(crate) fn covers(tunnel: &Tunnel, name: &ServiceName) -> bool {
     tunnel.grants.iter().any(|grant| grant.matches(name))
 }
 
-/// Whether some tunnel is granted exactly `name`: then it is known even before anyone announces it.
-pub(crate) fn is_granted_exactly(name: &ServiceName, tunnels: &[Tunnel]) -> bool {
-    tunnels.iter().any(|tunnel| grants_exactly(tunnel, name))
-}
-
 fn may_serve(tunnel: &Tunnel, name: &ServiceName, tunnels: &[Tunnel], services: &[ServiceRow]) -> Result<(), String> {
     if !covers(tunnel, name) {
         return Err(format!("tunnel {} is not granted {name}: it may serve {}", tunnel.name, list(&tunnel.grants)));
@@ -128,13 +123,6 @@ mod tests {
         let a = tunnel("a", "*".parse().unwrap(), false);
         let left = ServiceRow { name: name("orders"), tunnel: TunnelId::new(), since: SystemTime::UNIX_EPOCH };
         assert_eq!(decide(&a, &[name("orders")], std::slice::from_ref(&a), &[left]).accepted, [name("orders")]);
-    }
-
-    #[test]
-    fn a_name_is_known_by_an_exact_grant_and_not_by_a_pattern() {
-        let tunnels = [tunnel("a", "orders".parse().unwrap(), false), tunnel("b", "web-*".parse().unwrap(), false)];
-        assert!(is_granted_exactly(&name("orders"), &tunnels));
-        assert!(!is_granted_exactly(&name("web-a"), &tunnels));
     }
 
     fn tunnel(label: &str, grant: Grant, shared: bool) -> Tunnel {

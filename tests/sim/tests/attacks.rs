@@ -113,6 +113,22 @@ fn initiations_in_a_row_never_hurt_a_live_session_and_few_are_answered() {
 }
 
 #[test]
+fn an_unconfirmed_session_in_the_place_of_an_expired_one_seals_nothing() {
+    for unconfirmed in 1..=10 {
+        let mut pair = Pair::connected(14);
+        pair.advance(secs(181));
+        let (clone, peer) = add_clone(&mut pair);
+        pair.censor = Some(Box::new(move |sent| sent.to == attacker()));
+        for _ in 0..unconfirmed {
+            pair.connect(clone, peer, None);
+            pair.advance(secs(6));
+        }
+        assert!(sent_to_attacker(&pair).len() >= unconfirmed);
+        assert!(!pair.say(RELAY, 1), "sealed under a key that nobody confirmed, after {unconfirmed}");
+    }
+}
+
+#[test]
 fn an_initiator_that_answers_what_nobody_confirms_still_rekeys_in_time() {
     // boringtun forgets that it was the initiator of the live session when it answers another initiation.
     let mut pair = Pair::connected(13);

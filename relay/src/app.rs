@@ -34,7 +34,7 @@ use crate::cli::RunArgs;
 use crate::config::{self, Settled};
 use crate::control::{Control, Reload, note_reload};
 use crate::exchange::{Door, Exchanges};
-use crate::front::{Bound, Front};
+use crate::front::Front;
 use crate::identity;
 use crate::lane::Lanes;
 use crate::metrics::RelayMetrics;
@@ -62,7 +62,7 @@ pub(crate) struct Start {
 pub(crate) struct Relay {
     control: Arc<Control>,
     front: Arc<Front>,
-    listeners: Vec<(Bound, Arc<Door>)>,
+    listeners: Vec<(bind::Front, Arc<Door>)>,
     admin: TcpListener,
     admin_socket: AdminSocket,
     events: Events,
@@ -153,18 +153,22 @@ impl Relay {
             no_service: Arc::new(metrics.no_service()),
             relay: identity.relay_tag(),
             drain: drain.clone(),
+            long: Arc::default(),
             switched: Mutex::new(Owner::new()),
         });
         let front = Arc::new(Front::new(Arc::clone(&exchanges), settled.limits.connections));
         let mut addresses: Vec<(String, String)> =
             plane.local_addrs().iter().map(|address| ("wireguard".to_owned(), address.to_string())).collect();
-        addresses.extend(listeners.iter().map(|(bound, to)| ("http".to_owned(), bind::address_of(bound, to))));
+        addresses.extend(listeners.iter().map(|front| ("http".to_owned(), front.to_string())));
         addresses.extend(admin.local_addr().map(|address| ("admin".to_owned(), address.to_string())));
         for (kind, address) in &addresses {
             info!(kind, address, "listening");
         }
-        let listeners: Vec<(Bound, Arc<Door>)> =
-            listeners.into_iter().map(|(bound, listener)| (bound, Arc::new(Door::new(listener)))).collect();
+        let with_door = |front: bind::Front| {
+            let door = Arc::new(Door::new(front.listener.clone()));
+            (front, door)
+        };
+        let listeners: Vec<(bind::Front, Arc<Door>)> = listeners.into_iter().map(with_door).collect();
         let control = Arc::new(Control {
             registry,
             identity,
@@ -208,8 +212,8 @@ impl Relay {
             owner.spawn("relay.watchdog", feed_watchdog(Arc::clone(&notifier), every));
         }
         let mut fronts = JoinSet::new();
-        for (bound, door) in listeners {
-            fronts.spawn(Arc::clone(&front).listen(bound, door));
+        for (bind::Front { bound, inherited, .. }, door) in listeners {
+            fronts.spawn(Arc::clone(&front).listen(bound, door, inherited));
         }
         notifier.ready("serving");
         info!("ready");

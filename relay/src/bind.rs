@@ -23,6 +23,14 @@ const BACKLOG: u32 = 4_096;
 /// The name of the front's sockets in a socket unit (`FileDescriptorName=`).
 const HTTP: &str = "http";
 
+/// One listener of the front.
+pub(crate) struct Front {
+    pub(crate) bound: Bound,
+    pub(crate) listener: Listener,
+    /// The service manager owns it.
+    pub(crate) inherited: bool,
+}
+
 /// Binds the UDP sockets.
 ///
 /// # Errors
@@ -45,7 +53,7 @@ pub(crate) fn wireguard(settings: &WireGuard, any_port: bool) -> Result<Vec<UdpS
 ///
 /// # Errors
 /// Exit 1 for one that is in use, 78 for one that this host does not have or that must not be open.
-pub(crate) fn front(settled: &Settled, sockets: &mut Sockets) -> Result<Vec<(Bound, Listener)>, Quit> {
+pub(crate) fn front(settled: &Settled, sockets: &mut Sockets) -> Result<Vec<Front>, Quit> {
     let mut inherited = sockets.named(HTTP);
     inherited.extend(sockets.named("unknown"));
     let mut wanted = settled.listeners.clone();
@@ -61,22 +69,28 @@ pub(crate) fn front(settled: &Settled, sockets: &mut Sockets) -> Result<Vec<(Bou
                 return Err(Quit::config(message).hint("add it to [http] listen, or take it out of the socket unit"));
             }
         };
-        bound.push((socket, listener));
+        bound.push(Front { bound: socket, listener, inherited: true });
     }
     if settled.listeners_are_default && !bound.is_empty() {
         wanted.clear();
     }
     for listener in wanted {
-        bound.push((listen(&listener.address, settled.any_port)?, listener));
+        let socket = listen(&listener.address, settled.any_port)?;
+        bound.push(Front { bound: socket, listener, inherited: false });
     }
     Ok(bound)
 }
 
 /// Where a listener is bound, port 0 resolved.
-pub(crate) fn address_of(bound: &Bound, listener: &Listener) -> String {
-    match bound {
-        Bound::Tcp(socket) => socket.local_addr().map_or_else(|_| listener.address.to_string(), |at| at.to_string()),
-        Bound::Unix(..) => listener.address.to_string(),
+impl std::fmt::Display for Front {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.bound {
+            Bound::Tcp(socket) => match socket.local_addr() {
+                Ok(at) => at.fmt(f),
+                Err(_) => self.listener.address.fmt(f),
+            },
+            Bound::Unix(..) => self.listener.address.fmt(f),
+        }
     }
 }
 

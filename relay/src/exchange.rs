@@ -3,7 +3,7 @@
 //! Must never let anything but the selected service decide who may call, nor answer a failure without its name.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use culvert_hop::body::Body;
 use culvert_hop::exchange::Answer;
@@ -19,10 +19,11 @@ use culvert_ops::task::Owner;
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Request, Response, header};
 use http_body::Body as _;
+use tokio::time::sleep;
 
 use crate::access_log::AccessLog;
 use crate::config::{Address, Listener};
-use crate::front::Running;
+use crate::front::{LongRunning, Running};
 use crate::metrics::ServiceMetrics;
 use crate::pick;
 use crate::record::Record;
@@ -31,6 +32,8 @@ use crate::send::{Failed, Sender, Sent};
 use crate::sessions::{Balance, Directory, Service};
 
 const SERVICE: HeaderName = HeaderName::from_static(SERVICE_FIELD);
+/// In a drain a WebSocket's other side gets so long to answer the Close frame.
+const FAREWELL_WITHIN: Duration = Duration::from_millis(500);
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// What all requests of the process share.
@@ -46,6 +49,7 @@ pub(crate) struct Exchanges {
     /// This relay's id in `Via`.
     pub(crate) relay: String,
     pub(crate) drain: Drain,
+    pub(crate) long: Arc<LongRunning>,
     /// Connections after a change of protocol.
     pub(crate) switched: Mutex<Owner>,
 }
@@ -160,7 +164,7 @@ impl Exchanges {
                 let (mut parts, ()) = response.into_parts();
                 let asked = head.upgrade.as_ref().ok_or_else(|| Fault::new(Reason::UpgradeRefused))?;
                 response::accept_switch(&mut parts, &asked.protocol)?;
-                let idle = pair.timeouts.idle_ms.map(std::time::Duration::from_millis);
+                let idle = pair.timeouts.idle_ms.map(Duration::from_millis);
                 let response = Response::from_parts(parts, Body::empty());
                 Ok(Answered::Switched(response, Box::new(Switched { raw, idle })))
             }
@@ -193,8 +197,20 @@ impl Exchanges {
         let idle = switched.idle.unwrap_or(culvert_hop::exchange::Deadlines::default().idle);
         let running = self.drain.enter(record.started());
         running.streaming();
+        let (drain, long) = (self.drain.clone(), Arc::clone(&self.long));
         self.switched.lock().unwrap_or_else(PoisonError::into_inner).spawn("relay.switched", async move {
-            let (how, passed) = upgrade::splice(asked.on, switched.raw, protocol, idle, running.cut()).await;
+            let ended = async {
+                drain.closing().await;
+                // Nothing ends such a connection but its sides: in a drain it runs for long, however young it is.
+                let _one = long.one();
+                running.cut().await;
+                sleep(FAREWELL_WITHIN).await;
+            };
+            let spliced = upgrade::splice(asked.on, switched.raw, protocol, idle, running.cut());
+            let (how, passed) = tokio::select! {
+                spliced = spliced => spliced,
+                () = ended => (Spliced::Ended, upgrade::Passed::default()),
+            };
             let reason = match how {
                 Spliced::Done | Spliced::Idle => None,
                 Spliced::Ended => Some(Reason::Draining),
@@ -213,7 +229,7 @@ enum Answered {
 
 struct Switched {
     raw: upgrade::Raw<culvert_plane::Stream>,
-    idle: Option<std::time::Duration>,
+    idle: Option<Duration>,
 }
 
 /// The number by which requests alike in what the balance names go to one connector.

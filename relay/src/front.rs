@@ -7,7 +7,7 @@ use std::future::pending;
 use std::io;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
@@ -22,7 +22,7 @@ use http::Request;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until};
 use tracing::{debug, warn};
@@ -32,6 +32,8 @@ use crate::exchange::{Door, Exchanges};
 
 /// In a drain an idle connection stays open this long: the request that may be on its way is still answered.
 const IDLE_LINGER: Duration = Duration::from_secs(1);
+/// In a drain it takes this long until it is known what runs for long.
+const SETTLED_AFTER: Duration = Duration::from_millis(50);
 /// After an error of `accept` that is not the connection's own (out of descriptors), before the next.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
@@ -40,6 +42,17 @@ pub(crate) enum Bound {
     Tcp(TcpListener),
     Unix(UnixListener, Option<PathBuf>),
 }
+
+/// Exchanges that a drain gives `--drain-streams`. While there are some, a listener of the service manager's still takes
+/// callers: they could only wait in its backlog for a successor that cannot start yet.
+#[derive(Debug, Default)]
+pub(crate) struct LongRunning {
+    count: AtomicUsize,
+    none: Notify,
+}
+
+/// One of them.
+pub(crate) struct LongRunner(Arc<LongRunning>);
 
 /// All listeners of the process.
 pub(crate) struct Front {
@@ -53,6 +66,7 @@ pub(crate) struct Front {
 #[derive(Debug, Default)]
 pub(crate) struct Running {
     now: Mutex<Option<Exchange>>,
+    ended: Notify,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -80,10 +94,19 @@ impl Front {
     }
 
     /// Accepts until the drain closes listeners, then waits for the connections that are left.
-    pub(crate) async fn listen(self: Arc<Self>, listener: Bound, door: Arc<Door>) {
-        let drain = &self.exchanges.drain;
+    ///
+    /// `inherited` says that the service manager owns the listener.
+    pub(crate) async fn listen(self: Arc<Self>, listener: Bound, door: Arc<Door>, inherited: bool) {
+        let exchanges = Arc::clone(&self.exchanges);
         let mut tasks = JoinSet::new();
-        let closing = drain.closing();
+        let closing = async {
+            exchanges.drain.closing().await;
+            if inherited {
+                // The connections have to see the drain too before it is known which of them run for long.
+                sleep(SETTLED_AFTER).await;
+                exchanges.long.none().await;
+            }
+        };
         tokio::pin!(closing);
         loop {
             tokio::select! {
@@ -167,7 +190,7 @@ impl Front {
         };
         tokio::select! {
             () = serve(io, &self.settings, answer, idle) => {}
-            () = running.cut(&exchanges.drain) => reset.store(true, Ordering::Relaxed),
+            () = running.cut(&exchanges.drain, &exchanges.long) => reset.store(true, Ordering::Relaxed),
         }
     }
 }
@@ -181,13 +204,17 @@ impl Running {
 
     /// Waits until what runs here has to end visibly: at `--drain-streams` for an answer that was already running for
     /// long when the drain closed listeners, at the deadline for the rest.
-    async fn cut(&self, drain: &Drain) {
+    async fn cut(&self, drain: &Drain, long_running: &Arc<LongRunning>) {
         drain.closing().await;
         let Phase::Draining { closing, streams, deadline } = drain.phase() else { return };
         let rest = async {
             let long = self.lock().filter(|exchange| closing.saturating_duration_since(exchange.since) > LONG_RUNNING);
             if let Some(long) = long {
-                sleep_until(streams.into()).await;
+                let _one = long_running.one();
+                tokio::select! {
+                    () = sleep_until(streams.into()) => {}
+                    () = self.ended.notified() => {}
+                }
                 if self.lock().is_some_and(|now| now.since == long.since && now.streaming) {
                     return;
                 }
@@ -220,6 +247,34 @@ impl Turn {
 impl Drop for Turn {
     fn drop(&mut self) {
         *self.0.lock() = None;
+        self.0.ended.notify_waiters();
+    }
+}
+
+impl LongRunning {
+    /// One more, until it is dropped.
+    pub(crate) fn one(self: &Arc<Self>) -> LongRunner {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        LongRunner(Arc::clone(self))
+    }
+
+    /// Waits until there is none.
+    async fn none(&self) {
+        loop {
+            let none = self.none.notified();
+            if self.count.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+            none.await;
+        }
+    }
+}
+
+impl Drop for LongRunner {
+    fn drop(&mut self) {
+        if self.0.count.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.0.none.notify_waiters();
+        }
     }
 }
 
@@ -352,7 +407,7 @@ mod tests {
         sleep(Duration::from_secs(age.unwrap_or(0))).await;
         let start = now();
         drain.begin(PLAN, start);
-        let cut = tokio::time::timeout(Duration::from_secs(3_600), running.cut(&drain)).await;
+        let cut = tokio::time::timeout(Duration::from_secs(3_600), running.cut(&drain, &Arc::default())).await;
         cut.is_ok().then(|| now() - start)
     }
 
@@ -375,9 +430,26 @@ mod tests {
             sleep(Duration::from_secs(2)).await;
             drop(turn);
         };
-        let cut = tokio::time::timeout(Duration::from_secs(3_600), running.cut(&drain));
+        let cut = tokio::time::timeout(Duration::from_secs(3_600), running.cut(&drain, &Arc::default()));
         let (cut, ()) = tokio::join!(cut, ends);
         assert!(cut.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_listener_of_the_service_manager_closes_when_nothing_runs_for_long_any_more() {
+        let long = Arc::new(LongRunning::default());
+        let start = now();
+        long.none().await;
+        assert_eq!(now(), start);
+        let (one, other) = (long.one(), long.one());
+        let end = async {
+            sleep(Duration::from_secs(1)).await;
+            drop(one);
+            sleep(Duration::from_secs(1)).await;
+            drop(other);
+        };
+        tokio::join!(end, long.none(), long.none());
+        assert_eq!(now() - start, Duration::from_secs(2));
     }
 
     #[tokio::test(start_paused = true)]
@@ -387,7 +459,7 @@ mod tests {
         let start = now();
         drain.begin(PLAN, start);
         drain.stop();
-        running.cut(&drain).await;
+        running.cut(&drain, &Arc::default()).await;
         assert_eq!(now(), start);
     }
 }

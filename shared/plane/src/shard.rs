@@ -6,23 +6,16 @@
 
 use std::collections::VecDeque;
 use std::mem;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use culvert_engine::{
-    AddPeerError, BootstrapConfig, BootstrapId, Engine, Event as Fact, Path, PeerConfig, PeerId, Received, Replies,
-    SealError,
-};
-use culvert_model::address::{BOOTSTRAP_INNER, RELAY_INNER};
+use culvert_engine::{Engine, Path, PeerId, Received, Replies, SealError};
 use culvert_model::id::InstanceId;
 use tokio::sync::Notify;
-use tokio::sync::futures::OwnedNotified;
-use tokio::task::AbortHandle;
 
 use crate::connection::{Ending, Link};
-use crate::crypto::PROTOCOL_VERSION;
 use crate::event::Event;
 use crate::fragment::{self, Reassembly};
 use crate::hello::{self, Flags, Hello};
@@ -33,6 +26,11 @@ use crate::peers::{Instance, Peers};
 use crate::plane::{PlaneStats, Role};
 use crate::wrap::{self, Addresses, HELLO_PORT, NEXT_FRAGMENT, NEXT_ICMPV6, NEXT_UDP, QUIC_PORT};
 
+mod owner;
+mod turn;
+
+pub(crate) use owner::Dial;
+
 /// What WireGuard adds to an inner packet, and the step to which it pads one.
 const WIREGUARD_LEN: usize = 32;
 const PADDING: usize = 16;
@@ -42,17 +40,6 @@ const MAX_FACTS: usize = 16 * 1024;
 const HANDSHAKES: usize = 2;
 /// A peer's move is told this long after it happened, once for all hops in between.
 const MOVED_AFTER: Duration = Duration::from_millis(50);
-
-/// How a dial stands.
-pub(crate) enum Dial {
-    /// Go on to QUIC at this synthetic address; the peer is at that outer one.
-    Ready(SocketAddr, IpAddr),
-    /// Something has to happen first: wait for the notice, then look again.
-    Wait(OwnedNotified),
-    Unknown,
-    Version(u32),
-    Displaced,
-}
 
 /// See the module.
 #[derive(Debug)]
@@ -344,292 +331,5 @@ impl Shard {
             }
         }
         self.wake_flusher();
-    }
-
-    // Facts of the engine.
-
-    /// Takes what the engine wants sent and what it tells.
-    fn drain_engine(&mut self, now: Instant) {
-        if !self.replies.is_empty() {
-            for (path, datagram) in self.replies.drain() {
-                self.outbox.push(path, datagram);
-            }
-        }
-        while let Some(fact) = self.engine.0.poll_event() {
-            self.handle_fact(fact, now);
-        }
-    }
-
-    fn handle_fact(&mut self, fact: Fact, now: Instant) {
-        match fact {
-            Fact::SessionUp { peer, bootstrap, path, epoch, first, .. } => {
-                self.session_up(peer, bootstrap, path, epoch, now);
-                self.tell(Event::SessionUp { peer, bootstrap, path, first });
-            }
-            Fact::EndpointMoved { peer, path } => {
-                // Told after a while, with the newest path: a peer that hops from packet to packet costs no more.
-                if let Some(known) = self.peers.get_mut(peer) {
-                    known.path = Some(path);
-                    if !mem::replace(&mut known.moved, true) {
-                        self.moved.push(peer);
-                        self.moved_due.get_or_insert(now + MOVED_AFTER);
-                        self.work.notify_one();
-                    }
-                }
-            }
-            Fact::SessionLost { peer } => {
-                if let Some(peer) = self.peers.get_mut(peer) {
-                    peer.live = false;
-                    peer.asked = false;
-                    peer.greeting.stop();
-                    peer.changed.notify_waiters();
-                }
-                self.tell(Event::SessionLost { peer });
-            }
-            Fact::Unanswered { peer, attempts } => self.tell(Event::Unanswered { peer, attempts }),
-            Fact::ClockBehind { peer, .. } => self.tell(Event::ClockBehind { peer }),
-            Fact::PeerGone { peer, bootstrap } => {
-                self.forget(peer);
-                self.tell(Event::PeerGone { peer, bootstrap });
-            }
-            Fact::EpochPromoted { peer, epoch } => self.tell(Event::EpochPromoted { peer, epoch }),
-            _ => {}
-        }
-    }
-
-    /// The hello is the first inner datagram of the session (wire.md §2).
-    fn session_up(&mut self, id: PeerId, bootstrap: Option<BootstrapId>, path: Path, epoch: Option<u32>, now: Instant) {
-        if self.peers.get(id).is_none() {
-            self.peers.insert(id, bootstrap, Some(BOOTSTRAP_INNER));
-        }
-        let Some(peer) = self.peers.get_mut(id) else { return };
-        peer.path = Some(path);
-        peer.live = true;
-        peer.asked = false;
-        peer.epoch = epoch;
-        let mut flags = mem::take(&mut self.flags);
-        match self.role {
-            Role::Relay => flags.push(Flags::PLAIN),
-            Role::Connector => peer.greeting.start(now, &mut flags),
-        }
-        peer.changed.notify_waiters();
-        self.say_all(id, &mut flags, now);
-        self.flags = flags;
-    }
-
-    pub(crate) fn tell(&mut self, event: Event) {
-        if self.facts.len() < MAX_FACTS {
-            self.facts.push_back(event);
-            self.told.notify_one();
-        } else {
-            self.stats.facts_lost += 1;
-        }
-    }
-
-    // Time.
-
-    /// One turn of the driver: handshakes within their budget, then what is due. `true`: more handshakes wait.
-    pub(crate) fn handle_turn(&mut self, now: Instant) -> bool {
-        let more = self.engine.0.handle_handshakes(HANDSHAKES, now, &mut self.replies);
-        if self.engine.0.poll_timeout().is_some_and(|due| due <= now) {
-            self.engine.0.handle_timeout(now, &mut self.replies);
-        }
-        self.drain_engine(now);
-        if self.role == Role::Connector {
-            self.handle_greetings(now);
-        }
-        if self.moved_due.is_some_and(|due| due <= now) {
-            self.handle_moved(now);
-        }
-        self.wake_flusher();
-        more
-    }
-
-    fn handle_moved(&mut self, now: Instant) {
-        self.moved_due = None;
-        for id in mem::take(&mut self.moved) {
-            let Some(peer) = self.peers.get_mut(id) else { continue };
-            peer.moved = false;
-            let Some(path) = peer.path else { continue };
-            if self.role == Role::Relay {
-                self.say_all(id, &mut vec![Flags::MOVED], now);
-            }
-            self.tell(Event::EndpointMoved { peer: id, path });
-        }
-    }
-
-    fn handle_greetings(&mut self, now: Instant) {
-        let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
-        let ids: Vec<_> =
-            self.peers.iter().filter(|peer| due(peer.greeting.poll_timeout())).map(|peer| peer.id).collect();
-        for id in ids {
-            let mut flags = mem::take(&mut self.flags);
-            if let Some(peer) = self.peers.get_mut(id) {
-                peer.greeting.handle_timeout(now, &mut flags);
-                peer.changed.notify_waiters();
-            }
-            self.say_all(id, &mut flags, now);
-            self.flags = flags;
-        }
-    }
-
-    /// When [`Self::handle_turn`] is due. Remembers it, so that [`Self::after`] notices what comes sooner.
-    pub(crate) fn poll_timeout(&mut self) -> Option<Instant> {
-        let engine = self.engine.0.poll_timeout();
-        let greetings = match self.role {
-            Role::Relay => None,
-            Role::Connector => self.peers.iter().filter_map(|peer| peer.greeting.poll_timeout()).min(),
-        };
-        self.armed = engine.into_iter().chain(greetings).chain(self.moved_due).min();
-        self.armed
-    }
-
-    /// Ends a turn in which datagrams came or went: wakes the flush, and the driver if its timer has moved forward.
-    pub(crate) fn after(&mut self, _now: Instant) {
-        self.wake_flusher();
-        let due = self.engine.0.poll_timeout();
-        if due.is_some_and(|due| self.armed.is_none_or(|armed| due < armed)) {
-            self.armed = due;
-            self.work.notify_one();
-        }
-    }
-
-    /// After a receive turn: handshakes may wait for their budget.
-    pub(crate) fn after_receive(&mut self, now: Instant) {
-        if self.engine.0.stats().queued > 0 || !self.closing.is_empty() {
-            self.work.notify_one();
-        }
-        self.after(now);
-    }
-
-    pub(crate) fn wake_flusher(&mut self) {
-        if self.outbox.is_empty() {
-            return;
-        }
-        if let Some(waker) = self.flusher.take() {
-            waker.wake();
-        }
-    }
-
-    // What the plane's owner asks for.
-
-    pub(crate) fn add_peer(&mut self, config: PeerConfig, now: Instant) -> Result<PeerId, AddPeerError> {
-        let inner = match self.role {
-            Role::Connector => Some(RELAY_INNER),
-            Role::Relay => config.allowed_ips.iter().find_map(|net| match net.addr() {
-                IpAddr::V6(address) if net.prefix_len() == 128 => Some(address),
-                _ => None,
-            }),
-        };
-        // All relays of a connector have one inner address, so nothing can be routed by it.
-        let id = match self.role {
-            Role::Connector => self.engine.0.add_unrouted_peer(config, now)?,
-            Role::Relay => self.engine.0.add_peer(config, now)?,
-        };
-        self.peers.insert(id, None, inner);
-        self.after(now);
-        Ok(id)
-    }
-
-    pub(crate) fn add_bootstrap(&mut self, config: BootstrapConfig) -> Result<BootstrapId, AddPeerError> {
-        self.engine.0.add_bootstrap(config)
-    }
-
-    pub(crate) fn remove_bootstrap(&mut self, bootstrap: BootstrapId, now: Instant) {
-        let links = self.peers.iter().filter(|peer| peer.bootstrap == Some(bootstrap));
-        let ids: Vec<_> = links.map(|peer| peer.id).collect();
-        self.engine.0.remove_bootstrap(bootstrap);
-        self.drain_engine(now);
-        for id in ids {
-            self.forget(id);
-        }
-        self.work.notify_one();
-    }
-
-    pub(crate) fn remove_peer(&mut self, id: PeerId) {
-        self.engine.0.remove_peer(id);
-        self.forget(id);
-        self.work.notify_one();
-    }
-
-    pub(crate) fn engine(&mut self) -> &mut Engine {
-        &mut self.engine.0
-    }
-
-    pub(crate) fn connect(&mut self, id: PeerId, path: Option<Path>, now: Instant) {
-        if let Some(peer) = self.peers.get_mut(id) {
-            peer.asked = true;
-            if path.is_some() {
-                peer.path = None;
-            }
-            self.engine.0.connect(id, path, now, &mut self.replies);
-            self.drain_engine(now);
-            self.after(now);
-        }
-    }
-
-    /// Connector: how far the way to QUIC is; pushes it on where nothing moves.
-    pub(crate) fn prepare_dial(&mut self, id: PeerId, now: Instant) -> Dial {
-        let Some(peer) = self.peers.get_mut(id) else { return Dial::Unknown };
-        let (changed, address) = (peer.changed.clone().notified_owned(), peer.address);
-        if peer.greeting.displaced {
-            // Told once; the next dial asks again.
-            peer.greeting.stop();
-            return Dial::Displaced;
-        }
-        if !peer.live {
-            if !peer.asked {
-                self.connect(id, None, now);
-            }
-            return Dial::Wait(changed);
-        }
-        if peer.greeting.is_ready(now) {
-            let path = peer.path;
-            let outer = path.map_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), |path| path.remote.ip());
-            return Dial::Ready(address, outer);
-        }
-        if let Some(theirs) = peer.greeting.version.filter(|version| *version != PROTOCOL_VERSION) {
-            peer.greeting.stop();
-            return Dial::Version(theirs);
-        }
-        if !peer.greeting.is_asking() {
-            let mut flags = Vec::new();
-            peer.greeting.start(now, &mut flags);
-            self.say_all(id, &mut flags, now);
-            self.work.notify_one();
-        }
-        Dial::Wait(changed)
-    }
-
-    /// Relay: whose QUIC handshake comes from this synthetic address, and where it is outside.
-    pub(crate) fn admit(&self, address: SocketAddr) -> Option<(PeerId, IpAddr)> {
-        let peer = self.peers.at(address)?;
-        Some((peer.id, peer.path?.remote.ip()))
-    }
-
-    /// Relay: one handshake for each peer; a newer one ends the older.
-    pub(crate) fn handshake_started(&mut self, id: PeerId, handshake: AbortHandle) {
-        self.abandon_handshake(id);
-        match self.peers.get_mut(id) {
-            Some(peer) => peer.handshake = Some(handshake),
-            None => handshake.abort(),
-        }
-    }
-
-    /// Everything of the plane about a peer that is gone.
-    fn forget(&mut self, id: PeerId) {
-        self.abandon_handshake(id);
-        self.reassembly.forget(id);
-        if let Some(peer) = self.peers.remove(id) {
-            self.closing.extend(peer.link.upgrade().map(|link| (link, Ending::Gone)));
-            peer.changed.notify_waiters();
-            self.work.notify_one();
-        }
-    }
-
-    pub(crate) fn abandon_handshake(&mut self, id: PeerId) {
-        if let Some(handshake) = self.peers.get_mut(id).and_then(|peer| peer.handshake.take()) {
-            handshake.abort();
-        }
     }
 }

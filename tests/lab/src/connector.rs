@@ -125,8 +125,8 @@ impl Connector {
                 return Ok(());
             }
             let process = self.process()?;
-            ensure!(process.runs(), "the connector ended:\n{}", process.output());
-            ensure!(start.elapsed() < START, "the connector is not ready:\n{}", process.output());
+            ensure!(process.runs(), "the connector ended:\n{}", process.last_words());
+            ensure!(start.elapsed() < START, "the connector is not ready:\n{}", process.last_words());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -209,6 +209,11 @@ impl Connector {
     /// What it wrote.
     pub fn output(&self) -> String {
         self.process.as_ref().map(Process::output).unwrap_or_default()
+    }
+
+    /// The end of what it wrote, for a failing test.
+    pub fn last_words(&self) -> String {
+        self.process.as_ref().map(Process::last_words).unwrap_or_default()
     }
 
     /// Memory and processor time.

@@ -289,6 +289,8 @@ async fn answer(mut request: Request<Incoming>, seen: &Seen) -> Response<Pieces>
             pieces.length = Some(1000);
             tokio::spawn(async move {
                 let _ = sender.send(Ok(Bytes::from_static(b"ten bytes!"))).await;
+                // The head and these bytes must be on their way first, or the cut comes before any answer.
+                tokio::time::sleep(Duration::from_millis(200)).await;
                 let _ = sender.send(Err(std::io::Error::other("cut on purpose"))).await;
             });
             Response::new(pieces)

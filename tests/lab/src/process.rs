@@ -54,6 +54,13 @@ impl Process {
         self.lines().join("\n")
     }
 
+    /// The end of what it wrote, short enough to read; without its access log.
+    pub fn last_words(&self) -> String {
+        let lines = self.lines();
+        let told: Vec<&str> = lines.iter().map(String::as_str).filter(|line| !line.starts_with("{\"time\"")).collect();
+        told.iter().rev().take(60).rev().map(|line| line.get(..400).unwrap_or(line)).collect::<Vec<_>>().join("\n")
+    }
+
     /// Waits for a line that contains `part`.
     ///
     /// # Errors
@@ -132,7 +139,7 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() || std::env::var_os("CULVERT_LAB_VERBOSE").is_some() {
-            eprintln!("--- {} wrote:\n{}\n---", self.name, self.output());
+            eprintln!("--- {} wrote:\n{}\n---", self.name, self.last_words());
         }
     }
 }

@@ -149,8 +149,8 @@ impl Relay {
                 return Ok(());
             }
             let process = self.process()?;
-            ensure!(process.runs(), "the relay ended:\n{}", process.output());
-            ensure!(start.elapsed() < START, "the relay is not ready:\n{}", process.output());
+            ensure!(process.runs(), "the relay ended:\n{}", process.last_words());
+            ensure!(start.elapsed() < START, "the relay is not ready:\n{}", process.last_words());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -164,7 +164,7 @@ impl Relay {
         let what = format!("{service} to be up");
         let up =
             wait::until(&what, START, || async { self.ask(&path).await.ok().filter(|answer| answer.status == 200) });
-        up.await.map(drop).with_context(|| self.output())
+        up.await.map(drop).with_context(|| self.last_words())
     }
 
     /// Waits until as many pairs of a service are up.
@@ -178,7 +178,7 @@ impl Relay {
             let body = self.ask("/readyz").await.ok()?.json().ok()?;
             (body.pointer(&pointer)?.as_u64()? == count).then_some(())
         });
-        up.await.with_context(|| self.output())
+        up.await.with_context(|| self.last_words())
     }
 
     /// GET at its admin port.
@@ -321,6 +321,11 @@ impl Relay {
     /// What it wrote.
     pub fn output(&self) -> String {
         self.process.as_ref().map(Process::output).unwrap_or_default()
+    }
+
+    /// The end of what it wrote, for a failing test.
+    pub fn last_words(&self) -> String {
+        self.process.as_ref().map(Process::last_words).unwrap_or_default()
     }
 
     /// Memory and processor time.

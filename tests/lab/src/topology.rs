@@ -98,10 +98,10 @@ impl Internet {
     /// # Errors
     /// What `ip` said.
     pub fn roam(&self) -> Result<()> {
-        self.private.ip(&["addr", "add", ELSEWHERE, "dev", "lan"])?;
+        // The last address of a network takes its routes with it.
         self.private.ip(&["addr", "del", HOME, "dev", "lan"])?;
-        // The route through the interface goes with its last address of the network; here it may have stayed.
-        let _ = self.private.ip(&["route", "replace", "default", "via", "192.168.7.1"]);
+        self.private.ip(&["addr", "add", ELSEWHERE, "dev", "lan"])?;
+        self.private.ip(&["route", "replace", "default", "via", "192.168.7.1"])?;
         Ok(())
     }
 }

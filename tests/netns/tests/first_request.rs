@@ -66,13 +66,13 @@ impl Site {
         .await?;
         let mut relay = Relay::within(&internet.gateway, relay_ip)?;
         relay.launch()?;
-        answers(&internet, relay.admin, "localhost", "/readyz").await.with_context(|| relay.output())?;
+        answers(&internet, relay.admin, "localhost", "/readyz").await.with_context(|| relay.last_words())?;
         let token = relay.tunnel("main", &["orders", "nowhere"]).await?;
         let services = ["orders=http://127.0.0.1:8081", "nowhere=http://198.51.100.99:80"];
         let mut connector = Connector::within(&internet.private, &token, &services)?;
         connector.launch()?;
         let up = answers(&internet, relay.admin, "localhost", "/readyz?service=orders").await;
-        up.with_context(|| format!("{}\n{}", relay.output(), connector.output()))?;
+        up.with_context(|| format!("{}\n{}", relay.last_words(), connector.last_words()))?;
         Ok(Self { internet, relay, connector, origin, live, _gateway: gateway, gateway: gateway_address, files })
     }
 
@@ -240,8 +240,8 @@ async fn a_connector_that_moves_under_load_keeps_its_tunnel_with_no_failed_reque
     let report = load.await??;
     let after = endpoint(&site.relay).await?;
     eprintln!("{before} → {after}; {} answered, slowest {:?}", report.answered, report.slowest);
+    report.all_well(250).with_context(|| format!("{}\n{}", site.relay.last_words(), site.connector.last_words()))?;
     assert!(before.starts_with("203.0.113.1:") && after.starts_with("203.0.113.9:"), "{before} → {after}");
-    report.all_well(250).with_context(|| format!("{}\n{}", site.relay.output(), site.connector.output()))?;
     let listed = site.relay.json(&["connector", "list"]).await?;
     assert_eq!(listed.as_array().map(Vec::len), Some(1));
     site.no_panic();
@@ -303,22 +303,27 @@ async fn udp_blocked_on_the_way_out_is_said_within_10_seconds_and_heals() -> Res
         return Ok(());
     }
     let internet = Internet::build()?;
-    internet
-        .private
-        .nft("table inet block { chain out { type filter hook output priority filter; meta l4proto udp drop; } }")?;
+    internet.internet.nft(
+        "table inet block {
+            chain way {
+                type filter hook forward priority filter;
+                meta l4proto udp drop
+            }
+        }",
+    )?;
     let mut relay = Relay::within(&internet.gateway, RELAY_V4)?;
     relay.launch()?;
     answers(&internet, relay.admin, "localhost", "/readyz").await?;
     let token = relay.tunnel("main", &["orders"]).await?;
     let mut connector = Connector::within(&internet.private, &token, &["orders=http://127.0.0.1:8081"])?;
     connector.launch()?;
-    let line = connector.process()?.line("UDP", Duration::from_secs(10)).await?;
+    let line = connector.process()?.line("UDP is blocked", Duration::from_secs(10)).await?;
     assert!(line.contains("203.0.113.2"), "{line}");
     let before = connector.usage()?.cpu;
     tokio::time::sleep(Duration::from_secs(2)).await;
     let spent = connector.usage()?.cpu - before;
     assert!(spent < Duration::from_millis(200), "a blocked connector spins: {spent:?} in 2 s");
-    internet.private.nft("delete table inet block")?;
+    internet.internet.nft("delete table inet block")?;
     let admin = connector.admin;
     let waiting = move || async move {
         wait::until("the connector", Duration::from_secs(15), || async {
@@ -327,5 +332,5 @@ async fn udp_blocked_on_the_way_out_is_said_within_10_seconds_and_heals() -> Res
         })
         .await
     };
-    internet.private.within(waiting).await.with_context(|| connector.output())
+    internet.private.within(waiting).await.with_context(|| connector.last_words())
 }

@@ -59,5 +59,5 @@ async fn a_restart_under_200_requests_a_second_fails_none_and_streams_end_visibl
     .await?;
     let report = load.finish().await?;
     eprintln!("{} answered, slowest {:?}, drain {stopped:?}", report.answered, report.slowest);
-    report.all_well(1000).with_context(|| setup.relay.output())
+    report.all_well(1000).with_context(|| setup.relay.last_words())
 }

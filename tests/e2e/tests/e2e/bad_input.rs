@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use culvert_lab::process::code;
-use culvert_lab::udp::Forwarder;
 use culvert_lab::{Connector, Relay, address, wait};
 use culvert_model::key::PrivateKey;
 use culvert_model::token::{RelayRef, Token};
@@ -68,38 +67,28 @@ async fn each_bad_token_and_each_silent_path_says_what_it_is_within_10_seconds()
         assert!(!line.contains("culvert_t1_"), "{name}: the token was printed");
     }
 
-    // What may pass never ends it: a wrong key looks like silence from outside, and so does blocked UDP.
+    // What may pass never ends it. UDP blocked on the way needs a network of its own: tests/netns.
     let endpoint = relay.endpoint.parse()?;
     let wrong = Token::generate(vec![RelayRef { endpoint, public_key: PrivateKey::generate().public_key() }]);
-    let forwarder = Forwarder::start(address::own_loopback(), relay.wireguard).await?;
-    forwarder.block(true);
     let right: Token = relay_token(&relay).await?;
     let key = right.relays().first().context("a relay")?.public_key;
-    let blocked =
-        Token::generate(vec![RelayRef { endpoint: forwarder.address().to_string().parse()?, public_key: key }]);
     let nobody = std::net::UdpSocket::bind((address::own_loopback(), 0))?.local_addr()?;
     let closed = Token::generate(vec![RelayRef { endpoint: nobody.to_string().parse()?, public_key: key }]);
     let nameless =
         Token::generate(vec![RelayRef { endpoint: "no-such-relay.invalid:51820".parse()?, public_key: key }]);
     let mut waiting = Vec::new();
-    for (name, token) in [("wrong key", wrong), ("blocked", blocked), ("closed", closed), ("nameless", nameless)] {
+    for (name, token) in [("wrong key", wrong), ("closed", closed), ("nameless", nameless)] {
         let mut connector = Connector::new(&token.to_text(), &["orders=http://127.0.0.1:1"])?;
         connector.launch()?;
         waiting.push((name, connector));
     }
     for (name, connector) in &mut waiting {
         let needle = match *name {
-            "nameless" => "no-such-relay.invalid",
-            "closed" => "refuse",
-            _ => "no answer",
+            "nameless" => "does not resolve",
+            "closed" => "nothing listens",
+            _ => "another key",
         };
-        let line = connector.process()?.line(needle, Duration::from_secs(10)).await?;
-        let plain = line.to_lowercase();
-        match *name {
-            "wrong key" => assert!(plain.contains("key"), "{line}"),
-            "blocked" => assert!(plain.contains("udp"), "{line}"),
-            _ => {}
-        }
+        connector.process()?.line(needle, Duration::from_secs(10)).await.with_context(|| name.to_string())?;
         assert!(connector.process()?.runs(), "{name} ended it: {}", connector.output());
     }
     Ok(())

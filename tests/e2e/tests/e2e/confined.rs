@@ -55,7 +55,7 @@ async fn both_ends_run_as_nobody_without_capabilities_on_a_read_only_root_withou
             namespace.within(waiting).await
         }
     };
-    answers("/readyz", "127.0.0.1", relay.admin).await.with_context(|| relay.output())?;
+    answers("/readyz", "127.0.0.1", relay.admin).await.with_context(|| relay.last_words())?;
     let warned = relay.output().lines().filter(|line| line.contains("IPv6") || line.contains("[::]")).count();
     assert!(warned <= 2, "a missing IPv6 is said in one line:\n{}", relay.output());
     let token = relay.tunnel("main", &["orders"]).await?;
@@ -75,7 +75,7 @@ async fn both_ends_run_as_nobody_without_capabilities_on_a_read_only_root_withou
     connector.use_public_copy()?;
     connector.launch()?;
     let text = answers("/", "orders", http).await;
-    let text = text.with_context(|| format!("{}\n{}", relay.output(), connector.output()))?;
+    let text = text.with_context(|| format!("{}\n{}", relay.last_words(), connector.last_words()))?;
     assert_eq!(text, "hello from caged\n");
     let status = std::fs::read_to_string(format!("/proc/{}/status", connector.process()?.id()))?;
     for line in ["Uid:\t65534", "NoNewPrivs:\t1", "CapEff:\t0000000000000000", "CapBnd:\t0000000000000000"] {

@@ -52,7 +52,7 @@ async fn the_origin_sees_the_target_and_fields_as_sent_plus_one_hop() -> Result<
     assert!(fields.iter().all(|(name, _)| !name.starts_with("culvert-")), "{fields:?}");
     let forwarded = values("x-forwarded-for").join(", ");
     assert!(forwarded.starts_with("198.51.100.7, 127."), "{forwarded}");
-    assert_eq!(values("via"), ["1.1 culvert"]);
+    assert!(values("via").len() == 1 && values("via")[0].starts_with("1.1 culvert"), "{:?}", values("via"));
     assert_eq!(values("x-request-id").len(), 1);
     assert_eq!(values("traceparent"), ["00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"]);
     assert_eq!(values("host").len(), 1);

@@ -156,7 +156,7 @@ async fn a_blocked_carrier_makes_writers_wait_within_bounds_and_then_all_arrives
             rest.await.unwrap();
         }
         stream.shutdown().await.unwrap();
-        stream.read(&mut [0]).await.unwrap();
+        assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
     };
     let receiving = async {
         let mut stream = near.accept().await.unwrap();

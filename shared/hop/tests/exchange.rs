@@ -193,7 +193,9 @@ async fn an_upload_goes_on_while_its_answer_is_not_read() {
         }
         got
     });
-    rig.caller.write_all(&vec![b'u'; 1_000_000]).await.unwrap();
+    let body = vec![b'u'; 1_000_000];
+    let sent = tokio::time::timeout(Duration::from_secs(10), rig.caller.write_all(&body)).await;
+    sent.expect("the upload waits for its answer to be read").unwrap();
     assert_eq!(upload.await.unwrap(), 1_000_000);
     head(&mut rig.caller).await;
     let mut down = vec![0; 1_000_000];

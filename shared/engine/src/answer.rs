@@ -46,7 +46,7 @@ impl Engine {
         }
         let epoch = peer.epoch_of(parity(half.peer_index));
         let (tunnel, built) = self.answering_tunnel(slot, own, epoch, now).ok_or(DropReason::QueueFull)?;
-        self.tick_if_stale(slot, tunnel, now);
+        self.tick(slot, tunnel, now);
         let answer = self.tunnels.get_mut(tunnel).ok_or(DropReason::UnknownIndex)?.answer(initiation, now);
         match answer {
             Ok(response) => {
@@ -74,7 +74,7 @@ impl Engine {
     ) -> Result<(), DropReason> {
         let slot = le32(response, 8).and_then(|index| self.indices.tunnel(index)).ok_or(DropReason::UnknownIndex)?;
         let peer = self.tunnels.get(slot).ok_or(DropReason::UnknownIndex)?.peer;
-        self.tick_if_stale(peer, slot, now);
+        self.tick(peer, slot, now);
         let tunnel = self.tunnels.get_mut(slot).ok_or(DropReason::UnknownIndex)?;
         let (index, keepalive) = tunnel.finish(response, now)?;
         self.stats.keepalives += 1;
@@ -97,7 +97,7 @@ impl Engine {
         let Some(tunnel) = self.tunnels.get(tunnel_slot) else { return };
         let (epoch, own) = (tunnel.epoch, tunnel.own);
         let newest = peer.active.and_then(|active| self.tunnels.get(active)).filter(|active| active.is_live(now));
-        if newest.and_then(|newest| newest.started()) > tunnel.started_at(index) {
+        if newest.and_then(|newest| newest.newest_started()) > tunnel.started_at(index) {
             return;
         }
         self.set_path(slot, path);

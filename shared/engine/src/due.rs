@@ -40,13 +40,6 @@ impl Engine {
         self.drop_spent_tunnels(slot, now);
     }
 
-    /// Moves boringtun's timers if that is overdue, and sends what comes of it.
-    pub(crate) fn tick_if_stale(&mut self, slot: u32, tunnel: u32, now: Instant) {
-        if self.tunnels.get(tunnel).is_some_and(|tunnel| tunnel.is_stale(now)) {
-            self.tick(slot, tunnel, now);
-        }
-    }
-
     /// Moves boringtun's timers. What it wants sent goes to the outbox.
     pub(crate) fn tick(&mut self, slot: u32, tunnel_slot: u32, now: Instant) {
         let jitter = self.jitter();

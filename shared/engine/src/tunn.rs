@@ -7,6 +7,8 @@
 //! - `encapsulate` without a session queues the packet and initiates: it is never called then.
 //! - Events are stamped with the time of the last `update_timers`, so the mirror stamps sessions the same way, and the
 //!   owner calls [`Tunnel::tick`] before use when [`Tunnel::is_stale`].
+//! - Of two sessions with the same stamp it seals with the one heard last, be it the older: it is ticked before each
+//!   handshake message, so that no two have the same.
 //! - An answered initiation makes it forget that it was the initiator of the live session, and with that the rekey after
 //!   120 s; two events between the same two ticks have the same stamp, so a request answered at once starts no keepalive.
 //!   [`Tunnel::wants_handshake`] and [`Tunnel::wants_keepalive`] are our own rules; what boringtun asks for comes on top.
@@ -127,7 +129,7 @@ pub(crate) struct Opened {
 impl Opened {
     /// It is of the newest confirmed session, which `active` has. When both ends initiate at once, both sessions are.
     pub(crate) fn is_newest(&self, active: &Tunnel) -> bool {
-        active.current_session().is_some_and(|newest| {
+        active.newest_session().is_some_and(|newest| {
             let older_by = newest.started.saturating_duration_since(self.started);
             older_by.is_zero() || older_by <= CROSSED && newest.initiated != self.initiated
         })
@@ -393,9 +395,9 @@ impl Tunnel {
         self.current_session().map(|session| session.established)
     }
 
-    /// When the session that seals was made.
-    pub(crate) fn started(&self) -> Option<Instant> {
-        self.current_session().map(|session| session.started)
+    /// When the newest confirmed session was made.
+    pub(crate) fn newest_started(&self) -> Option<Instant> {
+        self.newest_session().map(|session| session.started)
     }
 
     /// When a session was made.
@@ -496,6 +498,10 @@ impl Tunnel {
     #[inline]
     fn current_session(&self) -> Option<Session> {
         self.ring[ring_slot(self.current)].filter(|session| session.confirmed)
+    }
+
+    fn newest_session(&self) -> Option<Session> {
+        self.ring.iter().flatten().filter(|session| session.confirmed).max_by_key(|session| session.started).copied()
     }
 
     fn remote_now(&self, now: Instant) -> Option<u32> {

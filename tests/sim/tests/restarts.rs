@@ -74,6 +74,31 @@ fn a_restarted_connector_replaces_its_session_in_one_round_trip_and_the_relay_fo
 }
 
 #[test]
+fn the_late_first_packet_of_an_older_session_displaces_no_newer_one() {
+    let mut pair = Pair::new(11);
+    let peer = pair.at_connector;
+    pair.connect(CONNECTOR, peer, None);
+    pair.advance(ms(30));
+    // The keepalive that confirms this session stays on its way for nine seconds.
+    pair.link.latency = secs(9);
+    pair.advance(ms(30));
+    pair.link.latency = ms(20);
+    let relay = pair.path_to(RELAY);
+    pair.restart(CONNECTOR, Some(relay), 0);
+    pair.move_host(CONNECTOR, "198.51.100.9:9");
+    let peer = pair.at_connector;
+    pair.connect(CONNECTOR, peer, None);
+    pair.advance(secs(10));
+    let expected = pair.path_to(CONNECTOR);
+    assert!(
+        matches!(pair.events(RELAY), [(_, Event::SessionUp { path, .. })] if *path == expected),
+        "{:?}",
+        pair.events(RELAY)
+    );
+    pair.assert_talking();
+}
+
+#[test]
 fn a_restarted_relay_calls_its_connector_back_in_one_round_trip() {
     let mut pair = Pair::connected(3);
     pair.advance(secs(30));

@@ -134,6 +134,25 @@ fn an_idle_session_ends_after_three_minutes_and_the_next_packet_brings_up_anothe
 }
 
 #[test]
+fn a_session_whose_rekey_fails_carries_nothing_past_three_minutes() {
+    let mut pair = Pair::with(15, None, [vec![4], vec![4]], HandshakeLimits::default());
+    pair.come_up();
+    let (now, at_relay) = (pair.now(), pair.at_relay);
+    pair.engine(RELAY).set_psks(at_relay, vec![Pair::psk(6)], now).unwrap();
+    for _ in 0..178 {
+        assert!(pair.say(CONNECTOR, 1) && pair.say(RELAY, 1), "at {:?}", pair.time());
+        pair.advance(secs(1));
+    }
+    pair.advance(secs(3));
+    pair.heard(RELAY);
+    pair.heard(CONNECTOR);
+    assert!(!pair.say(CONNECTOR, 1) && !pair.say(RELAY, 1));
+    for host in [RELAY, CONNECTOR] {
+        assert!(pair.events(host).iter().any(|(_, event)| matches!(event, Event::SessionLost { .. })));
+    }
+}
+
+#[test]
 fn an_expired_tunnel_with_keepalive_shakes_hands_again_without_traffic() {
     let mut pair = Pair::with(9, Some(25), Default::default(), HandshakeLimits::default());
     pair.come_up();

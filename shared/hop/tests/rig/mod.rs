@@ -115,7 +115,7 @@ impl Rig {
     }
 
     pub(crate) async fn origin(&mut self) -> DuplexStream {
-        self.origins.recv().await.unwrap()
+        soon(self.origins.recv()).await.unwrap()
     }
 
     /// What the caller hears until the connection ends.
@@ -225,11 +225,16 @@ async fn hop(
     }
 }
 
+/// A test that waits in vain fails: paused time runs on when nothing else does.
+async fn soon<T>(event: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(10_000), event).await.expect("waited in vain")
+}
+
 /// Reads one head, with its blank line.
 pub(crate) async fn head(stream: &mut DuplexStream) -> String {
     let mut out = Vec::new();
     while !out.ends_with(b"\r\n\r\n") {
-        match stream.read_u8().await {
+        match soon(stream.read_u8()).await {
             Ok(byte) => out.push(byte),
             Err(error) => panic!("{error} after {:?}", String::from_utf8_lossy(&out)),
         }
@@ -239,7 +244,7 @@ pub(crate) async fn head(stream: &mut DuplexStream) -> String {
 
 pub(crate) async fn exactly(stream: &mut DuplexStream, bytes: usize) -> String {
     let mut out = vec![0; bytes];
-    stream.read_exact(&mut out).await.unwrap();
+    soon(stream.read_exact(&mut out)).await.unwrap();
     String::from_utf8(out).unwrap()
 }
 

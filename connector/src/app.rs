@@ -92,8 +92,7 @@ impl Start {
 pub async fn run(start: Start, drain: Drain) -> Result<Exit, Quit> {
     let Start { settled, token, store, socket, serve_admin, source, reloads, notifier } = start;
     let known = store.load()?;
-    let joins = token.is_some();
-    if known.is_none() && !joins {
+    if known.is_none() && token.is_none() {
         return Err(Quit::config("this connector has not joined yet, and there is no token to join with").hint(
             "make one at the relay: culvert-relay tunnel create NAME --service NAME\n\
              and give it as CULVERT_TOKEN, in a file (--token-file FILE), or as the systemd credential `token`",
@@ -106,7 +105,7 @@ pub async fn run(start: Start, drain: Drain) -> Result<Exit, Quit> {
         instance: InstanceId::new(),
         name: settled.name.clone().or_else(host_name),
         ephemeral: settled.ephemeral,
-        reset_secret: store.reset_secret()?,
+        reset_secret: culvert_model::key::random(),
         store,
         token,
         checks: Checks::new(origins.clone()),
@@ -115,6 +114,7 @@ pub async fn run(start: Start, drain: Drain) -> Result<Exit, Quit> {
         metrics,
         board: Board::default(),
         drain: drain.clone(),
+        drain_timeout: settled.drain_timeout,
         up: watch::Sender::new(0),
     });
     if settled.services.is_empty() {
@@ -144,6 +144,8 @@ struct App {
 /// One identity's links.
 struct Member {
     links: Vec<Task<Over>>,
+    /// Set when another identity took its place.
+    retired: watch::Sender<bool>,
 }
 
 impl App {
@@ -173,11 +175,10 @@ impl App {
                     self.end(in_flight).await;
                     return Ok(Exit::Ok);
                 }
-                over = next_over(&mut self.members), if join.is_none() => {
-                    if over == Over::Revoked {
-                        return Err(self.revoked());
-                    }
-                }
+                over = next_over(&mut self.members), if join.is_none() => match over {
+                    Over::Revoked => return Err(self.revoked()),
+                    Over::Drained => self.members.retain(|member| !member.links.iter().all(Task::is_finished)),
+                },
                 joined = next_join(&mut join) => {
                     join = None;
                     self.joined(joined)?;
@@ -238,9 +239,13 @@ impl App {
         let admission = admission.map_err(|refused| refused_for_good(&refused))?;
         let identity = self.shared.store.join(&candidate, relays, admission, SystemTime::now())?;
         tracing::info!(id = %identity.joined.id, tunnel = identity.joined.tunnel.as_str(), "joined");
-        // The former identity's links end with their tasks: its relay sends requests here from now on.
-        self.members.clear();
+        // Start new, then stop old: the former identity's links drain and end by themselves.
         self.begin(identity);
+        if let Some((_, former)) = self.members.split_last() {
+            for member in former {
+                member.retired.send_replace(true);
+            }
+        }
         Ok(())
     }
 
@@ -250,11 +255,12 @@ impl App {
         let relays: Vec<Relay> = identity.joined.relays.clone();
         self.shared.board.set_relays(relays.iter().map(on_board));
         let identity = Arc::new(Mutex::new(identity));
+        let retired = watch::Sender::new(false);
         let links = relays.into_iter().map(|relay| {
-            let (shared, identity) = (self.shared.clone(), identity.clone());
-            spawn("connector.link", async move { stay(&shared, &identity, &relay.name).await })
+            let (shared, identity, retired) = (self.shared.clone(), identity.clone(), retired.subscribe());
+            spawn("connector.link", async move { stay(&shared, &identity, &relay.name, retired).await })
         });
-        self.members.push(Member { links: links.collect() });
+        self.members.push(Member { links: links.collect(), retired });
     }
 
     fn reload(&mut self) -> Result<Vec<String>, Quit> {
@@ -352,7 +358,8 @@ async fn next_join(join: &mut Option<Task<Joined>>) -> Joined {
 
 /// Waits until any link is over for good.
 async fn next_over(members: &mut [Member]) -> Over {
-    let links: Vec<_> = members.iter_mut().flat_map(|member| member.links.iter_mut()).filter(|link| !link.is_finished()).collect();
+    let links = members.iter_mut().flat_map(|member| member.links.iter_mut());
+    let links: Vec<_> = links.filter(|link| !link.is_finished()).collect();
     if links.is_empty() {
         return std::future::pending().await;
     }

@@ -19,7 +19,6 @@ use culvert_hop::server::{self, ServerSettings};
 use culvert_hop::upgrade::{Protocol, Raw, splice};
 use culvert_hop::{failure, response};
 use culvert_model::control::SERVICE_FIELD;
-use culvert_model::name::ServiceName;
 use culvert_model::reason::Reason;
 use culvert_ops::drain::{Drain, InFlight};
 use culvert_ops::task::Owner;
@@ -108,7 +107,7 @@ impl Gate {
             // Nothing was sent, and another connector may have it.
             return failure::respond(&Fault::new(Reason::NoSuchService).side(Side::Here).retry(Retry::Safe));
         };
-        let metrics = self.metrics.service(&upstream.service.name);
+        let metrics = upstream.metrics.get_or_init(|| self.metrics.service(&upstream.service.name)).clone();
         let entered = Entered { metrics, started, in_flight: self.drain.enter(now()), all: self.metrics.clone() };
         let outcome = match request::check(&mut parts) {
             Ok(head) => self.exchange(parts, head, body, &upstream, upgraded).await,
@@ -122,11 +121,11 @@ impl Gate {
 
     fn upstream(&self, parts: &Parts) -> Option<Arc<Upstream>> {
         let mut named = parts.headers.get_all(SERVICE_FIELD).iter();
-        let name = named.next()?.to_str().ok()?.parse::<ServiceName>().ok()?;
+        let name = named.next()?.to_str().ok()?;
         if named.next().is_some() {
             return None;
         }
-        self.origins.table().upstream(&name).cloned()
+        self.origins.table().upstream(name).cloned()
     }
 
     async fn exchange(
@@ -193,7 +192,7 @@ async fn send(
     request: Request<Body>,
     deadlines: &culvert_hop::exchange::Deadlines,
 ) -> Result<Answer<OriginIo>, Fault> {
-    let stale_is_possible = upstream.pool.idle() > 0;
+    let stale_is_possible = upstream.may_be_stale(now());
     let keep = stale_is_possible && is_idempotent(request.method()) && request.body().is_end_stream();
     let (request, again) = if keep {
         let (request, again) = Again::keep(request);
@@ -202,7 +201,10 @@ async fn send(
         (request, None)
     };
     let SendError { fault, request } = match upstream.pool.send(request, deadlines).await {
-        Ok(answer) => return Ok(answer),
+        Ok(answer) => {
+            upstream.note_used(now());
+            return Ok(answer);
+        }
         Err(error) => error,
     };
     if fault.reason != Reason::OriginClosed || !stale_is_possible {

@@ -24,7 +24,6 @@ use zeroize::Zeroizing;
 
 const PRIVATE: &str = "private.key";
 const PRESHARED: &str = "preshared.key";
-const RESET: &str = "reset.key";
 const JOINED: &str = "joined.json";
 const JOINING: &str = "joining";
 const RELAYS: &str = "relays";
@@ -291,20 +290,6 @@ impl Store {
         identity.joined = joined;
         identity.psks.insert(admission.relay.clone(), admission.psk.clone());
         Ok(())
-    }
-
-    /// The secret from which stateless reset tokens are made (wire.md §2).
-    ///
-    /// # Errors
-    /// [`IdentityError`]
-    pub fn reset_secret(&self) -> Result<[u8; 32], IdentityError> {
-        let Self::Directory(state) = self else { return Ok(culvert_model::key::random()) };
-        if let Some(secret) = read_psk(state, RESET)? {
-            return Ok(*secret.as_bytes());
-        }
-        let secret = Psk::generate();
-        write_line(state, RESET, &secret.to_base64())?;
-        Ok(*secret.as_bytes())
     }
 }
 

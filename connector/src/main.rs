@@ -8,6 +8,9 @@ use culvert_connector::command;
 use culvert_ops::exit::{self, Exit, OrQuit as _, Quit};
 use culvert_ops::{Program, secret};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     exit::finish(Program::Connector.binary(), start())
 }

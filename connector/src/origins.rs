@@ -3,22 +3,28 @@
 //! Must never be changed in place: a reload builds a new table, which takes over the pools of what stayed the same.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, RwLock};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, RwLock};
+use std::time::{Duration, Instant};
 
 use culvert_hop::fault::{Fault, Retry, Side};
 use culvert_hop::pool::{Lost, Opener, Pool, PoolSettings};
-use culvert_model::name::ServiceName;
 use culvert_model::reason::Reason;
 
 use crate::connect::{Admission, OriginIo, connect, reason_of};
 use crate::health::Health;
+use crate::metrics::ServiceMetrics;
+use crate::reach::now;
 use crate::service::Service;
 
 /// Idle connections kept for each origin.
 const MAX_IDLE: usize = 64;
 /// Below the five seconds that common servers wait for a next request.
 const IDLE: Duration = Duration::from_secs(4);
+/// An origin that answered so recently does not just close its connection.
+const SURELY_OPEN: Duration = Duration::from_millis(100);
+/// No exchange yet.
+const NEVER: u64 = u64::MAX;
 /// The largest response head.
 const MAX_HEAD: usize = 64 * 1024;
 
@@ -31,7 +37,7 @@ pub struct Origins {
 /// One state of the table.
 #[derive(Default)]
 pub struct Table {
-    upstreams: BTreeMap<ServiceName, Arc<Upstream>>,
+    upstreams: BTreeMap<Box<str>, Arc<Upstream>>,
 }
 
 /// One service and the connections to its origin.
@@ -42,6 +48,11 @@ pub struct Upstream {
     pub pool: Pool<Dial>,
     /// Whether its origin answers.
     pub health: Health,
+    /// Its figures, once a request asked for them.
+    pub metrics: OnceLock<ServiceMetrics>,
+    /// When an exchange with the origin last ended well, in milliseconds since `started`.
+    last_used: AtomicU64,
+    started: Instant,
 }
 
 /// How a pool reaches an origin.
@@ -63,12 +74,12 @@ impl Origins {
         let old = self.table();
         let mut kept = Vec::new();
         let upstreams = services.into_iter().map(|service| {
-            let name = service.name.clone();
+            let name: Box<str> = service.name.as_str().into();
             let same = old.upstreams.get(&name).filter(|upstream| upstream.reached_as(&service));
             let upstream = match same {
                 Some(upstream) => {
                     kept.push(name.clone());
-                    Upstream { service, pool: upstream.pool.clone(), health: upstream.health.clone() }
+                    Upstream { service, ..upstream.same() }
                 }
                 None => Upstream::new(service, Admission::Declared),
             };
@@ -85,8 +96,8 @@ impl Origins {
 }
 
 impl Table {
-    /// The service of that name.
-    pub fn upstream(&self, name: &ServiceName) -> Option<&Arc<Upstream>> {
+    /// The service of that name, in lower case.
+    pub fn upstream(&self, name: &str) -> Option<&Arc<Upstream>> {
         self.upstreams.get(name)
     }
 
@@ -102,7 +113,48 @@ impl Upstream {
         let health = Health::new();
         let settings = PoolSettings { max_idle: MAX_IDLE, idle_timeout: IDLE, max_head: MAX_HEAD, preserve_case: true };
         let dial = Dial { service: service.clone(), admission, health: health.clone() };
-        Self { service, pool: Pool::new(dial, settings), health }
+        Self {
+            service,
+            pool: Pool::new(dial, settings),
+            health,
+            metrics: OnceLock::new(),
+            last_used: AtomicU64::new(NEVER),
+            started: now(),
+        }
+    }
+
+    /// An exchange with the origin ended well.
+    pub fn note_used(&self, now: Instant) {
+        let since = u64::try_from(now.saturating_duration_since(self.started).as_millis()).unwrap_or(u64::MAX);
+        self.last_used.store(since, Ordering::Relaxed);
+    }
+
+    /// Whether the newest idle connection may have been closed by the origin without this end knowing yet.
+    pub fn may_be_stale(&self, now: Instant) -> bool {
+        if self.pool.idle() == 0 {
+            return false;
+        }
+        match self.last_used.load(Ordering::Relaxed) {
+            NEVER => true,
+            last => now.saturating_duration_since(self.started + Duration::from_millis(last)) >= SURELY_OPEN,
+        }
+    }
+
+    /// As if the last exchange was long ago.
+    #[cfg(test)]
+    pub(crate) fn rest(&self) {
+        self.last_used.store(NEVER, Ordering::Relaxed);
+    }
+
+    fn same(&self) -> Self {
+        Self {
+            service: self.service.clone(),
+            pool: self.pool.clone(),
+            health: self.health.clone(),
+            metrics: self.metrics.clone(),
+            last_used: AtomicU64::new(self.last_used.load(Ordering::Relaxed)),
+            started: self.started,
+        }
     }
 
     fn reached_as(&self, other: &Service) -> bool {
@@ -161,19 +213,19 @@ mod tests {
     #[tokio::test]
     async fn an_unknown_service_does_not_exist() {
         let origins = Origins::default();
-        assert!(origins.table().upstream(&"orders".parse().unwrap()).is_none());
+        assert!(origins.table().upstream("orders").is_none());
         origins.replace(vec![service("orders", "http://127.0.0.1:1")]);
-        assert!(origins.table().upstream(&"orders".parse().unwrap()).is_some());
-        assert!(origins.table().upstream(&"billing".parse().unwrap()).is_none());
+        assert!(origins.table().upstream("orders").is_some());
+        assert!(origins.table().upstream("billing").is_none());
         origins.replace(Vec::new());
-        assert!(origins.table().upstream(&"orders".parse().unwrap()).is_none());
+        assert!(origins.table().upstream("orders").is_none());
     }
 
     #[tokio::test]
     async fn a_reload_keeps_the_health_and_pool_of_an_origin_that_stayed() {
         let origins = Origins::default();
         origins.replace(vec![service("a", "http://127.0.0.1:1"), service("b", "http://127.0.0.1:2")]);
-        let health = |name: &str| origins.table().upstream(&name.parse().unwrap()).unwrap().health.clone();
+        let health = |name: &str| origins.table().upstream(name).unwrap().health.clone();
         let (a, b) = (health("a"), health("b"));
         a.set(Some(Reason::OriginRefused.wire_name().to_owned()));
         b.set(Some(Reason::OriginRefused.wire_name().to_owned()));
@@ -183,7 +235,7 @@ mod tests {
         assert!(!health("a").is_up(), "the same origin, the same health");
         assert!(health("b").is_up(), "another origin starts anew");
         let table = origins.table();
-        let a = table.upstream(&"a".parse().unwrap()).unwrap();
+        let a = table.upstream("a").unwrap();
         assert_eq!(a.service.host, crate::service::HostPolicy::Preserve);
     }
 }

@@ -9,6 +9,7 @@ use culvert_model::control::{self, Announce, AnnouncedService, ToConnector, ToRe
 use culvert_ops::drain::InFlight;
 use culvert_plane::{Connection, Event, Stream};
 use tokio::io::{ReadHalf, WriteHalf};
+use tokio::sync::watch;
 use tokio::time::{sleep_until, timeout};
 
 use crate::control::{ControlError, Incoming, Outgoing};
@@ -34,7 +35,7 @@ const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
 pub enum Left {
     /// It ended, and is to be had again.
     Ended(Ended),
-    /// This process is done.
+    /// It is to go: the plane's shutdown closes it and sees the word out.
     Drained,
 }
 
@@ -49,6 +50,7 @@ struct Session<'a> {
     announced: Vec<AnnouncedService>,
     pings: u64,
     drain: Draining,
+    retired: Option<Instant>,
     welcomed: bool,
     started: Instant,
 }
@@ -61,8 +63,14 @@ enum Draining {
     Known,
 }
 
-/// Serves one connection until it ends.
-pub async fn live(way: &mut Way, link: &mut Link, connection: &Connection, shared: &Shared) -> Left {
+/// Serves one connection until it ends, or until nothing is in flight once `retired` says that it is to go.
+pub async fn live(
+    way: &mut Way,
+    link: &mut Link,
+    connection: &Connection,
+    shared: &Shared,
+    retired: &mut watch::Receiver<bool>,
+) -> Left {
     let stream = match timeout(SEND_PATIENCE, connection.open()).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return Left::Ended(Ended::Lost(error.to_string())),
@@ -82,14 +90,15 @@ pub async fn live(way: &mut Way, link: &mut Link, connection: &Connection, share
         announced: Vec::new(),
         pings: 0,
         drain: Draining::Not,
+        retired: None,
         welcomed: false,
         started: now(),
     };
-    session.run(Incoming::new(read)).await
+    session.run(Incoming::new(read), retired).await
 }
 
 impl Session<'_> {
-    async fn run(mut self, mut incoming: Incoming<ReadHalf<Stream>>) -> Left {
+    async fn run(mut self, mut incoming: Incoming<ReadHalf<Stream>>, retired: &mut watch::Receiver<bool>) -> Left {
         let mut news = self.shared.checks.news();
         let gate = self.shared.gate.serve(self.connection);
         tokio::pin!(gate);
@@ -106,11 +115,12 @@ impl Session<'_> {
             let drain = &self.shared.drain;
             let outcome = tokio::select! {
                 closed = &mut gate => return Left::Ended(ended_as(&closed)),
-                () = drain.stopped() => {
-                    self.connection.close(CloseCode::Shutdown);
-                    return Left::Drained;
-                }
+                () = drain.stopped() => return Left::Drained,
                 () = drain.begun(), if matches!(self.drain, Draining::Not) => self.leave().await,
+                () = is_said(retired), if self.retired.is_none() => {
+                    self.retired = Some(now() + self.shared.drain_timeout);
+                    self.leave().await
+                }
                 message = incoming.next::<ToConnector>() => match message {
                     Ok(message) => self.heard(message).await,
                     Err(error) => Err(error),
@@ -157,6 +167,11 @@ impl Session<'_> {
             && now() >= by
         {
             self.drain = Draining::Known;
+        }
+        if let (Some(by), Draining::Known) = (self.retired, &self.drain)
+            && (self.shared.drain.in_flight() == 0 || now() >= by)
+        {
+            return Err(Left::Drained);
         }
         loop {
             match self.liveness.poll(now()) {
@@ -330,6 +345,13 @@ impl Session<'_> {
         let handshake = stats.and_then(|stats| stats.last_handshake);
         let wall = handshake.map(|then| SystemTime::now() - now().saturating_duration_since(then));
         self.shared.board.set_figures(self.way.name(), wall, Some(self.connection.rtt()));
+    }
+}
+
+/// Waits until a switch is on. Cancel safe.
+pub async fn is_said(switch: &mut watch::Receiver<bool>) {
+    if switch.wait_for(|on| *on).await.is_err() {
+        std::future::pending().await
     }
 }
 

@@ -27,7 +27,8 @@ pub struct Shared {
     pub store: Store,
     /// The token, while it may still be needed.
     pub token: Option<Token>,
-    /// See [`culvert_plane::Config::reset_secret`].
+    /// See [`culvert_plane::Config::reset_secret`]. Of this process alone: a clone of the state directory must not be
+    /// able to reset the newer process's connection, and restarts are told by the instance id.
     pub reset_secret: [u8; 32],
     /// The services.
     pub origins: Origins,
@@ -41,6 +42,8 @@ pub struct Shared {
     pub board: Board,
     /// The way out.
     pub drain: Drain,
+    /// How long requests in flight may take when a session is to go.
+    pub drain_timeout: std::time::Duration,
     /// Told when a session came up.
     pub up: watch::Sender<u64>,
 }

@@ -8,7 +8,7 @@ use culvert_model::close::CloseCode;
 use culvert_model::control::Refusal;
 use culvert_model::kem::KemKey;
 use culvert_plane::PskEpoch;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::identity::{Candidate, Identity, Relay};
@@ -34,12 +34,26 @@ pub enum Over {
     Revoked,
 }
 
-/// Stays connected to `relay` as `identity`.
-pub async fn stay(shared: &Shared, identity: &Mutex<Identity>, relay: &str) -> Over {
+/// Stays connected to `relay` as `identity`, until `retired` says that another identity took its place.
+pub async fn stay(
+    shared: &Shared,
+    identity: &Mutex<Identity>,
+    relay: &str,
+    mut retired: watch::Receiver<bool>,
+) -> Over {
     let mut link = Link::new(rand::random(), now());
     let mut asked = None;
+    // The token's word alone is no proof: it may be the token that was revoked, and not this connector. But when the
+    // relay answers the token and again stays silent to the key, it is.
+    let mut suspicions = 0;
     loop {
-        let drained = shared.drain.stopped();
+        let mut gone = retired.clone();
+        let drained = async {
+            tokio::select! {
+                () = shared.drain.stopped() => {}
+                () = session::is_said(&mut gone) => {}
+            }
+        };
         tokio::pin!(drained);
         let Some((speaker, place)) = speaker(shared, identity, relay).await else {
             // Joined before this relay was known, or never answered by it: only the token helps.
@@ -77,7 +91,8 @@ pub async fn stay(shared: &Shared, identity: &Mutex<Identity>, relay: &str) -> O
             };
             match reached {
                 Reached::Connection(connection) => {
-                    let left = session::live(&mut way, &mut link, &connection, shared).await;
+                    let left = session::live(&mut way, &mut link, &connection, shared, &mut retired).await;
+                    (asked, suspicions) = (None, 0);
                     shared.board.set_down(relay, SystemTime::now());
                     match left {
                         Left::Drained => {
@@ -94,14 +109,18 @@ pub async fn stay(shared: &Shared, identity: &Mutex<Identity>, relay: &str) -> O
                 Reached::Revoked => return Over::Revoked,
                 Reached::Silence => {
                     let lately = asked.is_some_and(|then| now().duration_since(then) < QUESTION_AGAIN);
-                    if shared.token.is_some() && !lately {
-                        asked = Some(now());
-                        match timeout(QUESTION, enrol(shared, identity, relay)).await {
-                            // The relay had forgotten this connector, or its key: it comes back under the new one.
-                            Ok(Ok(())) => break,
-                            Ok(Err(Refused { refusal: Refusal::Revoked, .. })) => return Over::Revoked,
-                            Ok(Err(_)) | Err(_) => {}
-                        }
+                    if shared.token.is_none() || (lately && suspicions == 0) {
+                        continue;
+                    }
+                    asked = Some(now());
+                    match timeout(QUESTION, enrol(shared, identity, relay)).await {
+                        // The relay had forgotten this connector: it comes back as what it is now.
+                        Ok(Ok(())) => break,
+                        Ok(Err(Refused { refusal: Refusal::Revoked, .. })) => suspicions += 1,
+                        Ok(Err(_)) | Err(_) => {}
+                    }
+                    if suspicions > 1 {
+                        return Over::Revoked;
                     }
                 }
             }

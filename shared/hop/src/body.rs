@@ -303,10 +303,12 @@ impl HttpBody for Body {
 
 impl Drop for Body {
     fn drop(&mut self) {
-        let outcome = match &self.kind {
-            Kind::Doomed(fault) => Outcome::Cut(fault.reason),
-            kind if kind.is_end() => Outcome::Whole,
-            _ => Outcome::Dropped,
+        let outcome = if let Kind::Doomed(fault) = &self.kind {
+            Outcome::Cut(fault.reason)
+        } else if self.kind.is_end() {
+            Outcome::Whole
+        } else {
+            Outcome::Dropped
         };
         self.ended(outcome);
     }

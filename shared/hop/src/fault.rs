@@ -143,17 +143,14 @@ pub fn respond(fault: &Fault, audience: &Audience) -> Response<Body> {
     let headers = response.headers_mut();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(PROXY_STATUS, proxy_status(reason));
-    match reason {
-        Reason::Unauthenticated => {
-            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Culvert-Gateway realm=\"culvert\""));
-        }
-        Reason::Overloaded | Reason::GatewayLimit => {
-            headers.insert(RETRY_AFTER, RETRY_AFTER_SECONDS);
-        }
-        Reason::BadRequest | Reason::HeadTooLarge | Reason::RequestTimeout => {
-            headers.insert(CONNECTION, HeaderValue::from_static("close"));
-        }
-        _ => {}
+    if reason == Reason::Unauthenticated {
+        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Culvert-Gateway realm=\"culvert\""));
+    }
+    if matches!(reason, Reason::Overloaded | Reason::GatewayLimit) {
+        headers.insert(RETRY_AFTER, RETRY_AFTER_SECONDS);
+    }
+    if matches!(reason, Reason::BadRequest | Reason::HeadTooLarge | Reason::RequestTimeout) {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }

@@ -2,7 +2,33 @@
 //!
 //! Must never repair what is ambiguous, invent or drop what a caller or an origin sent end to end, end a cut body
 //! cleanly, or try a request twice by itself.
+//!
+//! # A request's way
+//!
+//! 1. [`server::serve`] reads heads from a connection and calls a service with each request.
+//! 2. [`request::check`] refuses what is ambiguous; its `Head` says for whom the request is, and whom an answer of our
+//!    own is for.
+//! 3. At the relay [`request::forward`], at the connector [`request::deliver`], makes the head that the next hop gets.
+//! 4. [`retry::Again::keep`], where there is somewhere else to send it; [`pool::Pool::send`].
+//! 5. At the relay [`failure::take`]; at both [`response::accept`], or [`response::accept_switch`] and
+//!    [`upgrade::splice`] after a 101.
+//! 6. What fails is a [`fault::Fault`]: told by [`fault::respond`] at the relay, by [`failure::respond`] at the
+//!    connector, and by a cut stream once a response's head was sent.
+//!
+//! Whoever holds a [`body::Body`] or awaits [`pool::Pool::send`] drives the connection below: dropping either cancels
+//! the exchange, and drops its stream without a clean end.
+//!
+//! # What hyper 1.12 cannot do
+//!
+//! - Send 103, or any 1xx but 100 and 101 (100 only by itself, when a body is first read).
+//! - Write trailers that the head's `Trailer` did not announce, or to a caller without `TE: trailers`; trailers about
+//!   framing, routing or authentication.
+//! - Keep the order of fields of different names that are mixed (`a, b, a` becomes `a, a, b`), or the spaces around a
+//!   value.
+//! - Tell a caller that stopped sending from one that is gone ([`server::ServerSettings::half_close`]), or what is wrong
+//!   with a head beyond its status.
 #![warn(missing_docs)]
+#![forbid(unsafe_code)]
 
 pub mod body;
 mod client;

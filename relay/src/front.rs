@@ -430,7 +430,8 @@ mod tests {
             sleep(Duration::from_secs(2)).await;
             drop(turn);
         };
-        let cut = tokio::time::timeout(Duration::from_secs(3_600), running.cut(&drain, &Arc::default()));
+        let long = Arc::default();
+        let cut = tokio::time::timeout(Duration::from_secs(3_600), running.cut(&drain, &long));
         let (cut, ()) = tokio::join!(cut, ends);
         assert!(cut.is_err());
     }

@@ -174,9 +174,8 @@ impl<'a> Session<'a> {
         if self.member.take_probe() {
             self.liveness.probe();
         }
-        if self.liveness.unanswered_since().is_some()
-            && let Some(stats) = self.shared.plane.peer_stats(self.member.connection().peer())
-        {
+        // Before a ping too: what came earlier is no sign of life after it.
+        if let Some(stats) = self.shared.plane.peer_stats(self.member.connection().peer()) {
             self.liveness.wire(stats.rx_bytes, now);
         }
         let tunnels = self.shared.tunnels();

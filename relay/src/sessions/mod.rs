@@ -440,3 +440,6 @@ fn local_of(plane: &Plane, path: Path) -> SocketAddr {
     let bound = bound.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
     SocketAddr::new(path.local.unwrap_or(bound.ip()), bound.port())
 }
+
+#[cfg(test)]
+mod tests;

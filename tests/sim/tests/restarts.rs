@@ -95,6 +95,9 @@ fn the_late_first_packet_of_an_older_session_displaces_no_newer_one() {
         "{:?}",
         pair.events(RELAY)
     );
+    assert!(pair.say(RELAY, 7));
+    pair.advance(ms(100));
+    assert_eq!(pair.heard(CONNECTOR), [7], "the relay must not seal for the process that is gone");
     pair.assert_talking();
 }
 

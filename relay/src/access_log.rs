@@ -98,6 +98,7 @@ struct Pending {
     dropped: u64,
     reopen: bool,
     next: Option<Output>,
+    writing: bool,
     closing: bool,
     closed: bool,
 }
@@ -167,6 +168,14 @@ impl AccessLog {
         }
     }
 
+    /// Waits until everything recorded so far is written.
+    #[cfg(test)]
+    pub(crate) fn settle(&self) {
+        let shared = &self.shared;
+        let busy = |pending: &mut Pending| !pending.bytes.is_empty() || pending.writing;
+        drop(shared.changed.wait_while(shared.lock(), busy).unwrap());
+    }
+
     fn start(output: Output) -> io::Result<Self> {
         let on = AtomicBool::new(output.stream.is_some());
         let shared = Arc::new(Shared { pending: Mutex::default(), changed: Condvar::new() });
@@ -231,6 +240,7 @@ fn write_out(shared: &Shared, mut output: Output) {
         std::mem::swap(&mut pending.bytes, &mut lines);
         let (reopen, closing) = (std::mem::take(&mut pending.reopen), pending.closing);
         let next = pending.next.take();
+        pending.writing = true;
         drop(pending);
         let written = output.write(&lines);
         if let (Err(error), false) = (&written, failed) {
@@ -247,9 +257,11 @@ fn write_out(shared: &Shared, mut output: Output) {
                 Err(error) => tracing::warn!(%error, "access log cannot be reopened"),
             }
         }
+        let mut pending = shared.lock();
+        (pending.writing, pending.closed) = (false, closing);
+        drop(pending);
+        shared.changed.notify_all();
         if closing {
-            shared.lock().closed = true;
-            shared.changed.notify_all();
             return;
         }
     }

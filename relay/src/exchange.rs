@@ -13,17 +13,18 @@ use culvert_hop::request::{self, Caller, ForwardPolicy, Head};
 use culvert_hop::response;
 use culvert_hop::upgrade::{self, Protocol, Spliced};
 use culvert_model::control::SERVICE_FIELD;
+use culvert_model::name::ServiceName;
 use culvert_model::reason::Reason;
 use culvert_ops::drain::Drain;
 use culvert_ops::task::Owner;
 use http::request::Parts;
-use http::{HeaderName, HeaderValue, Request, Response, header};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use http_body::Body as _;
 use tokio::time::sleep;
 
 use crate::access_log::AccessLog;
 use crate::config::{Address, Listener};
-use crate::front::{LongRunning, Running};
+use crate::front::{LongRunning, Running, Turn};
 use crate::metrics::ServiceMetrics;
 use crate::pick;
 use crate::record::Record;
@@ -88,9 +89,16 @@ impl Exchanges {
         running: &Arc<Running>,
         request: Request<Body>,
     ) -> Response<Body> {
+        let mut response = self.answer(door, caller, running.begin(Instant::now()), request).await;
+        if self.drain.is_draining() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+
+    async fn answer(&self, door: &Door, caller: Caller, turn: Turn, request: Request<Body>) -> Response<Body> {
         let (mut parts, body) = request.into_parts();
-        let now = Instant::now();
-        let mut record = Record::new(&parts, &self.log, &self.no_service, running.begin(now), now);
+        let mut record = Record::new(&parts, &self.log, &self.no_service, turn);
         let mut head = match request::check(&mut parts) {
             Ok(head) => head,
             Err((fault, audience)) => return fail(record, &fault, &audience),
@@ -99,12 +107,7 @@ impl Exchanges {
         match self.forward(&door.now(), &caller, &mut head, parts, body, &mut record).await {
             Ok(Answered::Response(response)) => {
                 record.answered(response.status().as_u16(), None);
-                let close = self.drain.is_draining();
-                let mut response = response.map(|body| body.on_end(move |ending| record.ended(ending)));
-                if close {
-                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-                }
-                response
+                response.map(|body| body.on_end(move |ending| record.ended(ending)))
             }
             Ok(Answered::Switched(response, sent)) => self.switch(record, head, response, *sent),
             Err(fault) => fail(record, &fault, &head.audience),
@@ -122,10 +125,6 @@ impl Exchanges {
     ) -> Result<Answered, Fault> {
         let service = self.select(door, head, &parts)?;
         record.service = Some(Arc::clone(&service));
-        let allowed = door.services.as_ref().is_none_or(|globs| globs.iter().any(|glob| glob.matches(service.name())));
-        if !allowed {
-            return Err(Fault::new(Reason::NotAllowed));
-        }
         record.permits.push(self.in_flight.enter().await?);
         record.permits.push(service.lane.in_flight.enter().await?);
         let mut body = body.counted(Arc::clone(&record.bytes_in));
@@ -182,8 +181,15 @@ impl Exchanges {
         };
         let router = Arc::clone(&self.router.lock().unwrap_or_else(PoisonError::into_inner));
         let ask = Ask { host: Some(head.host()), path: parts.uri.path(), header };
-        let name = router.service(door.select, ask);
-        name.and_then(|name| self.directory.find(&name)).ok_or_else(|| Fault::new(Reason::NoSuchService))
+        let name = router.service(door.select, ask).ok_or_else(|| Fault::new(Reason::NoSuchService))?;
+        // Before it is looked up: whoever may not call a service is not told whether it exists.
+        if let Some(globs) = &door.services {
+            let name: ServiceName = name.parse().map_err(|_| Fault::new(Reason::NoSuchService))?;
+            if !globs.iter().any(|glob| glob.matches(&name)) {
+                return Err(Fault::new(Reason::NotAllowed));
+            }
+        }
+        self.directory.find(&name).ok_or_else(|| Fault::new(Reason::NoSuchService))
     }
 
     /// After the 101 bytes pass both ways until somebody is done.
@@ -266,3 +272,6 @@ fn fail(mut record: Record, fault: &Fault, audience: &Audience) -> Response<Body
     record.answered(response.status().as_u16(), Some(fault.reason));
     response.map(|body| body.on_end(move |ending| record.ended(ending)))
 }
+
+#[cfg(test)]
+mod tests;

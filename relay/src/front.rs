@@ -76,7 +76,10 @@ struct Exchange {
 }
 
 /// One exchange on its connection, until it is dropped.
-pub(crate) struct Turn(Arc<Running>);
+pub(crate) struct Turn {
+    running: Arc<Running>,
+    since: Instant,
+}
 
 impl Front {
     /// A front over these exchanges, for so many connections at once.
@@ -199,7 +202,7 @@ impl Running {
     /// An exchange begins.
     pub(crate) fn begin(self: &Arc<Self>, now: Instant) -> Turn {
         *self.lock() = Some(Exchange { since: now, streaming: false });
-        Turn(Arc::clone(self))
+        Turn { running: Arc::clone(self), since: now }
     }
 
     /// Waits until what runs here has to end visibly: at `--drain-streams` for an answer that was already running for
@@ -236,9 +239,14 @@ impl Running {
 }
 
 impl Turn {
+    /// When it began.
+    pub(crate) fn since(&self) -> Instant {
+        self.since
+    }
+
     /// Its answer's head is out.
     pub(crate) fn streaming(&self) {
-        if let Some(exchange) = &mut *self.0.lock() {
+        if let Some(exchange) = &mut *self.running.lock() {
             exchange.streaming = true;
         }
     }
@@ -246,8 +254,8 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        *self.0.lock() = None;
-        self.0.ended.notify_waiters();
+        *self.running.lock() = None;
+        self.running.ended.notify_waiters();
     }
 }
 

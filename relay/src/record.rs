@@ -34,7 +34,7 @@ pub(crate) struct Record {
     /// When the answer's head came from the tunnel.
     pub(crate) origin: Option<Duration>,
     in_use: Option<InUse>,
-    running: Turn,
+    turn: Turn,
     log: Arc<AccessLog>,
     no_service: Arc<ServiceMetrics>,
     time: SystemTime,
@@ -62,13 +62,7 @@ impl Drop for InUse {
 
 impl Record {
     /// A request whose head was just read.
-    pub(crate) fn new(
-        parts: &Parts,
-        log: &Arc<AccessLog>,
-        no_service: &Arc<ServiceMetrics>,
-        running: Turn,
-        now: Instant,
-    ) -> Self {
+    pub(crate) fn new(parts: &Parts, log: &Arc<AccessLog>, no_service: &Arc<ServiceMetrics>, turn: Turn) -> Self {
         Self {
             bytes_in: Arc::default(),
             request_id: None,
@@ -76,11 +70,11 @@ impl Record {
             permits: Vec::new(),
             origin: None,
             in_use: None,
-            running,
+            started: turn.since(),
+            turn,
             log: Arc::clone(log),
             no_service: Arc::clone(no_service),
             time: SystemTime::now(),
-            started: now,
             method: parts.method.clone(),
             uri: parts.uri.clone(),
             trace_id: request::trace_id(&parts.headers).map(Box::from),
@@ -99,7 +93,7 @@ impl Record {
     pub(crate) fn answered(&mut self, status: u16, reason: Option<Reason>) {
         self.status = Some(status);
         self.reason = reason;
-        self.running.streaming();
+        self.turn.streaming();
     }
 
     /// When it came.

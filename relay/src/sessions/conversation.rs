@@ -184,7 +184,7 @@ impl<'a> Session<'a> {
                 Step::WaitUntil(until) => return Ok(Some(until)),
                 Step::Dead => return Ok(None),
                 Step::Ping(id) => {
-                    self.member.set_unanswered(Some(now));
+                    self.member.set_unanswered(self.liveness.unanswered_since());
                     self.frames.send(&ToConnector::Ping { id }).await?;
                 }
             }

@@ -255,6 +255,12 @@ impl Directory {
         }
     }
 
+    /// As if the registry had told of these services.
+    #[cfg(test)]
+    pub(crate) fn know(&self, known: &HashSet<ServiceName>) {
+        self.set_known(known);
+    }
+
     /// Replaces all pairs of one live connector.
     pub(super) fn set_pairs(&self, member: &Arc<Member>, pairs: &[Arc<Pair>]) {
         let mut services = lock(&self.services);

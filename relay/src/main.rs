@@ -32,6 +32,9 @@ use culvert_ops::secret;
 use cli::{Cli, Verb};
 use command::{ask, keys};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     exit::finish(Program::Relay.binary(), start())
 }

@@ -186,7 +186,8 @@ pub fn status_text(status: &Value) -> String {
         }
     }
     for service in status["services"].as_array().into_iter().flatten() {
-        let state = if service["up"] == true { "up".to_owned() } else { format!("down ({})", text(&service["reason"])) };
+        let state =
+            if service["up"] == true { "up".to_owned() } else { format!("down ({})", text(&service["reason"])) };
         lines.push(format!("service      {} {} {state}", text(&service["name"]), text(&service["origin"])));
     }
     lines.join("\n")
@@ -205,7 +206,14 @@ mod tests {
             "services": [{"name": "orders", "origin": "http://o:1", "up": false, "reason": "origin_refused"}],
         });
         let text = status_text(&status);
-        for line in ["name         -", "clock        behind?", "relay        r:1 down since -", "             no answer", "x refused: not granted", "service      orders http://o:1 down (origin_refused)"] {
+        for line in [
+            "name         -",
+            "clock        behind?",
+            "relay        r:1 down since -",
+            "             no answer",
+            "x refused: not granted",
+            "service      orders http://o:1 down (origin_refused)",
+        ] {
             assert!(text.contains(line), "{line}\n{text}");
         }
     }

@@ -127,7 +127,8 @@ pub async fn run(start: Start, drain: Drain) -> Result<Exit, Quit> {
     if let Some(notifier) = &notifier {
         notifier.ready("connecting");
     }
-    let app = App { shared, watched: Watched::new(watched), source, notifier, identity: identity_known, members: Vec::new() };
+    let app =
+        App { shared, watched: Watched::new(watched), source, notifier, identity: identity_known, members: Vec::new() };
     app.run(known, asked, reloads).await
 }
 

@@ -56,7 +56,14 @@ impl Board {
     }
 
     /// The session is live.
-    pub fn set_up(&self, relay: &str, remote: Option<SocketAddr>, version: &str, refused: &[RefusedService], now: SystemTime) {
+    pub fn set_up(
+        &self,
+        relay: &str,
+        remote: Option<SocketAddr>,
+        version: &str,
+        refused: &[RefusedService],
+        now: SystemTime,
+    ) {
         if let Some(state) = self.lock().get_mut(relay) {
             if !state.up {
                 state.since = Some(now);

@@ -248,4 +248,3 @@ fn find_at(flag: Option<&Path>, environment: &dyn Environment) -> Result<StateDi
     exit::say(format_args!("state directory: {}", state.path().display()));
     Ok(state)
 }
-

@@ -28,7 +28,9 @@ pub const SETTINGS: &[Setting] = &[
     Setting::new("ephemeral", Kind::Bool, "keep no state; the relay forgets this connector 10 min after it vanished")
         .or("false")
         .restart(),
-    Setting::new("admin.listen", Kind::Address, "where /livez, /readyz and /metrics are served").or("127.0.0.1:9481").restart(),
+    Setting::new("admin.listen", Kind::Address, "where /livez, /readyz and /metrics are served")
+        .or("127.0.0.1:9481")
+        .restart(),
     Setting::new("admin.group", Kind::Text, "the group that may use admin.sock").restart(),
     Setting::new("drain.timeout", Kind::Duration, "how long requests in flight may take at the end").or("25s"),
     Setting::new("allow.origins", Kind::List(&Kind::Text), "which origins a relay may manage"),
@@ -151,16 +153,18 @@ pub fn settle(loaded: &Loaded, environment: &dyn Environment) -> Result<Settled,
         let key = format!("service[{number}]");
         let service = place.service(&key, raw, &mut watched)?;
         if services.iter().any(|other| other.name == service.name) {
-            return Err(loaded.wrong(&format!("{key}.name"), format_args!("{:?} is there twice", service.name.as_str())));
+            return Err(
+                loaded.wrong(&format!("{key}.name"), format_args!("{:?} is there twice", service.name.as_str()))
+            );
         }
         services.push(service);
     }
     Ok(Settled {
         name: raw.name.as_deref().map(|name| place.parse("name", name)).transpose()?,
         ephemeral: raw.ephemeral,
-        admin_listen: listen
-            .parse()
-            .map_err(|_| loaded.wrong("admin.listen", format_args!("{listen:?} is not ADDRESS:PORT, as in 127.0.0.1:9481")))?,
+        admin_listen: listen.parse().map_err(|_| {
+            loaded.wrong("admin.listen", format_args!("{listen:?} is not ADDRESS:PORT, as in 127.0.0.1:9481"))
+        })?,
         admin_chosen: loaded.source("admin.listen") != Source::Default,
         admin_group: raw.admin.group,
         drain_timeout: raw.drain.timeout,
@@ -179,7 +183,8 @@ struct Place<'a> {
 impl Place<'_> {
     fn service(&self, key: &str, raw: &RawService, watched: &mut Vec<PathBuf>) -> Result<Service, ConfigError> {
         let missing = |what: &str| self.loaded.wrong(&format!("{key}.{what}"), "is missing");
-        let name: ServiceName = self.parse(&format!("{key}.name"), raw.name.as_ref().ok_or_else(|| missing("name"))?)?;
+        let name: ServiceName =
+            self.parse(&format!("{key}.name"), raw.name.as_ref().ok_or_else(|| missing("name"))?)?;
         let origin = raw.origin.as_ref().ok_or_else(|| missing("origin"))?;
         let origin: Origin = self.parse(&format!("{key}.origin"), origin)?;
         let tls = self.tls(&format!("{key}.tls"), &raw.tls, &origin, watched)?;

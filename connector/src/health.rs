@@ -140,7 +140,9 @@ async fn check(upstream: &Upstream) -> Option<String> {
     let service = &upstream.service;
     let attempt = async {
         match &service.health.path {
-            None => upstream.pool.opener().connect().await.map(drop).map_err(|fault| fault.reason.wire_name().to_owned()),
+            None => {
+                upstream.pool.opener().connect().await.map(drop).map_err(|fault| fault.reason.wire_name().to_owned())
+            }
             Some(path) => ask(upstream, path).await,
         }
     };

@@ -155,7 +155,8 @@ pub fn relays_of(refs: &[RelayRef]) -> Vec<Relay> {
         while taken(&name) {
             name.push('_');
         }
-        let relay = Relay { name: name.clone(), public_key: one.public_key, endpoints: vec![endpoint], psk_epoch: None };
+        let relay =
+            Relay { name: name.clone(), public_key: one.public_key, endpoints: vec![endpoint], psk_epoch: None };
         relays.push((name, relay));
     }
     relays.into_iter().map(|(_, relay)| relay).collect()
@@ -218,7 +219,8 @@ impl Store {
     /// # Errors
     /// [`IdentityError`]
     pub fn candidate(&self, token: &str) -> Result<Candidate, IdentityError> {
-        let fresh = || Candidate { private_key: PrivateKey::generate(), kem: KemKey::generate(), token: token.to_owned() };
+        let fresh =
+            || Candidate { private_key: PrivateKey::generate(), kem: KemKey::generate(), token: token.to_owned() };
         let Self::Directory(state) = self else { return Ok(fresh()) };
         if state.read_text(&joining("token"))?.is_some_and(|stored| stored.as_str() == token) {
             if let (Some(private_key), Some(kem)) = (read_key(state, &joining(PRIVATE))?, read_kem(state)?) {
@@ -421,8 +423,9 @@ mod tests {
     #[test]
     fn endpoints_of_one_key_are_one_relay_and_names_are_distinct() {
         let key = |byte| PrivateKey::from_bytes([byte; 32]).public_key();
-        let refs = [("a.example:1", 1), ("[2001:db8::1]:1", 2), ("b.example:1", 1), ("a.example:2", 3), ("a.example:2", 4)]
-            .map(|(text, byte)| RelayRef { endpoint: text.parse().unwrap(), public_key: key(byte) });
+        let refs =
+            [("a.example:1", 1), ("[2001:db8::1]:1", 2), ("b.example:1", 1), ("a.example:2", 3), ("a.example:2", 4)]
+                .map(|(text, byte)| RelayRef { endpoint: text.parse().unwrap(), public_key: key(byte) });
         let relays = relays_of(&refs);
         let names: Vec<_> = relays.iter().map(|relay| relay.name.as_str()).collect();
         assert_eq!(names, ["a.example", "2001_db8__1", "a.example_2", "a.example_2_"]);
@@ -497,7 +500,8 @@ mod tests {
             }
             if cut > 3 {
                 state.create_dir("relays/relay.example").unwrap();
-                rename(&state, "joining/relays/relay.example/preshared.key", "relays/relay.example/preshared.key").unwrap();
+                rename(&state, "joining/relays/relay.example/preshared.key", "relays/relay.example/preshared.key")
+                    .unwrap();
             }
             if cut > 4 {
                 rename(&state, "joining/joined.json", "joined.json").unwrap();
@@ -532,10 +536,8 @@ mod tests {
     #[test]
     fn a_second_relay_is_noted_beside_the_first() {
         let (store, _state) = store();
-        let refs = ["a.example:1", "b.example:1"].map(|text| RelayRef {
-            endpoint: text.parse().unwrap(),
-            public_key: PrivateKey::generate().public_key(),
-        });
+        let refs = ["a.example:1", "b.example:1"]
+            .map(|text| RelayRef { endpoint: text.parse().unwrap(), public_key: PrivateKey::generate().public_key() });
         let token = Token::generate(refs.to_vec());
         let mut identity = joined(&store, &token);
         assert_eq!(identity.joined.relays[1].psk_epoch, None);

@@ -44,7 +44,12 @@ pub struct Refused {
 ///
 /// # Errors
 /// [`Refused`]
-pub async fn join(shared: &Shared, token: &Token, candidate: &Candidate, relays: &[Relay]) -> Result<Admission, Refused> {
+pub async fn join(
+    shared: &Shared,
+    token: &Token,
+    candidate: &Candidate,
+    relays: &[Relay],
+) -> Result<Admission, Refused> {
     let mut asking = FuturesUnordered::new();
     let mut head_start = Duration::ZERO;
     for relay in relays {
@@ -162,9 +167,6 @@ fn admitted(candidate: &Candidate, own: &PublicKey, relay: &Relay, enrolled: Enr
     })
 }
 
-async fn within<T>(
-    patience: Duration,
-    work: impl Future<Output = Result<T, ControlError>>,
-) -> Result<T, ControlError> {
+async fn within<T>(patience: Duration, work: impl Future<Output = Result<T, ControlError>>) -> Result<T, ControlError> {
     timeout(patience, work).await.unwrap_or_else(|_| Err(ControlError::Io(std::io::ErrorKind::TimedOut.into())))
 }

@@ -49,7 +49,11 @@ impl ConnectorMetrics {
                 ["service"],
                 DURATIONS,
             ),
-            errors: registry.counters("culvert_errors_total", "Requests that failed here, by reason", ["service", "reason"]),
+            errors: registry.counters(
+                "culvert_errors_total",
+                "Requests that failed here, by reason",
+                ["service", "reason"],
+            ),
             in_flight: registry.gauges("culvert_inflight_requests", "Requests being served", ["service"]),
             service_up: registry.gauges("culvert_service_up", "Whether the origin's check passes", ["service"]),
             relay_up: registry.gauges("culvert_relay_up", "Whether there is a session with the relay", ["relay"]),
@@ -136,7 +140,8 @@ mod tests {
         metrics.answered(&orders, StatusCode::OK, Duration::from_millis(3));
         metrics.answered(&orders, StatusCode::BAD_GATEWAY, Duration::from_millis(3));
         metrics.failed(Some(&orders), Reason::OriginRefused);
-        let text = metrics.text(&[("orders".to_owned(), false)], &[("relay".to_owned(), true, Some(Duration::from_secs(2)))]);
+        let text =
+            metrics.text(&[("orders".to_owned(), false)], &[("relay".to_owned(), true, Some(Duration::from_secs(2)))]);
         for line in [
             "culvert_requests_total{service=\"orders\",code=\"200\"} 1",
             "culvert_requests_total{service=\"orders\",code=\"502\"} 1",

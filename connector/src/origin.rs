@@ -69,7 +69,6 @@ impl Origin {
     pub fn is_tls(&self) -> bool {
         matches!(self, Self::Tcp { tls: true, .. })
     }
-
 }
 
 impl FromStr for Origin {
@@ -179,7 +178,9 @@ mod tests {
     #[test]
     fn what_is_no_origin_is_refused_by_kind() {
         let kind = |text: &str| text.parse::<Origin>().unwrap_err();
-        for text in ["", "orders:8080", "http://", "http://:80", "http://a b", "http://a:0", "http://a:99999", "http://::1:80"] {
+        for text in
+            ["", "orders:8080", "http://", "http://:80", "http://a b", "http://a:0", "http://a:99999", "http://::1:80"]
+        {
             assert!(matches!(kind(text), BadOrigin::Shape(_)), "{text:?}");
         }
         assert_eq!(kind("h2c://a:1"), BadOrigin::Scheme("h2c".to_owned()));

@@ -276,3 +276,37 @@ async fn until(work: &mut Option<Work>) -> Fact {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use culvert_model::key::Psk;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_way_that_was_closed_gives_its_sockets_back() {
+        let speaker = Speaker {
+            private_key: PrivateKey::generate(),
+            psk: PskEpoch { epoch: 1, psk: Psk::generate() },
+            inner: "fd43:554c:5645::9".parse().unwrap(),
+            instance: InstanceId::new(),
+            reset_secret: [1; 32],
+        };
+        let relay = Relay {
+            name: "relay".to_owned(),
+            public_key: PrivateKey::generate().public_key(),
+            endpoints: vec!["127.0.0.1:9".to_owned()],
+            psk_epoch: Some(1),
+        };
+        let way = Way::open(&speaker, &relay).unwrap();
+        let addresses = way.plane.local_addrs();
+        assert!(addresses.iter().all(|address| culvert_plane::bind(*address).is_err()), "held while it is open");
+        way.plane.shutdown(CloseCode::Shutdown).await;
+        drop(way);
+        let deadline = now() + Duration::from_secs(10);
+        while !addresses.iter().all(|address| culvert_plane::bind(*address).is_ok()) {
+            assert!(now() < deadline, "the sockets stay open");
+            tokio::task::yield_now().await;
+        }
+    }
+}

@@ -59,7 +59,11 @@ struct Session<'a> {
 enum Draining {
     Not,
     /// Told; the relay confirms by answering this ping. Nothing ends before.
-    Told { ping: u64, by: Instant, _hold: InFlight },
+    Told {
+        ping: u64,
+        by: Instant,
+        _hold: InFlight,
+    },
     Known,
 }
 

@@ -44,7 +44,9 @@ pub fn problem(problem: &Problem, endpoint: &str) -> String {
              of them, and give each its own state directory"
         ),
         Problem::Version(versions) => {
-            format!("the relay at {endpoint} and this connector have no version in common: {versions}; upgrade the older")
+            format!(
+                "the relay at {endpoint} and this connector have no version in common: {versions}; upgrade the older"
+            )
         }
     }
 }
@@ -80,6 +82,11 @@ pub fn refusal(refusal: Refusal, at: Option<&str>) -> (String, String) {
             "the relay and this connector have no version in common".to_owned(),
             "upgrade the older of the two".to_owned(),
         ),
+        Refusal::Source => (
+            "the token may not be used from this address".to_owned(),
+            "join from where it may, or make another at the relay: culvert-relay token create TUNNEL --from CIDR"
+                .to_owned(),
+        ),
         Refusal::Other => {
             ("the relay refused this token, for a reason that this version does not know".to_owned(), create)
         }
@@ -110,8 +117,15 @@ mod tests {
             Problem::Replaced,
             Problem::Version("relay 3, connector 1".to_owned()),
         ];
-        let refusals =
-            [Refusal::Expired, Refusal::UsedUp, Refusal::Revoked, Refusal::Malformed, Refusal::Version, Refusal::Other];
+        let refusals = [
+            Refusal::Expired,
+            Refusal::UsedUp,
+            Refusal::Revoked,
+            Refusal::Malformed,
+            Refusal::Version,
+            Refusal::Source,
+            Refusal::Other,
+        ];
         let lines: BTreeSet<String> = problems
             .iter()
             .map(|one| problem(one, "relay.example:51820"))

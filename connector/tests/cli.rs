@@ -113,8 +113,17 @@ fn token(endpoint: &str) -> String {
 #[test]
 fn every_command_has_help_and_a_version() {
     let host = Host::new();
-    for args in [&["--help"][..], &["run", "--help"], &["key", "--help"], &["key", "show", "--help"], &["status", "--help"],
-        &["ready", "--help"], &["reload", "--help"], &["check", "--help"], &["completion", "--help"]] {
+    for args in [
+        &["--help"][..],
+        &["run", "--help"],
+        &["key", "--help"],
+        &["key", "show", "--help"],
+        &["status", "--help"],
+        &["ready", "--help"],
+        &["reload", "--help"],
+        &["check", "--help"],
+        &["completion", "--help"],
+    ] {
         let ran = host.run(args);
         assert!(ran.status == 0 && ran.out.contains("Usage: culvert-connector"), "{args:?} {}", ran.err);
     }
@@ -142,7 +151,11 @@ fn a_secret_on_the_command_line_ends_2_and_is_not_repeated() {
     for args in [["run", token.as_str()], ["run", "--service=a=http://user:hunter2@x"]] {
         let ran = host.run(&args);
         assert_eq!(ran.status, 2);
-        assert!(ran.err.contains("command line") && !ran.err.contains("hunter2") && !ran.err.contains(&token), "{}", ran.err);
+        assert!(
+            ran.err.contains("command line") && !ran.err.contains("hunter2") && !ran.err.contains(&token),
+            "{}",
+            ran.err
+        );
     }
 }
 
@@ -174,7 +187,11 @@ fn check_prints_each_value_with_its_source_and_no_secret() {
     let ran = host.run(&["check", "--config", &file, "--service", "b=unix:/run/b.sock"]);
     assert_eq!(ran.status, 0, "{}", ran.err);
     assert!(!ran.out.contains("hunter2") && !ran.err.contains("hunter2"));
-    for line in ["admin.listen = \"127.0.0.1:9481\"  # default", "service[0].origin = \"http://x\"  # ", "service[1].name = \"b\"  # --service"] {
+    for line in [
+        "admin.listen = \"127.0.0.1:9481\"  # default",
+        "service[0].origin = \"http://x\"  # ",
+        "service[1].name = \"b\"  # --service",
+    ] {
         assert!(ran.out.contains(line), "{line}\n{}", ran.out);
     }
     let json: serde_json::Value = serde_json::from_str(&host.run(&["check", "--json", "--config", &file]).out).unwrap();
@@ -194,7 +211,9 @@ fn a_malformed_token_ends_78_without_a_packet() {
     let host = Host::new();
     let mut damaged = token("relay.example:51820");
     damaged.truncate(damaged.len() - 2);
-    for (text, says) in [("hello", "not a Culvert token"), (damaged.as_str(), "damaged"), ("culvert_t9_x", "newer kind")] {
+    for (text, says) in
+        [("hello", "not a Culvert token"), (damaged.as_str(), "damaged"), ("culvert_t9_x", "newer kind")]
+    {
         let file = host.write("token", text, 0o600);
         let ran = host.run(&["run", "--state-dir", &host.state(), "--token-file", &file]);
         assert!(ran.status == 78 && ran.err.contains(says) && !ran.err.contains(text), "{text} {}", ran.err);
@@ -335,7 +354,8 @@ fn an_ephemeral_connector_writes_nothing() {
     let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
     let host = Host::new();
     let token = host.write("token", &token(&silent.local_addr().unwrap().to_string()), 0o600);
-    let running = Running::start(&host, &["run", "--ephemeral", "--token-file", &token, "--admin-listen", "127.0.0.1:0"]);
+    let running =
+        Running::start(&host, &["run", "--ephemeral", "--token-file", &token, "--admin-listen", "127.0.0.1:0"]);
     running.says("joining");
     let names: Vec<_> = fs::read_dir(host.0.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names.len(), 2, "token and log alone: {names:?}");

@@ -13,7 +13,6 @@ use culvert_connector::identity::Store;
 use culvert_connector::{Start, run};
 use culvert_model::close::CloseCode;
 use culvert_model::control::{Refusal, ToConnector, ToRelay};
-use culvert_model::key::PrivateKey;
 use culvert_model::token::Token;
 use culvert_ops::drain::{Drain, Plan};
 use culvert_ops::exit::{Exit, Quit};
@@ -27,7 +26,8 @@ use tokio::time::timeout;
 use played::{Answer, PlayedRelay, token_for};
 
 const PATIENCE: Duration = Duration::from_secs(20);
-const PLAN: Plan = Plan { delay: Duration::from_millis(100), timeout: Duration::from_secs(10), streams: Duration::from_secs(9) };
+const PLAN: Plan =
+    Plan { delay: Duration::from_millis(100), timeout: Duration::from_secs(10), streams: Duration::from_secs(9) };
 
 /// A connector in this process.
 struct Connector {
@@ -100,7 +100,7 @@ async fn get(connection: &culvert_plane::Connection) -> String {
 
 #[tokio::test]
 async fn a_connector_joins_announces_and_serves_and_comes_back_without_a_token() {
-    let mut relay = PlayedRelay::start(PrivateKey::generate()).await;
+    let mut relay = PlayedRelay::start();
     let token = token_for(&[&relay]);
     relay.accept(&token);
     let (service, _origin) = origin().await;
@@ -124,7 +124,7 @@ async fn a_connector_joins_announces_and_serves_and_comes_back_without_a_token()
 async fn every_refusal_ends_78_in_its_own_words() {
     let mut said = Vec::new();
     for refusal in [Refusal::Expired, Refusal::UsedUp, Refusal::Revoked, Refusal::Version] {
-        let relay = PlayedRelay::start(PrivateKey::generate()).await;
+        let relay = PlayedRelay::start();
         let token = token_for(&[&relay]);
         relay.accept(&token);
         relay.answer(Answer::Refuse(refusal));
@@ -140,7 +140,7 @@ async fn every_refusal_ends_78_in_its_own_words() {
 
 #[tokio::test]
 async fn an_answer_that_is_lost_is_asked_for_again_with_the_same_key() {
-    let mut relay = PlayedRelay::start(PrivateKey::generate()).await;
+    let mut relay = PlayedRelay::start();
     let token = token_for(&[&relay]);
     relay.accept(&token);
     relay.answer(Answer::Lose);
@@ -161,7 +161,7 @@ async fn an_answer_that_is_lost_is_asked_for_again_with_the_same_key() {
 
 #[tokio::test]
 async fn a_revoked_connector_ends_78() {
-    let mut relay = PlayedRelay::start(PrivateKey::generate()).await;
+    let mut relay = PlayedRelay::start();
     let token = token_for(&[&relay]);
     relay.accept(&token);
     let state = StateDir::temporary().unwrap();
@@ -174,9 +174,8 @@ async fn a_revoked_connector_ends_78() {
 }
 
 #[tokio::test]
-async fn a_session_that_breaks_and_a_relay_that_restarts_are_come_back_to() {
-    let key = PrivateKey::generate();
-    let mut relay = PlayedRelay::start(key.clone()).await;
+async fn a_session_that_breaks_and_a_relay_that_forgot_it_are_come_back_to() {
+    let mut relay = PlayedRelay::start();
     let token = token_for(&[&relay]);
     relay.accept(&token);
     let (service, _origin) = origin().await;
@@ -186,9 +185,7 @@ async fn a_session_that_breaks_and_a_relay_that_restarts_are_come_back_to() {
     member.connection.close(CloseCode::Silent);
     let member = relay.announced().await;
     assert!(get(&member.connection).await.ends_with("ok"));
-
-    drop(member);
-    let mut relay = relay.restarted(key).await;
+    relay.forget(&member.connection).await;
     let member = relay.announced().await;
     assert!(get(&member.connection).await.ends_with("ok"));
     assert_eq!(connector.drained().await, Exit::Ok);
@@ -196,7 +193,7 @@ async fn a_session_that_breaks_and_a_relay_that_restarts_are_come_back_to() {
 
 #[tokio::test]
 async fn an_origin_that_goes_away_is_told_at_once() {
-    let mut relay = PlayedRelay::start(PrivateKey::generate()).await;
+    let mut relay = PlayedRelay::start();
     let token = token_for(&[&relay]);
     relay.accept(&token);
     let (service, origin) = origin().await;
@@ -217,7 +214,7 @@ async fn an_origin_that_goes_away_is_told_at_once() {
 
 #[tokio::test]
 async fn the_relay_is_told_before_the_end_and_what_is_in_flight_finishes() {
-    let mut relay = PlayedRelay::start(PrivateKey::generate()).await;
+    let mut relay = PlayedRelay::start();
     let token = token_for(&[&relay]);
     relay.accept(&token);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -240,7 +237,10 @@ async fn the_relay_is_told_before_the_end_and_what_is_in_flight_finishes() {
     // Sent before the relay knew: it is served as well.
     let late = spawn("test.late", async move {
         let mut stream = member.connection.open().await.unwrap();
-        stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nculvert-service: nobody\r\nconnection: close\r\n\r\n").await.unwrap();
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nhost: a\r\nculvert-service: nobody\r\nconnection: close\r\n\r\n")
+            .await
+            .unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
         answer
@@ -264,7 +264,7 @@ async fn a_reload_announces_the_new_services_on_the_same_session() {
             }
         }
     }
-    let mut relay = PlayedRelay::start(PrivateKey::generate()).await;
+    let mut relay = PlayedRelay::start();
     let token = token_for(&[&relay]);
     relay.accept(&token);
     let (service, _origin) = origin().await;
@@ -280,7 +280,9 @@ async fn a_reload_announces_the_new_services_on_the_same_session() {
     assert!(get(&member.connection).await.ends_with("ok"), "a bad file changes nothing");
     reload.send(()).await.unwrap();
     let names = relay.heard(|message| match message {
-        ToRelay::Announce(announce) => Some(announce.services.iter().map(|one| one.name.to_string()).collect::<Vec<_>>()),
+        ToRelay::Announce(announce) => {
+            Some(announce.services.iter().map(|one| one.name.to_string()).collect::<Vec<_>>())
+        }
         _ => None,
     });
     assert_eq!(names.await, ["billing"]);
@@ -291,7 +293,7 @@ async fn a_reload_announces_the_new_services_on_the_same_session() {
 
 #[tokio::test]
 async fn another_token_joins_anew_and_the_former_session_drains() {
-    let mut old = PlayedRelay::start(PrivateKey::generate()).await;
+    let mut old = PlayedRelay::start();
     let first = token_for(&[&old]);
     old.accept(&first);
     let state = StateDir::temporary().unwrap();
@@ -299,7 +301,7 @@ async fn another_token_joins_anew_and_the_former_session_drains() {
     old.announced().await;
     assert_eq!(connector.drained().await, Exit::Ok);
 
-    let mut new = PlayedRelay::start(PrivateKey::generate()).await;
+    let mut new = PlayedRelay::start();
     let second = token_for(&[&new]);
     let connector = Connector::start(start(&[], &state, Some(&second)));
     let former = old.announced().await;
@@ -315,8 +317,8 @@ async fn another_token_joins_anew_and_the_former_session_drains() {
 
 #[tokio::test]
 async fn a_token_of_two_relays_is_one_connector_at_both() {
-    let mut one = PlayedRelay::start(PrivateKey::generate()).await;
-    let mut two = PlayedRelay::start(PrivateKey::generate()).await;
+    let mut one = PlayedRelay::start();
+    let mut two = PlayedRelay::start();
     let token = token_for(&[&one, &two]);
     one.accept(&token);
     two.accept(&token);
@@ -331,7 +333,7 @@ async fn a_token_of_two_relays_is_one_connector_at_both() {
 
 #[tokio::test]
 async fn a_relay_that_pings_is_answered_and_a_silent_one_is_left_within_five_seconds() {
-    let mut relay = PlayedRelay::start(PrivateKey::generate()).await;
+    let mut relay = PlayedRelay::start();
     let token = token_for(&[&relay]);
     relay.accept(&token);
     let state = StateDir::temporary().unwrap();

@@ -57,7 +57,10 @@ fn a_service_has_all_its_parts() {
     let settled = settled(text).unwrap();
     assert_eq!(settled.name.unwrap().as_str(), "dc1-a");
     let service = &settled.services[0];
-    assert_eq!((service.name.as_str(), service.origin.to_string()), ("orders", "http://orders.internal:8080".to_owned()));
+    assert_eq!(
+        (service.name.as_str(), service.origin.to_string()),
+        ("orders", "http://orders.internal:8080".to_owned())
+    );
     assert_eq!(service.host, HostPolicy::Preserve);
     let headers: Vec<_> = service.headers.iter().map(|set| (set.name.as_str(), set.value.to_str().unwrap())).collect();
     assert_eq!(headers, [("authorization", "Bearer s3cret"), ("x-plain", "text")]);
@@ -82,8 +85,10 @@ fn defaults_stand_where_nothing_is_said() {
 #[test]
 fn services_come_from_flag_and_variable_by_name() {
     let host = Host::new("[[service]]\nname = \"a\"\norigin = \"http://file\"\nhost = \"preserve\"\n");
-    let settled = host.settle(&[("CULVERT_CONNECTOR_SERVICE", "a=http://env b=http://b")], &["c=unix:/run/c.sock"]).unwrap();
-    let all: Vec<_> = settled.services.iter().map(|service| format!("{}={}", service.name.as_str(), service.origin)).collect();
+    let settled =
+        host.settle(&[("CULVERT_CONNECTOR_SERVICE", "a=http://env b=http://b")], &["c=unix:/run/c.sock"]).unwrap();
+    let all: Vec<_> =
+        settled.services.iter().map(|service| format!("{}={}", service.name.as_str(), service.origin)).collect();
     assert_eq!(all, ["a=http://env:80", "b=http://b:80", "c=unix:/run/c.sock"]);
     assert_eq!(settled.services[0].host, HostPolicy::Preserve);
 }
@@ -98,7 +103,11 @@ fn what_means_nothing_is_refused_with_its_line() {
         (format!("{service}{service}"), 5, "twice"),
         (format!("{service}[service.auth]\ntype = \"jwt\"\n"), 4, "unknown key"),
         (format!("{service}[[callback]]\nlisten = \"127.0.0.1:1\"\n"), 4, "unknown key"),
-        (format!("{service}[service.headers]\nauthorization = {{ env = \"MISSING\" }}\n"), 5, "MISSING is not set, or empty"),
+        (
+            format!("{service}[service.headers]\nauthorization = {{ env = \"MISSING\" }}\n"),
+            5,
+            "MISSING is not set, or empty",
+        ),
         (format!("{service}[service.headers]\nhost = \"x\"\n"), 5, "host = "),
         (format!("{service}[service.headers]\nConnection = \"x\"\n"), 5, "belongs to the connection"),
         (format!("{service}[service.headers]\nCulvert-Service = \"x\"\n"), 5, "belongs to the connection"),
@@ -128,9 +137,8 @@ fn an_https_origin_needs_readable_files() {
 
 #[test]
 fn files_of_secrets_are_watched() {
-    let host = Host::new(
-        "[[service]]\nname = \"a\"\norigin = \"http://x\"\n[service.headers]\nx-key = { file = \"key\" }\n",
-    );
+    let host =
+        Host::new("[[service]]\nname = \"a\"\norigin = \"http://x\"\n[service.headers]\nx-key = { file = \"key\" }\n");
     fs::write(host.0.path().join("key"), "one\n").unwrap();
     let settled = host.settle(&[], &[]).unwrap();
     assert_eq!(settled.watched, [host.0.path().join("key")]);

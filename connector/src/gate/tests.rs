@@ -92,7 +92,8 @@ impl Tunnel {
         .await
         .expect("an answer comes");
         let head = String::from_utf8(bytes).unwrap();
-        let length = head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
+        let length =
+            head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
         let mut body = vec![0; length.unwrap_or(0)];
         timeout(PATIENCE, self.stream.read_exact(&mut body)).await.expect("a body comes").unwrap();
         head + std::str::from_utf8(&body).unwrap()
@@ -116,7 +117,8 @@ fn failure_of(answer: &str) -> &str {
 #[tokio::test]
 async fn a_request_reaches_its_origin_and_the_answer_comes_back() {
     let mut origin =
-        FakeOrigin::start(|_, _| Some(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nX-Own: kept\r\n\r\nhello".to_vec())).await;
+        FakeOrigin::start(|_, _| Some(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nX-Own: kept\r\n\r\nhello".to_vec()))
+            .await;
     let mut tunnel = Tunnel::to(&format!("http://{}", origin.address));
     let answer = tunnel.get("//a%2Fb?x=%20&y").await;
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\nhello"), "{answer}");
@@ -132,7 +134,12 @@ async fn a_request_reaches_its_origin_and_the_answer_comes_back() {
 #[tokio::test]
 async fn what_is_not_in_the_table_does_not_exist() {
     let mut tunnel = Tunnel::to("http://127.0.0.1:1");
-    for field in ["culvert-service: billing\r\n", "", "culvert-service: orders\r\nculvert-service: orders\r\n", "culvert-service: ../x\r\n"] {
+    for field in [
+        "culvert-service: billing\r\n",
+        "",
+        "culvert-service: orders\r\nculvert-service: orders\r\n",
+        "culvert-service: ../x\r\n",
+    ] {
         tunnel.send(&format!("GET / HTTP/1.1\r\nhost: a\r\n{field}\r\n")).await;
         let answer = tunnel.answer().await;
         assert_eq!(failure_of(&answer), "no_such_service; sent=0", "{field}{answer}");
@@ -215,10 +222,9 @@ async fn an_origin_that_closed_while_idle_fails_no_request() {
 
 #[tokio::test]
 async fn a_request_that_may_have_been_acted_on_is_not_sent_again() {
-    let mut origin = FakeOrigin::start(|count, _| {
-        (count == 0).then(|| b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok".to_vec())
-    })
-    .await;
+    let mut origin =
+        FakeOrigin::start(|count, _| (count == 0).then(|| b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok".to_vec()))
+            .await;
     let mut tunnel = Tunnel::to(&format!("http://{}", origin.address));
     tunnel.get("/").await;
     tunnel.gate.origins.table().upstream("orders").unwrap().rest();
@@ -265,7 +271,9 @@ async fn an_upgraded_connection_passes_bytes_both_ways() {
     tunnel.stream = near;
     let kept = upgraded.clone();
     let serving = spawn("test.gate", async move { gate.stream(far, &kept).await });
-    tunnel.send("GET /ws HTTP/1.1\r\nhost: a\r\nculvert-service: orders\r\nconnection: Upgrade\r\nupgrade: echo\r\n\r\n").await;
+    tunnel
+        .send("GET /ws HTTP/1.1\r\nhost: a\r\nculvert-service: orders\r\nconnection: Upgrade\r\nupgrade: echo\r\n\r\n")
+        .await;
     let answer = tunnel.answer().await;
     assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
     let mut first = [0; 5];

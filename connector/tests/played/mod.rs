@@ -84,10 +84,9 @@ struct Known {
 
 /// A token that names these relays.
 pub fn token_for(relays: &[&PlayedRelay]) -> Token {
-    let refs = relays.iter().map(|relay| RelayRef {
-        endpoint: relay.address.to_string().parse().unwrap(),
-        public_key: relay.public_key,
-    });
+    let refs = relays
+        .iter()
+        .map(|relay| RelayRef { endpoint: relay.address.to_string().parse().unwrap(), public_key: relay.public_key });
     Token::generate(refs.collect())
 }
 
@@ -100,7 +99,8 @@ impl Member {
 
 impl PlayedRelay {
     /// Starts one on a free port.
-    pub async fn start(private_key: PrivateKey) -> Self {
+    pub fn start() -> Self {
+        let private_key = PrivateKey::generate();
         let stage = Arc::new(Stage {
             private_key,
             answer: Mutex::new(Answer::Admit),
@@ -111,26 +111,12 @@ impl PlayedRelay {
         Self::play("127.0.0.1:0".parse().unwrap(), stage)
     }
 
-    /// Ends, and starts again on the same port with what is on disk: keys and members.
-    pub async fn restarted(self, private_key: PrivateKey) -> Self {
-        let (address, stage) = (self.address, self.stage.clone());
-        self.plane.shutdown(CloseCode::Shutdown).await;
-        drop(self);
-        let members = stage.members.lock().unwrap().clone();
-        let stage = Arc::new(Stage {
-            private_key,
-            answer: Mutex::new(Answer::Admit),
-            members: Mutex::new(members),
-            enrolments: Mutex::default(),
-            silent: AtomicBool::new(false),
-        });
-        // The port is free once the tasks that hold the socket are gone.
-        let deadline = std::time::Instant::now() + PATIENCE;
-        while culvert_plane::bind(address).is_err() {
-            assert!(std::time::Instant::now() < deadline, "the port stays taken");
-            tokio::task::yield_now().await;
+    /// Forgets every session with this member, as a restart does, and knows it again from what is on disk.
+    pub async fn forget(&self, connection: &Connection) {
+        self.plane.remove_peer(connection.peer(), CloseCode::Shutdown).await;
+        for known in self.stage.members.lock().unwrap().iter() {
+            self.plane.add_peer(known.peer()).unwrap();
         }
-        Self::play(address, stage)
     }
 
     fn play(address: SocketAddr, stage: Arc<Stage>) -> Self {
@@ -151,9 +137,6 @@ impl PlayedRelay {
             streams: StreamLimits::default(),
         };
         let (plane, events) = Plane::start(config).unwrap();
-        for known in stage.members.lock().unwrap().iter() {
-            plane.add_peer(known.peer()).unwrap();
-        }
         let (tell, heard) = mpsc::unbounded_channel();
         let plays = spawn("test.relay", play(plane.clone(), events, stage.clone(), tell));
         Self { plane, address, public_key: stage.private_key.public_key(), heard, stage, _plays: plays }
@@ -249,12 +232,7 @@ async fn play(plane: Plane, mut events: Events, stage: Arc<Stage>, tell: mpsc::U
     }
 }
 
-async fn enrol(
-    plane: Plane,
-    stage: &Stage,
-    connection: Connection,
-    tell: mpsc::UnboundedSender<Heard>,
-) -> Option<()> {
+async fn enrol(plane: Plane, stage: &Stage, connection: Connection, tell: mpsc::UnboundedSender<Heard>) -> Option<()> {
     let (read, write) = tokio::io::split(connection.accept().await.ok()?);
     let (mut incoming, mut outgoing) = (Incoming::new(read), Outgoing::new(write));
     let ToRelay::Enrol(request) = incoming.next().await.ok()? else { return None };

@@ -141,6 +141,8 @@ pub enum Refusal {
     Malformed,
     /// The ends have no version in common.
     Version,
+    /// The token may not be used from this address.
+    Source,
     /// A refusal of a later version.
     #[serde(other)]
     Other,

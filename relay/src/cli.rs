@@ -3,6 +3,7 @@
 //! Must never do anything but read: [`RelayVerb::into_command`] names what to do, others do it. What does not work yet is not
 //! here, so that it is not in `--help` either.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use clap_complete::Shell;
 use culvert_model::name::{Grant, Label, ServiceName};
 use culvert_model::token::Endpoint;
 use culvert_model::units::parse_optional_duration;
+use ipnet::IpNet;
 
 use crate::command::{Command, TokenTerms};
 
@@ -171,6 +173,9 @@ pub(crate) struct TermsArgs {
     /// How long it may be used: 30m, 24h, 7d or "never"
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = expires)]
     pub(crate) expires: Expires,
+    /// Network it may be used from, as in 192.0.2.0/24 [default: anywhere]
+    #[arg(long, value_name = "CIDR", value_parser = network)]
+    pub(crate) from: Vec<IpNet>,
     /// Where connectors dial, instead of the configured endpoints
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) endpoint: Vec<Endpoint>,
@@ -391,6 +396,7 @@ impl From<TermsArgs> for TokenTerms {
         Self {
             uses: terms.uses.0,
             expires_seconds: terms.expires.0.map(|lasting| lasting.as_secs().max(1)),
+            from: terms.from,
             endpoints: terms.endpoint.iter().map(ToString::to_string).collect(),
         }
     }
@@ -413,6 +419,12 @@ fn expires(text: &str) -> Result<Expires, String> {
         }
         lasting => Ok(Expires(lasting)),
     }
+}
+
+fn network(text: &str) -> Result<IpNet, String> {
+    let one = || text.parse().map(|address: IpAddr| IpNet::from(address));
+    let net: IpNet = text.parse().or_else(|_| one()).map_err(|_| "a network or an address is expected".to_owned())?;
+    Ok(net.trunc())
 }
 
 fn shell(text: &str) -> Result<Shell, String> {
@@ -440,6 +452,7 @@ mod tests {
         let terms = |uses, hours: Option<u64>| TokenTerms {
             uses,
             expires_seconds: hours.map(|hours| hours * 3600),
+            from: Vec::new(),
             endpoints: Vec::new(),
         };
         let id = || "con_x".to_owned();
@@ -457,6 +470,16 @@ mod tests {
             (
                 "token create dc1 --uses unlimited --expires never",
                 Command::TokenCreate { tunnel: "dc1".to_owned(), token: terms(None, None) },
+            ),
+            (
+                "token create dc1 --from 192.0.2.7/24 --from 2001:db8::1",
+                Command::TokenCreate {
+                    tunnel: "dc1".to_owned(),
+                    token: TokenTerms {
+                        from: vec!["192.0.2.0/24".parse().unwrap(), "2001:db8::1/128".parse().unwrap()],
+                        ..terms(Some(1), Some(24))
+                    },
+                },
             ),
             ("tunnel ls", Command::TunnelList),
             ("tunnel describe dc1", Command::TunnelShow { tunnel: "dc1".to_owned() }),
@@ -487,6 +510,7 @@ mod tests {
             "tunnel create dc1 --service orders --expires soon",
             "tunnel set dc1",
             "token create dc1 --endpoint nowhere",
+            "token create dc1 --from nowhere",
             "completion tcsh",
             "gateway list",
             "audit",

@@ -158,7 +158,12 @@ async fn token(control: &Control, names: &[String]) -> Result<Token, Quit> {
     for name in names {
         grants.push(name.parse().or_usage("--service")?);
     }
-    let terms = TokenTerms { uses: Some(1), expires_seconds: Some(60), endpoints: listening(control, "wireguard") };
+    let terms = TokenTerms {
+        uses: Some(1),
+        expires_seconds: Some(60),
+        from: Vec::new(),
+        endpoints: listening(control, "wireguard"),
+    };
     let name = TUNNEL.parse().or_failed("tunnel")?;
     let command = Command::TunnelCreate { name, services: grants, shared: false, token: terms };
     let reply = control.carry_out(command::Request { actor: TUNNEL.to_owned(), command }).await;

@@ -259,6 +259,7 @@ mod tests {
                 tunnel: tunnel.id.clone(),
                 bootstrap_key,
                 psk: identity.seal(&token.bootstrap_psk(), SealedFor::Token(&bootstrap_key)),
+                sources: Vec::new(),
                 uses_left,
                 expires: None,
                 revoked: None,

@@ -25,6 +25,7 @@ use culvert_model::key::PublicKey;
 use culvert_model::name::{Grant, Label};
 use culvert_model::token::Endpoint;
 use culvert_ops::exit::{Exit, Quit};
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::identity::Identity;
@@ -78,6 +79,9 @@ pub(crate) struct TokenTerms {
     pub(crate) uses: Option<u32>,
     /// None = never.
     pub(crate) expires_seconds: Option<u64>,
+    /// Where it may be used from; empty = anywhere.
+    #[serde(default)]
+    pub(crate) from: Vec<IpNet>,
     /// Where connectors dial, `HOST:PORT`; empty = as the relay is configured.
     pub(crate) endpoints: Vec<String>,
 }

@@ -361,7 +361,7 @@ impl Live for Made {
 }
 
 fn terms() -> TokenTerms {
-    TokenTerms { uses: Some(1), expires_seconds: Some(DAY), endpoints: Vec::new() }
+    TokenTerms { uses: Some(1), expires_seconds: Some(DAY), from: Vec::new(), endpoints: Vec::new() }
 }
 
 fn now() -> SystemTime {

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use culvert_model::id::{TokenId, TunnelId};
 use culvert_model::token::{Endpoint, MAX_RELAYS, RelayRef, Token};
 use culvert_ops::time::rfc3339;
+use ipnet::IpNet;
 use serde_json::json;
 use zeroize::Zeroizing;
 
@@ -38,6 +39,7 @@ pub(super) fn mint(
         tunnel: tunnel.clone(),
         bootstrap_key,
         psk: facts.identity.seal(&token.bootstrap_psk(), SealedFor::Token(&bootstrap_key)),
+        sources: terms.from.clone(),
         uses_left: terms.uses,
         expires: terms.expires_seconds.map(|seconds| now + Duration::from_secs(seconds)),
         revoked: None,
@@ -97,13 +99,14 @@ pub(super) fn lines(view: &View, tokens: &[&TokenRow]) -> String {
             token.uses_left.map_or_else(|| "unlimited".to_owned(), |uses| uses.to_string()),
             token.expires.map_or_else(|| "never".to_owned(), |at| relative(at, view.now)),
             or_dash(token.last_used.map(|at| relative(at, view.now))),
+            if token.sources.is_empty() { "anywhere".to_owned() } else { list(&token.sources) },
         ]
     };
     let rows: Vec<_> = tokens.iter().map(row).collect();
     if rows.is_empty() {
         return String::new();
     }
-    table(["TOKEN", "TUNNEL", "STATE", "USES LEFT", "EXPIRES", "LAST USED"], &rows)
+    table(["TOKEN", "TUNNEL", "STATE", "USES LEFT", "EXPIRES", "LAST USED", "FROM"], &rows)
 }
 
 impl Minted {
@@ -117,8 +120,14 @@ impl Minted {
         let until = self.row.expires.map_or_else(String::new, |at| {
             format!(" within {} (until {})", rough(at.duration_since(now).unwrap_or_default()), rfc3339(at))
         });
-        format!("token {} lets {who} join{until}; it is shown this once", self.row.id)
+        let from =
+            if self.row.sources.is_empty() { String::new() } else { format!(" from {}", list(&self.row.sources)) };
+        format!("token {} lets {who} join{from}{until}; it is shown this once", self.row.id)
     }
+}
+
+fn list(nets: &[IpNet]) -> String {
+    nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }
 
 fn endpoints(terms: &TokenTerms, facts: &Facts<'_>) -> Result<Vec<Endpoint>, CommandError> {

@@ -180,6 +180,7 @@ impl View {
             "id": token.id,
             "tunnel": self.tunnel_name(&token.tunnel),
             "uses_left": token.uses_left,
+            "from": token.sources,
             "expires": token.expires.map(rfc3339),
             "last_used": token.last_used.map(rfc3339),
             "state": token.state(self.now).as_str(),

@@ -2,6 +2,7 @@
 //!
 //! Must never read a clock or a database: every engine asks these functions inside its transaction.
 
+use std::net::IpAddr;
 use std::time::SystemTime;
 
 use culvert_model::control::Refusal;
@@ -27,8 +28,30 @@ pub(crate) enum Verdict {
     Silence,
 }
 
-/// Judges the holder of `token` whose public key is that of `known`, if any connector has it.
-pub(crate) fn judge(token: &TokenRow, known: Option<&ConnectorRow>, now: SystemTime) -> Verdict {
+/// Judges the holder of `token` who asks from `source` and whose public key is that of `known`, if any connector has it.
+pub(crate) fn judge(token: &TokenRow, known: Option<&ConnectorRow>, source: IpAddr, now: SystemTime) -> Verdict {
+    match by_state(token, known, now) {
+        Verdict::Join | Verdict::Repeat if !token.allows(source) => {
+            Verdict::Refuse { refusal: Refusal::Source, at: None }
+        }
+        verdict => verdict,
+    }
+}
+
+/// The epoch of the next pre-shared key, given those with the same relay, and the one to keep beside it.
+///
+/// INVARIANT: the two differ by one, so that one bit tells them apart in a session index. The one kept is the newest that
+/// is confirmed, so that somebody who repeats another's enrolment cannot cut it off; else the newest.
+pub(crate) fn next_epoch(psks: &[SealedPsk], relay: &str) -> (u32, Option<u32>) {
+    let ours = || psks.iter().filter(|psk| psk.relay == relay);
+    let confirmed = ours().filter(|psk| psk.confirmed).map(|psk| psk.epoch).max();
+    match confirmed.or_else(|| ours().map(|psk| psk.epoch).max()) {
+        Some(kept) => (kept.saturating_add(1), Some(kept)),
+        None => (1, None),
+    }
+}
+
+fn by_state(token: &TokenRow, known: Option<&ConnectorRow>, now: SystemTime) -> Verdict {
     if token.is_forgotten(now) {
         return Verdict::Silence;
     }
@@ -57,19 +80,6 @@ pub(crate) fn judge(token: &TokenRow, known: Option<&ConnectorRow>, now: SystemT
     }
 }
 
-/// The epoch of the next pre-shared key, given those with the same relay, and the one to keep beside it.
-///
-/// INVARIANT: the two differ by one, so that one bit tells them apart in a session index. The one kept is the newest that
-/// is confirmed, so that somebody who repeats another's enrolment cannot cut it off; else the newest.
-pub(crate) fn next_epoch(psks: &[SealedPsk], relay: &str) -> (u32, Option<u32>) {
-    let ours = || psks.iter().filter(|psk| psk.relay == relay);
-    let confirmed = ours().filter(|psk| psk.confirmed).map(|psk| psk.epoch).max();
-    match confirmed.or_else(|| ours().map(|psk| psk.epoch).max()) {
-        Some(kept) => (kept.saturating_add(1), Some(kept)),
-        None => (1, None),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -82,6 +92,7 @@ mod tests {
     use super::*;
 
     const MADE: SystemTime = SystemTime::UNIX_EPOCH;
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 9));
     const HOUR: Duration = Duration::from_secs(3600);
 
     #[test]
@@ -92,24 +103,24 @@ mod tests {
         let at = Some(MADE + HOUR);
         for (row, refusal) in [(expired, Refusal::Expired), (spent, Refusal::UsedUp), (revoked, Refusal::Revoked)] {
             let refused = Verdict::Refuse { refusal, at };
-            assert_eq!(judge(&row, None, MADE + HOUR), refused);
-            assert_eq!(judge(&row, None, MADE + HOUR + TOMBSTONE - HOUR), refused);
-            assert_eq!(judge(&row, None, MADE + HOUR + TOMBSTONE), Verdict::Silence);
+            assert_eq!(judge(&row, None, HERE, MADE + HOUR), refused);
+            assert_eq!(judge(&row, None, HERE, MADE + HOUR + TOMBSTONE - HOUR), refused);
+            assert_eq!(judge(&row, None, HERE, MADE + HOUR + TOMBSTONE), Verdict::Silence);
         }
-        assert_eq!(judge(&token(), None, MADE), Verdict::Join);
+        assert_eq!(judge(&token(), None, HERE, MADE), Verdict::Join);
         let short = TokenRow { expires: Some(MADE + HOUR), ..token() };
-        assert_eq!(judge(&short, None, MADE + HOUR - Duration::from_millis(1)), Verdict::Join);
+        assert_eq!(judge(&short, None, HERE, MADE + HOUR - Duration::from_millis(1)), Verdict::Join);
     }
 
     #[test]
     fn a_member_repeats_for_a_day_after_the_token_ended() {
         let spent = TokenRow { uses_left: Some(0), last_used: Some(MADE), ..token() };
         let member = connector(&spent);
-        assert_eq!(judge(&spent, Some(&member), MADE + REPEAT - HOUR), Verdict::Repeat);
+        assert_eq!(judge(&spent, Some(&member), HERE, MADE + REPEAT - HOUR), Verdict::Repeat);
         let refused = Verdict::Refuse { refusal: Refusal::UsedUp, at: Some(MADE) };
-        assert_eq!(judge(&spent, Some(&member), MADE + REPEAT), refused);
+        assert_eq!(judge(&spent, Some(&member), HERE, MADE + REPEAT), refused);
         let unlimited = TokenRow { uses_left: None, ..spent };
-        assert_eq!(judge(&unlimited, Some(&member), MADE + 10 * REPEAT), Verdict::Repeat);
+        assert_eq!(judge(&unlimited, Some(&member), HERE, MADE + 10 * REPEAT), Verdict::Repeat);
     }
 
     #[test]
@@ -118,19 +129,41 @@ mod tests {
         let revoked = TokenRow { revoked: Some(MADE), ..row.clone() };
         let member = connector(&row);
         let refused = Verdict::Refuse { refusal: Refusal::Revoked, at: Some(MADE) };
-        assert_eq!(judge(&revoked, Some(&member), MADE), refused);
+        assert_eq!(judge(&revoked, Some(&member), HERE, MADE), refused);
         let gone = ConnectorRow { revoked: Some(MADE), ..member };
-        assert_eq!(judge(&row, Some(&gone), MADE + 100 * TOMBSTONE), refused);
+        assert_eq!(judge(&row, Some(&gone), HERE, MADE + 100 * TOMBSTONE), refused);
     }
 
     #[test]
     fn a_key_that_joined_with_another_token_costs_a_use_and_never_changes_tunnels() {
         let row = token();
         let member = ConnectorRow { token: TokenId::new(), ..connector(&row) };
-        assert_eq!(judge(&row, Some(&member), MADE), Verdict::Join);
+        assert_eq!(judge(&row, Some(&member), HERE, MADE), Verdict::Join);
         let elsewhere = ConnectorRow { tunnel: TunnelId::new(), ..connector(&row) };
         let refused = Verdict::Refuse { refusal: Refusal::Malformed, at: None };
-        assert_eq!(judge(&row, Some(&elsewhere), MADE), refused);
+        assert_eq!(judge(&row, Some(&elsewhere), HERE, MADE), refused);
+    }
+
+    #[test]
+    fn a_token_works_from_where_it_may_be_used_alone() {
+        let sources = vec!["192.0.2.0/24".parse().unwrap(), "2001:db8::/32".parse().unwrap()];
+        let row = TokenRow { sources, ..token() };
+        let elsewhere = Verdict::Refuse { refusal: Refusal::Source, at: None };
+        for (source, verdict) in [
+            ("192.0.2.9", Verdict::Join),
+            ("::ffff:192.0.2.9", Verdict::Join),
+            ("2001:db8::9", Verdict::Join),
+            ("192.0.3.9", elsewhere),
+            ("::ffff:192.0.3.9", elsewhere),
+            ("2001:db9::9", elsewhere),
+        ] {
+            assert_eq!(judge(&row, None, source.parse().unwrap(), MADE), verdict, "{source}");
+        }
+        let member = connector(&row);
+        assert_eq!(judge(&row, Some(&member), "198.51.100.1".parse().unwrap(), MADE), elsewhere);
+        let spent = TokenRow { uses_left: Some(0), ..row };
+        let told = judge(&spent, None, "198.51.100.1".parse().unwrap(), MADE);
+        assert!(matches!(told, Verdict::Refuse { refusal: Refusal::UsedUp, .. }), "the better reason is told");
     }
 
     #[test]
@@ -151,6 +184,7 @@ mod tests {
             tunnel: TunnelId::new(),
             bootstrap_key: PublicKey::from_bytes([1; 32]),
             psk: Sealed(Vec::new()),
+            sources: Vec::new(),
             uses_left: Some(1),
             expires: None,
             revoked: None,

@@ -2,12 +2,13 @@
 //!
 //! Must never hold a secret in clear.
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::SystemTime;
 
 use culvert_model::id::{ConnectorId, TokenId, TunnelId};
 use culvert_model::key::PublicKey;
 use culvert_model::name::{Grant, Label, ServiceName};
+use ipnet::IpNet;
 
 use super::TOMBSTONE;
 
@@ -50,6 +51,8 @@ pub(crate) struct TokenRow {
     pub(crate) bootstrap_key: PublicKey,
     /// The bootstrap identity's pre-shared key.
     pub(crate) psk: Sealed,
+    /// Where it may be used from; empty = anywhere.
+    pub(crate) sources: Vec<IpNet>,
     /// Uses left; none = unlimited.
     pub(crate) uses_left: Option<u32>,
     /// When it ends by itself.
@@ -166,6 +169,13 @@ impl TokenRow {
         } else {
             TokenState::Active
         }
+    }
+
+    /// Whether it may be used from an address.
+    pub(crate) fn allows(&self, source: IpAddr) -> bool {
+        // An IPv4 peer of an IPv6 socket is still an IPv4 peer.
+        let source = source.to_canonical();
+        self.sources.is_empty() || self.sources.iter().any(|net| net.contains(&source))
     }
 
     /// Since when it no longer works, if so.

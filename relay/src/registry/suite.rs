@@ -29,6 +29,7 @@ macro_rules! suite {
             one_key_asking_many_times_at_once_is_one_member,
             a_spent_token_says_so_and_a_repeat_works_for_a_day,
             a_revoked_connector_learns_it_from_its_token,
+            a_token_used_from_elsewhere_is_refused_and_keeps_its_use,
             an_unknown_token_gets_silence,
             a_deleted_tunnel_revokes_tokens_and_connectors,
             a_confirmed_pre_shared_key_survives_a_repeated_enrolment,
@@ -56,7 +57,8 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 pub(super) async fn what_was_created_is_loaded_again(registry: Subject) {
     let tunnel = tunnel("dc1", &["orders", "billing-*"]);
-    let token = token(&tunnel, Some(3));
+    let sources = vec!["192.0.2.0/24".parse().unwrap(), "2001:db8::/32".parse().unwrap()];
+    let token = TokenRow { sources, ..token(&tunnel, Some(3)) };
     registry.create_tunnel(tunnel.clone(), token.clone(), root()).await.unwrap();
     let snapshot = registry.load().await.unwrap();
     assert_eq!(snapshot.tunnels, [tunnel]);
@@ -236,6 +238,18 @@ pub(super) async fn a_revoked_connector_learns_it_from_its_token(registry: Subje
     let unknown = ConnectorId::new();
     let gone = registry.revoke_connector(unknown.clone(), root(), START).await;
     assert_eq!(gone, Err(Rule::NoSuchConnector(unknown).into()));
+}
+
+pub(super) async fn a_token_used_from_elsewhere_is_refused_and_keeps_its_use(registry: Subject) {
+    let (tunnel, _) = create(&registry, "dc1", &["orders"]).await;
+    let token = TokenRow { sources: vec!["192.0.2.0/24".parse().unwrap()], ..token(&tunnel, Some(1)) };
+    registry.create_token(token.clone(), root()).await.unwrap();
+    let asks = candidate(&token, START);
+    let elsewhere = Candidate { source: "198.51.100.1:4000".parse().unwrap(), ..asks.clone() };
+    let refused = Enrolment::Refused { refusal: Refusal::Source, at: None };
+    assert_eq!(registry.enrol(elsewhere).await.unwrap(), refused);
+    assert_eq!(find_token(&registry, &token.id).await.uses_left, Some(1));
+    join(&registry, asks).await;
 }
 
 pub(super) async fn an_unknown_token_gets_silence(registry: Subject) {
@@ -435,6 +449,7 @@ fn token(tunnel: &Tunnel, uses_left: Option<u32>) -> TokenRow {
         tunnel: tunnel.id.clone(),
         bootstrap_key: key(),
         psk: sealed(),
+        sources: Vec::new(),
         uses_left,
         expires: None,
         revoked: None,

@@ -15,7 +15,7 @@ type Result<T> = rusqlite::Result<T>;
 const CONNECTOR: &str = "SELECT id, tunnel, token, public_key, name, inner_address, ephemeral, drained, revoked, \
                          enrolled, last_endpoint, last_local, last_handshake, version FROM connectors";
 const TOKEN: &str =
-    "SELECT id, tunnel, bootstrap_key, psk, uses_left, expires, revoked, created, last_used FROM tokens";
+    "SELECT id, tunnel, bootstrap_key, psk, uses_left, expires, revoked, created, last_used, sources FROM tokens";
 
 pub(super) fn snapshot(connection: &Connection) -> Result<Snapshot> {
     Ok(Snapshot {
@@ -130,6 +130,11 @@ fn token_row(row: &Row<'_>) -> Result<TokenRow> {
         tunnel: text(row, 1)?,
         bootstrap_key: key(row, 2)?,
         psk: Sealed(row.get(3)?),
+        sources: row
+            .get::<_, String>(9)?
+            .split_whitespace()
+            .map(|net| parse(net.to_owned(), 9))
+            .collect::<Result<_>>()?,
         uses_left: row.get(4)?,
         expires: optional_time(row, 5)?,
         revoked: optional_time(row, 6)?,

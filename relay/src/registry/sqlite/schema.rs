@@ -8,7 +8,7 @@ use super::failure::Failure;
 const APPLICATION_ID: i32 = 0x4355_4c56;
 
 /// From schema version N to N + 1, in order.
-const MIGRATIONS: [&str; 1] = [V1];
+const MIGRATIONS: [&str; 2] = [V1, V2];
 
 /// The schema this program writes.
 pub(super) const VERSION: u32 = MIGRATIONS.len() as u32;
@@ -85,6 +85,9 @@ CREATE TRIGGER audit_is_not_rewritten BEFORE UPDATE ON audit BEGIN SELECT RAISE(
 CREATE TRIGGER audit_is_not_shortened BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'audit is append-only'); END;
 ";
 
+/// Where a token may be used from: networks separated by spaces, none = anywhere.
+const V2: &str = "ALTER TABLE tokens ADD COLUMN sources TEXT NOT NULL DEFAULT '';";
+
 /// Brings the database to [`VERSION`]: all steps in one transaction, so that a crash leaves the old schema whole.
 pub(super) fn migrate(connection: &mut Connection) -> Result<(), Failure> {
     if state(connection)? == State::Current {
@@ -132,6 +135,37 @@ mod tests {
         migrate(&mut connection).unwrap();
         assert_eq!(state(&connection).unwrap(), State::Current);
         migrate(&mut connection).unwrap();
+    }
+
+    #[test]
+    fn a_registry_of_every_earlier_schema_is_brought_up_and_keeps_its_rows() {
+        for from in 1..MIGRATIONS.len() {
+            let mut connection = Connection::open_in_memory().unwrap();
+            for step in &MIGRATIONS[..from] {
+                connection.execute_batch(step).unwrap();
+            }
+            connection.pragma_update(None, "application_id", APPLICATION_ID).unwrap();
+            connection.pragma_update(None, "user_version", from).unwrap();
+            let rows = "INSERT INTO tunnels (id, name, shared, created) VALUES ('tnl_aaaaaaaaaaaaaaaa', 'dc1', 0, 1);
+                INSERT INTO tokens (id, tunnel, bootstrap_key, psk, created) VALUES
+                ('tok_aaaaaaaaaaaaaaaa', 'tnl_aaaaaaaaaaaaaaaa', zeroblob(32), zeroblob(72), 1);";
+            connection.execute_batch(rows).unwrap();
+            migrate(&mut connection).unwrap();
+            assert_eq!(state(&connection).unwrap(), State::Current);
+            let tokens = super::super::read::tokens(&connection).unwrap();
+            assert_eq!((tokens.len(), tokens[0].sources.len()), (1, 0), "from {from}");
+        }
+    }
+
+    #[test]
+    fn a_migration_that_fails_leaves_the_old_schema_whole() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(V1).unwrap();
+        connection.execute_batch("ALTER TABLE tokens ADD COLUMN sources TEXT").unwrap();
+        connection.pragma_update(None, "application_id", APPLICATION_ID).unwrap();
+        connection.pragma_update(None, "user_version", 1).unwrap();
+        assert!(migrate(&mut connection).is_err());
+        assert_eq!(state(&connection).unwrap(), State::At(1));
     }
 
     #[test]

@@ -93,7 +93,8 @@ pub(super) fn create_token(db: &Connection, token: &TokenRow, by: &Actor) -> Res
         return Err(Rule::NoSuchTunnel(token.tunnel.clone()).into());
     }
     db.execute(
-        "INSERT INTO tokens (id, tunnel, bootstrap_key, psk, uses_left, expires, created) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO tokens (id, tunnel, bootstrap_key, psk, uses_left, expires, created, sources) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         params![
             token.id.as_str(),
             token.tunnel.as_str(),
@@ -102,6 +103,7 @@ pub(super) fn create_token(db: &Connection, token: &TokenRow, by: &Actor) -> Res
             token.uses_left,
             token.expires.map(milliseconds),
             milliseconds(token.created),
+            token.sources.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
         ],
     )?;
     let uses = token.uses_left.map_or("unlimited".to_owned(), |uses| uses.to_string());
@@ -120,7 +122,7 @@ pub(super) fn revoke_token(db: &Connection, id: &TokenId, by: &Actor, now: Syste
 pub(super) fn enrol(db: &Connection, candidate: &Candidate) -> Result<Enrolment> {
     let Some(token) = read::token(db, &candidate.token)? else { return Ok(Enrolment::Unknown) };
     let known = read::connector_by_key(db, &candidate.public_key)?;
-    let verdict = judge(&token, known.as_ref(), candidate.now);
+    let verdict = judge(&token, known.as_ref(), candidate.source.ip(), candidate.now);
     let repeated = match verdict {
         Verdict::Silence => return Ok(Enrolment::Unknown),
         Verdict::Refuse { refusal, at } => {
@@ -374,6 +376,7 @@ fn word(refusal: Refusal) -> &'static str {
         Refusal::Revoked => "revoked",
         Refusal::Malformed => "malformed",
         Refusal::Version => "version",
+        Refusal::Source => "not from there",
         Refusal::Other => "other",
     }
 }

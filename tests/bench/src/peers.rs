@@ -145,11 +145,11 @@ async fn two_nginxes(site: &Site, tls: bool, port: u16) -> Result<Started> {
 
 /// A WireGuard tunnel over TUN at both ends, and nginx as the gateway's HTTP hop in front.
 async fn tunnel(site: &Site, program: &Path, flags: &[&str], name: &str, net: u8, port: u16) -> Result<Started> {
-    // The control socket is in the file system, named after the interface: one end must be set up before the other starts.
     let mut ends = Vec::new();
     let keys = [wg_key()?, wg_key()?];
     for (place, (side, own)) in [(&site.gateway, 1), (&site.private, 2)].into_iter().enumerate() {
-        let interface = format!("cv{name}{own}");
+        // The control socket's name is the machine's, so two runs at once must not share it.
+        let interface = format!("{}{}{own}", name.get(..2).unwrap_or(name), std::process::id() % 1_000_000);
         let mut command_flags = flags.to_vec();
         command_flags.push(&interface);
         let mut command = spawner::command("nsenter");

@@ -10,6 +10,7 @@ pub(crate) struct Report {
     /// Seconds since 1970.
     taken: u64,
     processors: usize,
+    versions: Vec<String>,
     rows: Vec<Row>,
     samples: Vec<Sample>,
 }
@@ -56,11 +57,12 @@ impl Report {
         }
         let taken = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |age| age.as_secs());
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Self { taken, processors, rows, samples }
+        Self { taken, processors, versions: versions(), rows, samples }
     }
 
     pub(crate) fn markdown(&self) -> String {
         let mut text = format!("{} processors, medians of alternated rounds; [low to high].\n\n", self.processors);
+        text += &format!("Versions: {}.\n\n", self.versions.join("; "));
         text += "| | req/s c64 | x culvert | CPU us/req gw+vpc | p50 / p99 ms c64 | req/s c1 | p50 / p99 us c1 | errors |\n";
         text += "|---|---|---|---|---|---|---|---|\n";
         let culvert = self.rows.iter().find(|row| row.peer == "culvert");
@@ -116,6 +118,20 @@ impl Report {
         }
         text
     }
+}
+
+/// What each program says of itself, first line.
+fn versions() -> Vec<String> {
+    let programs = [("nginx", "-v"), ("wireguard-go", "--version"), ("wrk", "-v"), ("uname", "-r")];
+    let mut versions = vec![format!("culvert {}", env!("CARGO_PKG_VERSION")), "boringtun-cli 0.7.1".to_owned()];
+    for (program, flag) in programs {
+        if let Ok(output) = std::process::Command::new(program).arg(flag).output() {
+            let said = [output.stdout, output.stderr].concat();
+            let said = String::from_utf8_lossy(&said).lines().next().unwrap_or_default().to_owned();
+            versions.push(said.split("Copyright").next().unwrap_or_default().trim().to_owned());
+        }
+    }
+    versions
 }
 
 fn row(peer: &str, own: &[&Sample], idle: Memory, loaded: Memory) -> Row {

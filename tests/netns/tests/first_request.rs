@@ -39,6 +39,8 @@ impl Site {
         std::fs::set_permissions(files.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
         std::fs::create_dir(files.path().join("stored"))?;
         std::fs::write(files.path().join("hello"), "hello from a real origin\n")?;
+        std::fs::create_dir(files.path().join("orders"))?;
+        std::fs::write(files.path().join("orders/42"), "order 42\n")?;
         let live = Origin::start_at("live", ([127, 0, 0, 1], 8083).into(), Some(&internet.private)).await?;
         let origin = Nginx::start(
             Some(&internet.private),
@@ -55,13 +57,15 @@ impl Site {
             ),
         )
         .await?;
-        let gateway_address: SocketAddr = ([127, 0, 0, 1], 80).into();
+        let gateway_address: SocketAddr = ([127, 0, 0, 1], 8000).into();
+        // The shipped example at port 80, a plain one for everything else at 8000.
+        let shipped = std::fs::read_to_string(culvert_lab::binary::project().join("deploy/gateways/nginx.conf"))?;
         let gateway = Nginx::start(
             Some(&internet.gateway),
             gateway_address,
-            "server { listen 127.0.0.1:80;
+            &(shipped + "server { listen 127.0.0.1:8000;
                location / { proxy_pass http://127.0.0.1:8080; proxy_http_version 1.1; proxy_set_header Host $host;
-                 proxy_set_header Connection \"\"; proxy_buffering off; proxy_request_buffering off; proxy_read_timeout 60s; } }",
+                 proxy_set_header Connection \"\"; proxy_buffering off; proxy_request_buffering off; proxy_read_timeout 60s; } }"),
         )
         .await?;
         let mut relay = Relay::within(&internet.gateway, relay_ip)?;
@@ -138,7 +142,11 @@ async fn a_request_passes_where_nothing_can_come_in_and_failures_keep_their_name
         return Ok(());
     }
     let site = Site::build(RELAY_V4, |_| Ok(())).await?;
-    assert_eq!(site.curl("http://127.0.0.1/hello")?, "hello from a real origin\n");
+    assert_eq!(site.curl("http://127.0.0.1:8000/hello")?, "hello from a real origin\n");
+    // So does the gateway configuration that `deploy/` ships.
+    let shipped =
+        site.internet.gateway.run("curl", &["-sS", "-H", "Host: api.example.com", "http://127.0.0.1/orders/42"])?;
+    assert_eq!(shipped, "order 42\n");
     // The private side really is closed: the gateway's side cannot reach it by itself.
     let knocked = site.internet.gateway.run("curl", &["-sS", "-m", "1", "http://192.168.7.2:8081/"]);
     assert!(knocked.is_err(), "the private side can be reached from outside");
@@ -161,11 +169,11 @@ async fn a_gibibyte_passes_byte_exact_each_way_in_under_64_mib() -> Result<()> {
     let site = Site::build(RELAY_V4, |_| Ok(())).await?;
     let expected = site.make("big", 1024)?;
     let start = Instant::now();
-    let got = site.curl("http://127.0.0.1/big | sha256sum")?;
+    let got = site.curl("http://127.0.0.1:8000/big | sha256sum")?;
     let down = start.elapsed();
     assert_eq!(got.split(' ').next(), Some(expected.as_str()), "down");
     let start = Instant::now();
-    site.curl(&format!("-T {} http://127.0.0.1/store", site.file("big").display()))?;
+    site.curl(&format!("-T {} http://127.0.0.1:8000/store", site.file("big").display()))?;
     let up = start.elapsed();
     let stored: Vec<PathBuf> = std::fs::read_dir(site.file("stored"))?.flatten().map(|entry| entry.path()).collect();
     assert_eq!(stored.len(), 1, "{stored:?}");
@@ -260,12 +268,12 @@ async fn passes_a_narrow_path(relay_ip: IpAddr, hidden: bool) -> Result<()> {
     })
     .await?;
     let up = site.make("mebibyte", 1)?;
-    site.curl(&format!("--data-binary @{} http://127.0.0.1/store", site.file("mebibyte").display()))?;
+    site.curl(&format!("--data-binary @{} http://127.0.0.1:8000/store", site.file("mebibyte").display()))?;
     let stored: Vec<PathBuf> = std::fs::read_dir(site.file("stored"))?.flatten().map(|entry| entry.path()).collect();
     assert_eq!(sha256(stored.first().context("stored")?)?, up, "up");
     let down = site.make("hundred", 100)?;
     let start = Instant::now();
-    let got = site.curl("http://127.0.0.1/hundred | sha256sum")?;
+    let got = site.curl("http://127.0.0.1:8000/hundred | sha256sum")?;
     assert_eq!(got.split(' ').next(), Some(down.as_str()), "down");
     eprintln!("100 MiB at MTU 1280 toward {relay_ip} in {:.1?}", start.elapsed());
     site.no_panic();

@@ -23,7 +23,7 @@ pub const RELAY_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 2));
 pub const RELAY_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 2));
 /// The connector's private address, seen from outside as 203.0.113.1.
 pub const HOME: &str = "192.168.7.2/24";
-/// Where it may move: seen from outside as 203.0.113.9.
+/// Where it may move: seen from outside as 203.0.113.9, ports 20000 to 20999.
 pub const ELSEWHERE: &str = "192.168.7.3/24";
 
 impl Internet {
@@ -52,7 +52,7 @@ impl Internet {
                 chain translate {
                     type nat hook postrouting priority srcnat;
                     oifname \"to-gw\" ip saddr 192.168.7.2 snat ip to 203.0.113.1
-                    oifname \"to-gw\" ip saddr 192.168.7.3 snat ip to 203.0.113.9
+                    oifname \"to-gw\" ip saddr 192.168.7.3 meta l4proto udp snat ip to 203.0.113.9:20000-20999
                     oifname \"to-gw\" ip6 saddr fd00:7::/64 masquerade
                 }
                 chain forward {

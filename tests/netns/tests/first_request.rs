@@ -249,7 +249,7 @@ async fn a_connector_that_moves_under_load_keeps_its_tunnel_with_no_failed_reque
     let after = endpoint(&site.relay).await?;
     eprintln!("{before} → {after}; {} answered, slowest {:?}", report.answered, report.slowest);
     report.all_well(250).with_context(|| format!("{}\n{}", site.relay.last_words(), site.connector.last_words()))?;
-    assert!(before.starts_with("203.0.113.1:") && after.starts_with("203.0.113.9:"), "{before} → {after}");
+    assert!(before.starts_with("203.0.113.1:") && after.starts_with("203.0.113.9:20"), "{before} → {after}");
     let listed = site.relay.json(&["connector", "list"]).await?;
     assert_eq!(listed.as_array().map(Vec::len), Some(1));
     site.no_panic();

@@ -129,8 +129,13 @@ fn created(tunnel: &Tunnel, minted: &Minted, now: SystemTime) -> Outcome {
         "expires": minted.row.expires.map(culvert_ops::time::rfc3339),
         "token": minted.text.as_str(),
     });
-    let notes =
-        vec![format!("tunnel {} created, it may serve {}", tunnel.name, list(&tunnel.grants)), minted.described(now)];
+    let example = tunnel.grants.iter().find_map(Grant::exact);
+    let example = example.map_or_else(|| "NAME".to_owned(), |name| name.to_string());
+    let notes = vec![
+        format!("tunnel {} created, it may serve {}", tunnel.name, list(&tunnel.grants)),
+        minted.described(now),
+        format!("on the private host: culvert-connector run --token-file FILE --service {example}=http://HOST:PORT"),
+    ];
     let changes = vec![
         Change::TunnelCreated(tunnel.id.clone()),
         Change::TokenAdded(minted.row.id.clone()),

@@ -222,10 +222,10 @@ impl Store {
         let fresh =
             || Candidate { private_key: PrivateKey::generate(), kem: KemKey::generate(), token: token.to_owned() };
         let Self::Directory(state) = self else { return Ok(fresh()) };
-        if state.read_text(&joining("token"))?.is_some_and(|stored| stored.as_str() == token) {
-            if let (Some(private_key), Some(kem)) = (read_key(state, &joining(PRIVATE))?, read_kem(state)?) {
-                return Ok(Candidate { private_key, kem, token: token.to_owned() });
-            }
+        if state.read_text(&joining("token"))?.is_some_and(|stored| stored.as_str() == token)
+            && let (Some(private_key), Some(kem)) = (read_key(state, &joining(PRIVATE))?, read_kem(state)?)
+        {
+            return Ok(Candidate { private_key, kem, token: token.to_owned() });
         }
         let candidate = fresh();
         state.create_dir(JOINING)?;

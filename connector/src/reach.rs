@@ -152,8 +152,9 @@ impl Way {
         Some(self.plane.peer_stats(self.peer)?.path?.remote)
     }
 
-    /// Tries for a connection until there is one, or something else is to be done first.
+    /// Tries for a connection until there is one, or something else is to be done first. Cancel safe.
     pub async fn reach(&mut self, link: &mut Link, board: &Board) -> Reached {
+        link.handle_abandoned(now());
         let mut work: Option<Work> = None;
         let mut dial = self.dial();
         loop {

@@ -2,14 +2,14 @@
 //!
 //! Must never end but for a revoked key or the drain.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use culvert_model::close::CloseCode;
 use culvert_model::control::Refusal;
 use culvert_model::kem::KemKey;
 use culvert_plane::PskEpoch;
 use tokio::sync::{Mutex, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep, sleep_until, timeout};
 
 use crate::identity::{Candidate, Identity, Relay};
 use crate::join::{self, Refused};
@@ -20,6 +20,8 @@ use crate::shared::Shared;
 
 /// How long one question as the token may take while the own key finds no answer.
 const QUESTION: Duration = Duration::from_secs(10);
+/// The token's word that this connector is revoked is checked: its own key gets this long to find an answer.
+const RECHECK: Duration = Duration::from_secs(4);
 /// And how often it is asked.
 const QUESTION_AGAIN: Duration = Duration::from_secs(600);
 /// A socket that cannot be had is tried for again after this time.
@@ -43,9 +45,9 @@ pub async fn stay(
 ) -> Over {
     let mut link = Link::new(rand::random(), now());
     let mut asked = None;
-    // The token's word alone is no proof: it may be the token that was revoked, and not this connector. But when the
-    // relay answers the token and again stays silent to the key, it is.
-    let mut suspicions = 0;
+    // The token's word alone is no proof: it may be the token that was revoked, and not this connector. But a relay that
+    // answers the token twice and stays silent to the key in between has forgotten the key.
+    let mut recheck: Option<Instant> = None;
     loop {
         let mut gone = retired.clone();
         let drained = async {
@@ -84,6 +86,7 @@ pub async fn stay(
         loop {
             let reached = tokio::select! {
                 reached = way.reach(&mut link, &shared.board) => reached,
+                () = until(recheck) => Reached::Silence,
                 () = &mut drained => {
                     way.plane.shutdown(CloseCode::Shutdown).await;
                     return Over::Drained;
@@ -92,7 +95,7 @@ pub async fn stay(
             match reached {
                 Reached::Connection(connection) => {
                     let left = session::live(&mut way, &mut link, &connection, shared, &mut retired).await;
-                    (asked, suspicions) = (None, 0);
+                    (asked, recheck) = (None, None);
                     shared.board.set_down(relay, SystemTime::now());
                     match left {
                         Left::Drained => {
@@ -109,23 +112,29 @@ pub async fn stay(
                 Reached::Revoked => return Over::Revoked,
                 Reached::Silence => {
                     let lately = asked.is_some_and(|then| now().duration_since(then) < QUESTION_AGAIN);
-                    if shared.token.is_none() || (lately && suspicions == 0) {
+                    let rechecks = recheck.take_if(|at| *at <= now()).is_some();
+                    if shared.token.is_none() || (lately && !rechecks) {
                         continue;
                     }
                     asked = Some(now());
                     match timeout(QUESTION, enrol(shared, identity, relay)).await {
                         // The relay had forgotten this connector: it comes back as what it is now.
                         Ok(Ok(())) => break,
-                        Ok(Err(Refused { refusal: Refusal::Revoked, .. })) => suspicions += 1,
+                        Ok(Err(Refused { refusal: Refusal::Revoked, .. })) if rechecks => return Over::Revoked,
+                        Ok(Err(Refused { refusal: Refusal::Revoked, .. })) => recheck = Some(now() + RECHECK),
                         Ok(Err(_)) | Err(_) => {}
-                    }
-                    if suspicions > 1 {
-                        return Over::Revoked;
                     }
                 }
             }
         }
         way.plane.shutdown(CloseCode::Shutdown).await;
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at.into()).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -174,6 +174,56 @@ async fn a_revoked_connector_ends_78() {
 }
 
 #[tokio::test]
+async fn a_connector_that_was_revoked_while_away_learns_it_from_its_token() {
+    let mut relay = PlayedRelay::start();
+    let token = token_for(&[&relay]);
+    relay.accept(&token);
+    let state = StateDir::temporary().unwrap();
+    let connector = Connector::start(start(&[], &state, Some(&token)));
+    let member = relay.announced().await;
+    assert_eq!(connector.drained().await, Exit::Ok);
+    relay.plane().remove_peer(member.connection.peer(), CloseCode::Revoked).await;
+    relay.answer(Answer::Refuse(Refusal::Revoked));
+    let quit = Connector::start(start(&[], &state, Some(&token))).ended().await.unwrap_err();
+    assert!(quit.exit == Exit::Config && quit.message.contains("revoked"), "{}", quit.message);
+    assert_eq!(relay.enrolments(), 3, "asked twice, because the first word may be about the token alone");
+}
+
+#[tokio::test]
+async fn a_connector_whose_token_was_revoked_stays() {
+    let mut relay = PlayedRelay::start();
+    let token = token_for(&[&relay]);
+    relay.accept(&token);
+    let state = StateDir::temporary().unwrap();
+    let connector = Connector::start(start(&[], &state, Some(&token)));
+    let member = relay.announced().await;
+    assert_eq!(connector.drained().await, Exit::Ok);
+    relay.plane().remove_peer(member.connection.peer(), CloseCode::Shutdown).await;
+    relay.answer(Answer::Refuse(Refusal::Revoked));
+    let connector = Connector::start(start(&[], &state, Some(&token)));
+    relay.enrolled().await;
+    // The relay was only slow to know the key again.
+    relay.remember();
+    relay.announced().await;
+    assert_eq!(connector.drained().await, Exit::Ok);
+}
+
+#[tokio::test]
+async fn a_connector_that_the_relay_forgot_joins_again_with_its_key() {
+    let mut relay = PlayedRelay::start();
+    let token = token_for(&[&relay]);
+    relay.accept(&token);
+    let state = StateDir::temporary().unwrap();
+    let connector = Connector::start(Start { store: Store::Memory, ..start(&[], &state, Some(&token)) });
+    let member = relay.announced().await;
+    relay.plane().remove_peer(member.connection.peer(), CloseCode::Shutdown).await;
+    relay.announced().await;
+    let keys = relay.keys();
+    assert!(keys.len() == 2 && keys[0] == keys[1], "another id, the same key");
+    assert_eq!(connector.drained().await, Exit::Ok);
+}
+
+#[tokio::test]
 async fn a_session_that_breaks_and_a_relay_that_forgot_it_are_come_back_to() {
     let mut relay = PlayedRelay::start();
     let token = token_for(&[&relay]);

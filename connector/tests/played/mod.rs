@@ -114,6 +114,11 @@ impl PlayedRelay {
     /// Forgets every session with this member, as a restart does, and knows it again from what is on disk.
     pub async fn forget(&self, connection: &Connection) {
         self.plane.remove_peer(connection.peer(), CloseCode::Shutdown).await;
+        self.remember();
+    }
+
+    /// Knows its members again.
+    pub fn remember(&self) {
         for known in self.stage.members.lock().unwrap().iter() {
             self.plane.add_peer(known.peer()).unwrap();
         }

@@ -98,7 +98,7 @@ pub(crate) async fn enrol(
                 tunnel: tunnel.name,
             };
             let psks = psks_of(&connector, identity)?;
-            Ok(Admitted { answer, connector, psks, repeated })
+            Ok(Admitted { answer, connector: *connector, psks, repeated })
         }
         Enrolment::Refused { refusal, at } => Err(Refused::ForGood { refusal, at: at.map(rfc3339) }),
         Enrolment::Unknown => Err(Refused::Unknown),

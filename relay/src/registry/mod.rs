@@ -152,7 +152,7 @@ pub(crate) enum Enrolment {
     /// It is a member now.
     Joined {
         /// As it stands in the registry, the new pre-shared key last.
-        connector: ConnectorRow,
+        connector: Box<ConnectorRow>,
         /// Its tunnel.
         tunnel: Tunnel,
         /// The epoch of the new pre-shared key.

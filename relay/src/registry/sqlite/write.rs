@@ -164,7 +164,7 @@ pub(super) fn enrol(db: &Connection, candidate: &Candidate) -> Result<Enrolment>
     } else {
         audit(db, candidate.now, token.id.as_str(), "connector.join", id.as_str(), &detail)?;
     }
-    let connector = known_connector(db, &id)?;
+    let connector = Box::new(known_connector(db, &id)?);
     Ok(Enrolment::Joined { connector, tunnel, epoch, repeated })
 }
 

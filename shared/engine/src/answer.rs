@@ -8,7 +8,7 @@ use boringtun::noise::handshake::parse_handshake_anon;
 use boringtun::noise::{Packet, Tunn};
 use culvert_model::key::PublicKey;
 
-use crate::bootstrap::{LIFE, Room};
+use crate::bootstrap::{Joiner, LIFE, Room};
 use crate::config::{BootstrapId, Path, PskEpoch};
 use crate::engine::{Engine, Known, NewPeer};
 use crate::event::{DropReason, Event};
@@ -37,7 +37,14 @@ impl Engine {
         let half = parse_handshake_anon(&key.private, &key.public, &parsed).map_err(|_| DropReason::BadSeal)?;
         let slot = match self.whose(PublicKey::from_bytes(half.peer_static_public), own) {
             Some(Known::Peer(slot)) => slot,
-            Some(Known::Bootstrap(bootstrap)) => self.instance(bootstrap, path, own, now)?,
+            Some(Known::Bootstrap(id)) => {
+                let known = self.bootstraps.instance(id, path.remote).is_some();
+                if !known && !self.bootstraps.admits(id, now) {
+                    let joiner = Joiner { id, initiation: *initiation, path, own, since: now };
+                    return if self.bootstraps.wait(joiner) { Ok(()) } else { Err(DropReason::BootstrapLimit) };
+                }
+                self.instance(id, path, own, now)?
+            }
             None => return Err(DropReason::UnknownPeer),
         };
         let peer = self.peers.get_mut(slot).ok_or(DropReason::UnknownPeer)?;
@@ -62,6 +69,16 @@ impl Engine {
         }
         self.rearm(slot, now);
         answer.map(|_| ())
+    }
+
+    /// Answers joiners that waited, while there is room for them.
+    pub(crate) fn admit_joiners(&mut self, budget: usize, now: Instant, replies: &mut Replies) {
+        for _ in 0..budget {
+            let Some(joiner) = self.bootstraps.admit(now) else { break };
+            if let Err(reason) = self.take_initiation(&joiner.initiation, joiner.path, joiner.own, now, replies) {
+                self.stats.count_drop(reason);
+            }
+        }
     }
 
     /// Takes a response to an initiation of ours.
@@ -168,7 +185,7 @@ impl Engine {
         if let Some(slot) = self.bootstraps.instance(bootstrap, path.remote) {
             return Ok(slot);
         }
-        match self.bootstraps.room() {
+        match self.bootstraps.room(now) {
             Room::Yes => {}
             Room::After(oldest) => self.end_instance(oldest),
             Room::No => return Err(DropReason::BootstrapLimit),
@@ -185,7 +202,7 @@ impl Engine {
             instance: Some(Instance { bootstrap, source: path.remote, ends_at: now + LIFE }),
         };
         let slot = self.put_peer(new).ok_or(DropReason::BootstrapLimit)?;
-        self.bootstraps.insert(bootstrap, path.remote, slot);
+        self.bootstraps.insert(bootstrap, path.remote, slot, now);
         self.rearm(slot, now);
         Ok(slot)
     }

@@ -11,7 +11,8 @@ use culvert_model::key::Psk;
 use ipnet::IpNet;
 
 use crate::bucket::{Bucket, Rate};
-use crate::config::BootstrapId;
+use crate::config::{BootstrapId, Path};
+use crate::tunn::INITIATION;
 
 /// Instances at a time.
 pub(crate) const INSTANCES: usize = 256;
@@ -21,6 +22,11 @@ pub(crate) const UNCONFIRMED: usize = 32;
 pub(crate) const LIFE: Duration = Duration::from_secs(30);
 /// Bytes of inner packets, both ways together, that an instance may move.
 pub(crate) const BYTES: u64 = 64 * 1024;
+/// How long an unconfirmed instance is left alone: its joiner's answer is on its way.
+pub(crate) const GRACE: Duration = Duration::from_millis(500);
+/// Joiners that wait for room, and how long each: about as long as it would take to ask again.
+const WAITING: usize = 256;
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Handshakes per key.
 const HANDSHAKES: Rate = Rate { burst: 100, every: Duration::from_millis(10) };
 
@@ -39,8 +45,19 @@ pub(crate) struct Bootstraps {
     keys: HashMap<u32, Bootstrap>,
     last: u32,
     by_source: HashMap<(BootstrapId, SocketAddr), u32>,
-    /// Oldest first.
-    unconfirmed: VecDeque<u32>,
+    /// Oldest first, with the time it was made.
+    unconfirmed: VecDeque<(u32, Instant)>,
+    waiting: VecDeque<Joiner>,
+}
+
+/// An initiation under a bootstrap key for which there is no room yet. Many replicas may start at the same instant:
+/// dropped, they would ask again only after five seconds, and all together.
+pub(crate) struct Joiner {
+    pub(crate) id: BootstrapId,
+    pub(crate) initiation: [u8; INITIATION],
+    pub(crate) path: Path,
+    pub(crate) own: usize,
+    pub(crate) since: Instant,
 }
 
 /// Whether a new instance fits.
@@ -49,6 +66,7 @@ pub(crate) enum Room {
     Yes,
     /// After this one, the oldest unconfirmed, is gone.
     After(u32),
+    /// Others are on their way in or in.
     No,
 }
 
@@ -82,22 +100,48 @@ impl Bootstraps {
         self.by_source.get(&(id, source)).copied()
     }
 
-    pub(crate) fn room(&self) -> Room {
+    pub(crate) fn room(&self, now: Instant) -> Room {
         let full = self.unconfirmed.len() >= UNCONFIRMED || self.by_source.len() >= INSTANCES;
         match self.unconfirmed.front() {
             _ if !full => Room::Yes,
-            Some(oldest) => Room::After(*oldest),
-            None => Room::No,
+            Some((oldest, since)) if now.saturating_duration_since(*since) >= GRACE => Room::After(*oldest),
+            Some(_) | None => Room::No,
         }
     }
 
-    pub(crate) fn insert(&mut self, id: BootstrapId, source: SocketAddr, peer: u32) {
+    /// Whether an initiation under this key would be answered now.
+    pub(crate) fn admits(&self, id: BootstrapId, now: Instant) -> bool {
+        self.room(now) != Room::No && self.keys.get(&id.0).is_some_and(|key| key.handshakes.has_room(HANDSHAKES, now))
+    }
+
+    /// Lets a joiner wait; its newest initiation counts. `false`: too many wait.
+    pub(crate) fn wait(&mut self, joiner: Joiner) -> bool {
+        self.waiting.retain(|other| (other.id, other.path.remote) != (joiner.id, joiner.path.remote));
+        let fits = self.waiting.len() < WAITING;
+        if fits {
+            self.waiting.push_back(joiner);
+        }
+        fits
+    }
+
+    /// The joiner that waited longest, once there is room for it.
+    pub(crate) fn admit(&mut self, now: Instant) -> Option<Joiner> {
+        self.waiting.retain(|joiner| now.saturating_duration_since(joiner.since) < PATIENCE);
+        let next = self.waiting.iter().position(|joiner| self.admits(joiner.id, now))?;
+        self.waiting.remove(next)
+    }
+
+    pub(crate) fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    pub(crate) fn insert(&mut self, id: BootstrapId, source: SocketAddr, peer: u32, now: Instant) {
         self.by_source.insert((id, source), peer);
-        self.unconfirmed.push_back(peer);
+        self.unconfirmed.push_back((peer, now));
     }
 
     pub(crate) fn confirm(&mut self, peer: u32) {
-        self.unconfirmed.retain(|unconfirmed| *unconfirmed != peer);
+        self.unconfirmed.retain(|(unconfirmed, _)| *unconfirmed != peer);
     }
 
     pub(crate) fn forget(&mut self, id: BootstrapId, source: SocketAddr, peer: u32) {
@@ -125,28 +169,52 @@ mod tests {
     use super::*;
 
     #[test]
-    fn unconfirmed_instances_go_first_and_confirmed_ones_never() {
+    fn unconfirmed_instances_go_first_once_they_had_their_time_and_confirmed_ones_never() {
         let mut all = Bootstraps::default();
         let id = all.add(PrivateKey::from_bytes([1; 32]).public_key(), 0, Psk::from_bytes([2; 32]), Vec::new());
+        let now = Instant::now();
         let source = |n: u32| SocketAddr::from(([10, 0, 0, 1], n as u16));
         for n in 0..32 {
-            assert_eq!(all.room(), Room::Yes);
-            all.insert(id, source(n), n);
+            assert_eq!(all.room(now), Room::Yes);
+            all.insert(id, source(n), n, now);
         }
-        assert_eq!(all.room(), Room::After(0));
+        assert_eq!(all.room(now), Room::No);
+        assert_eq!(all.room(now + GRACE), Room::After(0));
         for n in 0..32 {
             all.confirm(n);
         }
         for n in 32..256 {
-            assert_eq!(all.room(), Room::Yes);
-            all.insert(id, source(n), n);
+            assert_eq!(all.room(now), Room::Yes);
+            all.insert(id, source(n), n, now);
             all.confirm(n);
         }
-        assert_eq!(all.room(), Room::No);
+        assert_eq!(all.room(now + GRACE), Room::No);
         all.forget(id, source(5), 5);
-        assert_eq!(all.room(), Room::Yes);
+        assert_eq!(all.room(now), Room::Yes);
         assert_eq!(all.instance(id, source(6)), Some(6));
         assert_eq!(all.instance(id, source(5)), None);
+    }
+
+    #[test]
+    fn joiners_wait_in_line_for_room_and_not_for_ever() {
+        let mut all = Bootstraps::default();
+        let id = all.add(PrivateKey::from_bytes([1; 32]).public_key(), 0, Psk::from_bytes([2; 32]), Vec::new());
+        let now = Instant::now();
+        let path = |n: u16| Path { remote: ([10, 0, 0, 1], n).into(), local: None, socket: 0 };
+        let joiner = |n: u16, since: Instant| Joiner { id, initiation: [0; INITIATION], path: path(n), own: 0, since };
+        for n in 0..32 {
+            all.insert(id, path(n).remote, u32::from(n), now);
+        }
+        assert!(!all.admits(id, now));
+        assert!((100..356).all(|n| all.wait(joiner(n, now))));
+        assert!(!all.wait(joiner(1, now)), "the line is bounded");
+        assert!(all.admit(now).is_none());
+        all.confirm(0);
+        assert_eq!(all.admit(now).map(|next| next.path.remote.port()), Some(100));
+        assert!(all.wait(joiner(101, now)), "who asks again keeps one place");
+        assert_eq!(all.admit(now).map(|next| next.path.remote.port()), Some(102));
+        assert!(all.admit(now + PATIENCE).is_none());
+        assert!(!all.has_waiting());
     }
 
     #[test]

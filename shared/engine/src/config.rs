@@ -60,7 +60,7 @@ pub struct HandshakeLimits {
 
 impl Default for HandshakeLimits {
     fn default() -> Self {
-        Self { cookies_above_per_second: 500, per_address_per_second: 200, queue: 2048 }
+        Self { cookies_above_per_second: 1000, per_address_per_second: 500, queue: 4096 }
     }
 }
 

@@ -37,6 +37,9 @@ use crate::tunn::{COOKIE_REPLY, INITIATION, Inner, LONGEST, OVERHEAD, RESPONSE, 
 
 /// Cookies that one attempt follows at once; past it, it waits as for any lost initiation.
 const COOKIES_FOLLOWED: u8 = 3;
+/// How often joiners that wait are looked at, and how many of them are answered each time.
+const JOINERS_EVERY: Duration = Duration::from_millis(10);
+const JOINERS: usize = 4;
 /// Jitter before an initiation is repeated with a cookie (wire.md §2).
 const COOKIE_JITTER_MS: u64 = 50;
 
@@ -61,6 +64,7 @@ pub struct Engine {
     /// Where peers are, with how many are there: their handshakes go first.
     endpoints: HashMap<SocketAddr, u32>,
     load_checked: Instant,
+    joiners_checked: Instant,
 }
 
 /// Whose a static key is.
@@ -93,6 +97,7 @@ impl Engine {
             limiter: Limiter::new(config.handshakes, &mut rng, now),
             endpoints: HashMap::new(),
             load_checked: now,
+            joiners_checked: now,
             rng,
         }
     }
@@ -267,7 +272,11 @@ impl Engine {
 
     /// When [`handle_timeout`](Self::handle_timeout) wants to be called; may lie in the past.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        if self.outbox.is_empty() { self.timers.next() } else { Some(self.load_checked) }
+        if !self.outbox.is_empty() {
+            return Some(self.load_checked);
+        }
+        let joiners = self.bootstraps.has_waiting().then(|| self.joiners_checked + JOINERS_EVERY);
+        self.timers.next().into_iter().chain(joiners).min()
     }
 
     /// Does what is due, a bounded part of it: [`poll_timeout`](Self::poll_timeout) tells at once when there is more.
@@ -284,6 +293,8 @@ impl Engine {
             self.handle_due(slot, now, replies);
             self.rearm_after(slot, now + PAUSE, now);
         }
+        self.admit_joiners(JOINERS, now, replies);
+        self.joiners_checked = now;
         self.load_checked = now;
         self.flush(replies);
     }

@@ -126,8 +126,8 @@ impl Front {
                 },
             }
         }
-        // Whoever is in the backlog of a socket of our own came before it closed; the service manager keeps its own.
-        while let Some(Ok((io, caller, permit))) = self.accept(&listener).now_or_never() {
+        // Whoever is in the backlog of a socket of our own came before it closed; that of the service manager waits.
+        while !inherited && let Some(Ok((io, caller, permit))) = self.accept(&listener).now_or_never() {
             self.spawn(&mut tasks, io, caller, &door, permit);
         }
         if let Bound::Unix(_, Some(path)) = &listener {

@@ -3,6 +3,7 @@
 //! Must never leave a pair in the directory whose connection is over.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use culvert_model::close::CloseCode;
@@ -12,6 +13,7 @@ use culvert_model::control::{
 use culvert_model::id::{ConnectorId, TunnelId};
 use culvert_model::name::ServiceName;
 use culvert_plane::{Closed, Connection, Stream};
+use tokio::time::{sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use super::directory::{EXPECTED_FOR, Pair};
@@ -25,6 +27,13 @@ use crate::registry::{Note, grants};
 /// The first stream and the announcement on it have to come within this time.
 const ANNOUNCED_WITHIN: Duration = Duration::from_secs(10);
 
+/// The registry has to decide within this time.
+const DECIDED_WITHIN: Duration = Duration::from_secs(1);
+/// Announcements of one connector are taken no faster than this.
+const ANNOUNCED_EVERY: Duration = Duration::from_millis(200);
+/// Services of one connector.
+const SERVICES_AT_MOST: usize = 256;
+
 /// Why a session ended.
 enum End {
     /// The connection is over.
@@ -37,7 +46,7 @@ enum End {
 
 /// Holds one connection from its first stream to its end.
 pub(super) async fn hold(shared: Arc<Shared>, connection: Connection, id: ConnectorId) {
-    let announced = tokio::time::timeout(ANNOUNCED_WITHIN, first_announcement(&connection)).await;
+    let announced = timeout(ANNOUNCED_WITHIN, first_announcement(&connection)).await;
     let (frames, announce) = match announced {
         Ok(Ok(Some(both))) => both,
         Ok(Ok(None)) => return,
@@ -87,6 +96,8 @@ struct Session<'a> {
     frames: Frames<Stream>,
     announced: Option<Announce>,
     services: Vec<AnnouncedService>,
+    too_many: Vec<AnnouncedService>,
+    decided: Instant,
     pairs: Vec<Arc<Pair>>,
     liveness: Liveness,
     expected_until: Option<Instant>,
@@ -116,6 +127,7 @@ impl<'a> Session<'a> {
             old.member.upstream.close();
             old.member.connection().close(CloseCode::Replaced);
         }
+        shared.live.fetch_add(1, Ordering::Relaxed);
         Some(Self {
             shared,
             member,
@@ -123,6 +135,8 @@ impl<'a> Session<'a> {
             frames,
             announced: Some(announce),
             services: Vec::new(),
+            too_many: Vec::new(),
+            decided: now,
             pairs: Vec::new(),
             liveness: Liveness::new(now),
             expected_until: None,
@@ -154,14 +168,14 @@ impl<'a> Session<'a> {
                 message = self.frames.next() => match message {
                     Ok(message) => self.heard(message, Instant::now()).await?,
                     // The connection's own end says more than that of its control stream.
-                    Err(error) => match tokio::time::timeout(EXPECTED_FOR, member.connection().closed()).await {
+                    Err(error) => match timeout(EXPECTED_FOR, member.connection().closed()).await {
                         Ok(closed) => return Ok(End::Closed(closed)),
                         Err(_) => return Err(error),
                     },
                 },
                 closed = member.connection().closed() => return Ok(End::Closed(closed)),
                 () = member.woken() => {}
-                () = tokio::time::sleep_until(due.into()) => {}
+                () = sleep_until(due.into()) => {}
             }
         }
     }
@@ -178,7 +192,7 @@ impl<'a> Session<'a> {
         if let Some(stats) = self.shared.plane.peer_stats(self.member.connection().peer()) {
             self.liveness.wire(stats.rx_bytes, now);
         }
-        let tunnels = self.shared.tunnels();
+        let tunnels = self.shared.live.load(Ordering::Relaxed);
         loop {
             match self.liveness.step(tunnels, now) {
                 Step::WaitUntil(until) => return Ok(Some(until)),
@@ -217,6 +231,11 @@ impl<'a> Session<'a> {
     }
 
     async fn announced(&mut self, announce: Announce) -> Result<(), FrameError> {
+        // The first comes at once; whoever announces without end waits between them.
+        if !self.services.is_empty() {
+            sleep_until((self.decided + ANNOUNCED_EVERY).into()).await;
+        }
+        self.decided = Instant::now();
         if announce.version != control::VERSION {
             warn!(
                 connector = %self.member.id, theirs = announce.version, ours = control::VERSION,
@@ -236,6 +255,7 @@ impl<'a> Session<'a> {
             }
         }
         self.services = announce.services;
+        self.too_many = self.services.split_off(self.services.len().min(SERVICES_AT_MOST));
         self.decide().await
     }
 
@@ -243,11 +263,14 @@ impl<'a> Session<'a> {
     async fn decide(&mut self) -> Result<(), FrameError> {
         let names: Vec<ServiceName> = self.services.iter().map(|service| service.name.clone()).collect();
         let now = SystemTime::now();
-        let decision = match self.shared.registry.announce(self.tunnel.clone(), names.clone(), now).await {
-            Ok(decision) => decision,
-            Err(error) => {
-                // The database is away, or slow to say that the tunnel is gone: what is known in memory decides.
-                debug!(connector = %self.member.id, %error, "announcement decided without the registry");
+        let asked = self.shared.registry.announce(self.tunnel.clone(), names.clone(), now);
+        let decision = match timeout(DECIDED_WITHIN, asked).await {
+            Ok(Ok(decision)) => decision,
+            // The database is away, slow, or knows no such tunnel any more: what is known in memory decides, because
+            // requests and pings cannot wait for it.
+            failed => {
+                let error = failed.map_or_else(|_| "slow".to_owned(), |failed| format!("{:?}", failed.err()));
+                debug!(connector = %self.member.id, error, "announcement decided without the registry");
                 let table = self.shared.table();
                 match table.tunnel(&self.tunnel) {
                     Some(tunnel) => grants::decide(tunnel, &names, &table.tunnels, &table.services),
@@ -255,11 +278,10 @@ impl<'a> Session<'a> {
                 }
             }
         };
-        let refused: Vec<RefusedService> = decision
-            .refused
-            .iter()
-            .map(|(name, why)| RefusedService { name: name.clone(), why: why.clone() })
-            .collect();
+        let beyond = format!("a connector serves {SERVICES_AT_MOST} services at most");
+        let beyond = self.too_many.iter().map(|service| (service.name.clone(), beyond.clone()));
+        let refused = decision.refused.iter().cloned().chain(beyond);
+        let refused: Vec<RefusedService> = refused.map(|(name, why)| RefusedService { name, why }).collect();
         for service in &refused {
             warn!(connector = %self.member.id, service = %service.name, why = service.why, "service refused");
         }
@@ -334,6 +356,7 @@ impl<'a> Session<'a> {
 
 impl Drop for Session<'_> {
     fn drop(&mut self) {
+        self.shared.live.fetch_sub(1, Ordering::Relaxed);
         self.shared.ended(&self.member, self.expected_until);
     }
 }

@@ -14,7 +14,9 @@ mod notes;
 mod report;
 mod table;
 
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -22,7 +24,7 @@ use culvert_engine::{AddPeerError, BootstrapConfig, BootstrapId, Path, PeerConfi
 use culvert_model::address::BOOTSTRAP_INNER;
 use culvert_model::close::CloseCode;
 use culvert_model::control::ToConnector;
-use culvert_model::id::ConnectorId;
+use culvert_model::id::{ConnectorId, TokenId};
 use culvert_plane::{Connection, Event, Events, Plane};
 use futures_util::future::join_all;
 use ipnet::IpNet;
@@ -49,6 +51,8 @@ const CALL_BACK_EVERY: Duration = Duration::from_millis(10);
 const FORGET_EVERY: Duration = Duration::from_secs(60);
 /// How often idle streams are swept.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
+/// At the end a database that is away is not waited for.
+const LAST_NOTES_WITHIN: Duration = Duration::from_secs(1);
 /// An older epoch of a pre-shared key is deleted so long after the newer one was used (wire.md §3).
 const OLD_EPOCH_FOR: Duration = Duration::from_secs(180);
 
@@ -65,6 +69,8 @@ struct Shared {
     directory: Arc<Directory>,
     table: Mutex<Table>,
     notes: Notes,
+    /// Sessions that share the budget of pings.
+    live: AtomicUsize,
 }
 
 impl Sessions {
@@ -76,7 +82,15 @@ impl Sessions {
         directory: Arc<Directory>,
         snapshot: Snapshot,
     ) -> Self {
-        let shared = Shared { plane, registry, identity, directory, table: Mutex::default(), notes: Notes::default() };
+        let shared = Shared {
+            plane,
+            registry,
+            identity,
+            directory,
+            table: Mutex::default(),
+            notes: Notes::default(),
+            live: AtomicUsize::new(0),
+        };
         let sessions = Self { shared: Arc::new(shared) };
         sessions.resync(snapshot).await;
         let shared = &sessions.shared;
@@ -122,7 +136,8 @@ impl Sessions {
             let mut table = shared.table();
             (table.tunnels, table.services) = (tunnels, services);
         }
-        for token in tokens.iter().filter(|token| !token.is_forgotten(now)) {
+        let known: HashSet<TokenId> = shared.table().tokens.values().cloned().collect();
+        for token in tokens.iter().filter(|token| !token.is_forgotten(now) && !known.contains(&token.id)) {
             shared.add_token(token);
         }
         let mut revoked = Vec::new();
@@ -156,7 +171,7 @@ impl Sessions {
 
     /// Writes what was noticed and not yet written.
     pub(crate) async fn flush(&self) {
-        write_notes(Arc::clone(&self.shared)).await;
+        let _ = tokio::time::timeout(LAST_NOTES_WITHIN, write_notes(Arc::clone(&self.shared))).await;
     }
 }
 
@@ -259,9 +274,6 @@ impl Shared {
     }
 
     fn add_token(&self, token: &TokenRow) {
-        if self.table().tokens.values().any(|known| *known == token.id) {
-            return;
-        }
         let (public_key, psk) = match enrol::bootstrap_of(token, &self.identity) {
             Ok(keys) => keys,
             Err(error) => {
@@ -361,7 +373,7 @@ impl Shared {
         }
     }
 
-    fn bootstrap_of(&self, token: &culvert_model::id::TokenId) -> Option<BootstrapId> {
+    fn bootstrap_of(&self, token: &TokenId) -> Option<BootstrapId> {
         self.table().tokens.iter().find(|(_, known)| *known == token).map(|(bootstrap, _)| *bootstrap)
     }
 }

@@ -51,11 +51,6 @@ impl Sessions {
 }
 
 impl Shared {
-    /// How many tunnels share the budget of pings.
-    pub(super) fn tunnels(&self) -> usize {
-        self.table().by_peer.len()
-    }
-
     fn describe(&self, known: &Known, now: Instant, wall: SystemTime) -> LiveConnector {
         let stats = self.plane.peer_stats(known.peer);
         let last = stats.and_then(|stats| stats.last_handshake);

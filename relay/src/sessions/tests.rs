@@ -52,6 +52,17 @@ async fn a_request_reaches_the_connector_that_joined_and_announced() {
 }
 
 #[tokio::test]
+async fn a_connector_with_too_many_services_keeps_the_first_ones() {
+    let rig = Rig::new(&["*"]).await;
+    let names: Vec<String> = (0..260).map(|number| format!("s{number}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let run = rig.join("a").await.come(&rig, &names).await;
+    assert_eq!(run.welcome.refused.len(), 4);
+    assert!(run.welcome.refused[0].why.contains("256 services at most"), "{:?}", run.welcome.refused[0]);
+    assert_eq!((rig.count("s255"), rig.count("s256")), ((1, 1), (0, 0)));
+}
+
+#[tokio::test]
 async fn health_and_drain_are_seen_by_everybody_at_once() {
     let rig = Rig::new(&["orders"]).await;
     let (a, b) = (rig.join("a").await, rig.join("b").await);

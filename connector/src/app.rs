@@ -170,11 +170,19 @@ impl App {
         let left = drain.run_out();
         tokio::pin!(left);
         let mut up = self.shared.up.subscribe();
+        let mut leaving = false;
+        let watchdog = self.notifier.as_ref().is_some_and(|notifier| notifier.watchdog_every().is_some());
         loop {
             tokio::select! {
                 in_flight = &mut left => {
                     self.end(in_flight).await;
                     return Ok(Exit::Ok);
+                }
+                () = drain.begun(), if !leaving => {
+                    leaving = true;
+                    if let Some(notifier) = &self.notifier {
+                        notifier.stopping("draining");
+                    }
                 }
                 over = next_over(&mut self.members), if join.is_none() => match over {
                     Over::Revoked => return Err(self.revoked()),
@@ -195,6 +203,9 @@ impl App {
                 }
                 _ = ticks.tick() => {
                     count = count.wrapping_add(1);
+                    if let Some(notifier) = self.notifier.as_ref().filter(|_| watchdog) {
+                        notifier.watchdog();
+                    }
                     if count.is_multiple_of(SWEEP_TICKS) {
                         let now = tokio::time::Instant::now();
                         self.shared.origins.table().iter().for_each(|upstream| upstream.pool.sweep(now));
@@ -291,9 +302,6 @@ impl App {
     async fn end(&mut self, in_flight: usize) {
         if in_flight > 0 {
             tracing::warn!(in_flight, "requests were cut off at the end of the drain");
-        }
-        if let Some(notifier) = &self.notifier {
-            notifier.stopping("closing");
         }
         let links = self.members.drain(..).flat_map(|member| member.links);
         let _ = timeout(LAST_WORDS, futures_util::future::join_all(links)).await;

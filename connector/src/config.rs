@@ -32,7 +32,9 @@ pub const SETTINGS: &[Setting] = &[
         .or("127.0.0.1:9481")
         .restart(),
     Setting::new("admin.group", Kind::Text, "the group that may use admin.sock").restart(),
-    Setting::new("drain.timeout", Kind::Duration, "how long requests in flight may take at the end").or("25s"),
+    Setting::new("drain.timeout", Kind::Duration, "how long requests in flight may take at the end")
+        .or("25s")
+        .restart(),
     Setting::new("allow.origins", Kind::List(&Kind::Text), "which origins a relay may manage"),
     Setting::new("service", Kind::Entries { name: "name", value: "origin" }, "services"),
     Setting::new("service[].name", Kind::Text, "what gateways call it"),

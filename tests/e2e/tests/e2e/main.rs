@@ -15,6 +15,7 @@ mod reasons;
 mod replicas;
 mod restart;
 mod secrets;
+mod settings;
 mod silence;
 mod state_directory;
 

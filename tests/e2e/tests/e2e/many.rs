@@ -40,7 +40,12 @@ async fn two_hundred_connectors_and_ten_processes_join_with_one_token_within_10_
     eprintln!("{all} connectors were up after {took:.2?}");
     if std::env::var_os("DBG").is_some() {
         let metrics = relay.ask("/metrics").await?.text();
-        for line in metrics.lines().filter(|line| line.contains("dropped") || line.contains("handshakes") || line.contains("cookies")) { eprintln!("{line}"); }
+        for line in metrics
+            .lines()
+            .filter(|line| line.contains("dropped") || line.contains("handshakes") || line.contains("cookies"))
+        {
+            eprintln!("{line}");
+        }
         std::fs::write("/tmp/many-relay.log", relay.output())?;
     }
     assert!(took < Duration::from_secs(10), "{took:?}");

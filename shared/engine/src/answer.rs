@@ -10,11 +10,12 @@ use culvert_model::key::PublicKey;
 
 use crate::bootstrap::{Joiner, LIFE, Room};
 use crate::config::{BootstrapId, Path, PskEpoch};
-use crate::engine::{Engine, Known, NewPeer};
+use crate::engine::{Engine, Known};
 use crate::event::{DropReason, Event};
 use crate::index::parity;
 use crate::peer::{CALL_BACK, Instance};
 use crate::replies::Replies;
+use crate::roster::NewPeer;
 use crate::tunn::{INITIATION, KEEPALIVE_TIMEOUT, REJECT_AFTER_TIME, REKEY_TIMEOUT, RESPONSE, le32};
 
 /// The one epoch of a bootstrap key.

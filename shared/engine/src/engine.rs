@@ -16,20 +16,20 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use culvert_model::key::PublicKey;
-use ipnet::IpNet;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
 use crate::bootstrap::{BYTES, Bootstraps};
-use crate::config::{AddPeerError, BootstrapConfig, BootstrapId, Config, Path, PeerConfig, PeerId, PskEpoch, PskError};
+use crate::config::{BootstrapId, Config, Path, PeerId};
 use crate::event::{DropReason, Event, Received, SealError, Sealed};
 use crate::handshakes::{Handshake, Handshakes};
 use crate::index::Indices;
 use crate::limiter::{Limiter, Verdict};
 use crate::own::Own;
-use crate::peer::{Attempt, Instance, Peer};
+use crate::peer::{Attempt, Peer};
 use crate::replies::Replies;
-use crate::routes::{Allowed, Routes};
+use crate::roster::move_endpoint;
+use crate::routes::Routes;
 use crate::slots::Slots;
 use crate::stats::{PeerStats, Stats};
 use crate::timers::Timers;
@@ -58,11 +58,11 @@ pub struct Engine {
     pub(crate) outbox: Replies,
     pub(crate) stats: Stats,
     pub(crate) rng: StdRng,
-    routes: Routes,
+    pub(crate) routes: Routes,
     queue: Handshakes,
     limiter: Limiter,
     /// Where peers are, with how many are there: their handshakes go first.
-    endpoints: HashMap<SocketAddr, u32>,
+    pub(crate) endpoints: HashMap<SocketAddr, u32>,
     load_checked: Instant,
     joiners_checked: Instant,
 }
@@ -100,83 +100,6 @@ impl Engine {
             joiners_checked: now,
             rng,
         }
-    }
-
-    /// Adds a peer whose allowed addresses are routed to it.
-    ///
-    /// # Errors
-    /// See [`AddPeerError`]; nothing has changed then.
-    pub fn add_peer(&mut self, config: PeerConfig, now: Instant) -> Result<PeerId, AddPeerError> {
-        for net in &config.allowed_ips {
-            if let Some(with) = self.routes.overlap(net).and_then(|slot| self.peers.get(slot)) {
-                return Err(AddPeerError::Overlap { net: *net, with: with.id });
-            }
-        }
-        self.insert_peer(config, true, now)
-    }
-
-    /// Adds a peer that [`route`](Self::route) never returns, so its addresses may be those of another: a connector's
-    /// several relays all have the same inner address. Its inner source is checked all the same.
-    ///
-    /// # Errors
-    /// As [`add_peer`](Self::add_peer), but never [`AddPeerError::Overlap`].
-    pub fn add_unrouted_peer(&mut self, config: PeerConfig, now: Instant) -> Result<PeerId, AddPeerError> {
-        self.insert_peer(config, false, now)
-    }
-
-    /// Forgets a peer: silence from now on.
-    pub fn remove_peer(&mut self, peer: PeerId) {
-        if self.peer(peer).is_some() {
-            self.forget_peer(peer.slot);
-        }
-    }
-
-    /// Adds a key that many joiners share.
-    ///
-    /// # Errors
-    /// See [`AddPeerError`]; nothing has changed then.
-    pub fn add_bootstrap(&mut self, config: BootstrapConfig) -> Result<BootstrapId, AddPeerError> {
-        self.check_new_key(&config.public_key, config.static_index)?;
-        let BootstrapConfig { public_key, static_index, psk, allowed_ips } = config;
-        let id = self.bootstraps.add(public_key, static_index, psk, allowed_ips);
-        self.known.insert((public_key, static_index), Known::Bootstrap(id));
-        Ok(id)
-    }
-
-    /// Forgets a bootstrap key and ends its instances.
-    pub fn remove_bootstrap(&mut self, bootstrap: BootstrapId) {
-        let Some(key) = self.bootstraps.remove(bootstrap) else { return };
-        self.known.remove(&(key.public_key, key.home));
-        for slot in self.bootstraps.instances(bootstrap) {
-            self.end_instance(slot);
-        }
-    }
-
-    /// Replaces a peer's pre-shared keys, newest last, make before break (wire.md §3): a live session stays live, and
-    /// [`connect`](Self::connect) brings up one under the newest.
-    ///
-    /// # Errors
-    /// See [`PskError`].
-    pub fn set_psks(&mut self, peer: PeerId, psks: Vec<PskEpoch>, now: Instant) -> Result<(), PskError> {
-        let Some(entry) = self.peers.get_mut(peer.slot).filter(|entry| entry.id == peer) else {
-            return Err(PskError::UnknownPeer);
-        };
-        if !are_two_epochs_at_most(&psks) {
-            return Err(PskError::BadPsks);
-        }
-        let same = |old: &PskEpoch| psks.iter().any(|new| new.epoch == old.epoch && new.psk == old.psk);
-        let gone: Vec<u32> = entry.psks.iter().filter(|old| !same(old)).map(|old| old.epoch).collect();
-        let had_none = entry.psks.is_empty() && !psks.is_empty();
-        entry.psks = psks;
-        entry.forget_old_at = None;
-        for slot in entry.tunnels.clone() {
-            let Some(tunnel) = self.tunnels.get_mut(slot) else { continue };
-            if tunnel.epoch.map_or(had_none, |epoch| gone.contains(&epoch)) {
-                tunnel.retired = true;
-            }
-        }
-        self.rearm(peer.slot, now);
-        Ok(())
     }
 
     /// Starts a handshake now, even when a session is live: that one stays until the new one is confirmed. `path`
@@ -443,105 +366,6 @@ impl Engine {
         Ok(Received::Handled)
     }
 
-    fn insert_peer(&mut self, config: PeerConfig, routed: bool, now: Instant) -> Result<PeerId, AddPeerError> {
-        self.check_new_key(&config.public_key, config.static_index)?;
-        if !are_two_epochs_at_most(&config.psks) {
-            return Err(AddPeerError::BadPsks);
-        }
-        let keepalive = config.persistent_keepalive.map(|secs| Duration::from_secs(u64::from(secs.get())));
-        let key = (config.public_key, config.static_index);
-        let peer = NewPeer {
-            public_key: config.public_key,
-            own: config.static_index,
-            psks: config.psks,
-            allowed_ips: &config.allowed_ips,
-            path: config.path,
-            keepalive,
-            instance: None,
-        };
-        let slot = self.put_peer(peer).ok_or(AddPeerError::Full)?;
-        self.known.insert(key, Known::Peer(slot));
-        let entry = self.peers.get_mut(slot).ok_or(AddPeerError::Full)?;
-        let id = entry.id;
-        entry.routed = routed;
-        if routed {
-            self.routes.add(&entry.allowed, slot);
-        }
-        if keepalive.is_some() && config.path.is_some() {
-            entry.attempt = Some(Attempt::new(None, now));
-        }
-        self.rearm(slot, now);
-        Ok(id)
-    }
-
-    /// Puts a peer into the table, known under no key and routed nowhere.
-    pub(crate) fn put_peer(&mut self, new: NewPeer<'_>) -> Option<u32> {
-        let slot = self.peers.insert_with(|slot, generation| Peer {
-            id: PeerId { slot, generation },
-            public_key: new.public_key,
-            home: new.own,
-            own: new.own,
-            psks: new.psks,
-            forget_old_at: None,
-            allowed: Allowed::new(new.allowed_ips),
-            routed: false,
-            path: new.path,
-            persistent_keepalive: new.keepalive,
-            tunnels: Vec::new(),
-            active: None,
-            live: false,
-            last_handshake: None,
-            attempt: None,
-            cookie_at: None,
-            called_back: None,
-            accepted: Default::default(),
-            unconfirmed: Default::default(),
-            rx_bytes: 0,
-            tx_bytes: 0,
-            due: None,
-            instance: new.instance,
-        })?;
-        move_endpoint(&mut self.endpoints, None, new.path);
-        Some(slot)
-    }
-
-    /// Takes a peer out of every table.
-    pub(crate) fn forget_peer(&mut self, slot: u32) -> Option<Peer> {
-        let peer = self.peers.remove(slot)?;
-        for tunnel in &peer.tunnels {
-            if let Some(tunnel) = self.tunnels.remove(*tunnel) {
-                self.indices.release(tunnel.base);
-            }
-        }
-        if peer.routed {
-            self.routes.remove(&peer.allowed);
-        }
-        match peer.instance {
-            Some(instance) => self.bootstraps.forget(instance.bootstrap, instance.source, slot),
-            None => {
-                self.known.remove(&(peer.public_key, peer.home));
-            }
-        }
-        self.stats.live -= u32::from(peer.live);
-        self.timers.disarm(slot, peer.due);
-        move_endpoint(&mut self.endpoints, peer.path, None);
-        Some(peer)
-    }
-
-    /// Ends a bootstrap instance and says so if it was ever announced.
-    pub(crate) fn end_instance(&mut self, slot: u32) {
-        if let Some(Peer { id, last_handshake: Some(_), instance: Some(instance), .. }) = self.forget_peer(slot) {
-            self.events.push_back(Event::PeerGone { peer: id, bootstrap: instance.bootstrap });
-        }
-    }
-
-    pub(crate) fn set_path(&mut self, slot: u32, path: Path) {
-        if let Some(peer) = self.peers.get_mut(slot).filter(|peer| peer.path != Some(path)) {
-            let old = peer.path.replace(path);
-            move_endpoint(&mut self.endpoints, old, Some(path));
-        }
-    }
-
     /// Remembers that a packet wanted to go out, so that the next turn starts a handshake.
     #[cold]
     fn want_session(&mut self, slot: u32, now: Instant) -> SealError {
@@ -556,20 +380,7 @@ impl Engine {
         SealError::NoSession
     }
 
-    fn check_new_key(&self, key: &PublicKey, own: usize) -> Result<(), AddPeerError> {
-        if own >= self.own.len() {
-            return Err(AddPeerError::BadStatic);
-        }
-        match self.known.get(&(*key, own)) {
-            None => Ok(()),
-            Some(Known::Bootstrap(id)) => Err(AddPeerError::KnownBootstrap(*id)),
-            Some(Known::Peer(slot)) => {
-                Err(self.peers.get(*slot).map_or(AddPeerError::Full, |peer| AddPeerError::KnownKey(peer.id)))
-            }
-        }
-    }
-
-    fn peer(&self, id: PeerId) -> Option<&Peer> {
+    pub(crate) fn peer(&self, id: PeerId) -> Option<&Peer> {
         self.peers.get(id.slot).filter(|peer| peer.id == id)
     }
 
@@ -578,39 +389,6 @@ impl Engine {
             for (path, datagram) in self.outbox.drain() {
                 replies.push(path, datagram);
             }
-        }
-    }
-}
-
-/// What a row of the table is made of.
-pub(crate) struct NewPeer<'a> {
-    pub(crate) public_key: PublicKey,
-    pub(crate) own: usize,
-    pub(crate) psks: Vec<PskEpoch>,
-    pub(crate) allowed_ips: &'a [IpNet],
-    pub(crate) path: Option<Path>,
-    pub(crate) keepalive: Option<Duration>,
-    pub(crate) instance: Option<Instance>,
-}
-
-fn are_two_epochs_at_most(psks: &[PskEpoch]) -> bool {
-    match psks {
-        [] | [_] => true,
-        [old, new] => old.epoch & 1 != new.epoch & 1,
-        _ => false,
-    }
-}
-
-fn move_endpoint(endpoints: &mut HashMap<SocketAddr, u32>, old: Option<Path>, new: Option<Path>) {
-    if let Some(new) = new {
-        *endpoints.entry(new.remote).or_default() += 1;
-    }
-    if let Some(old) = old
-        && let std::collections::hash_map::Entry::Occupied(mut entry) = endpoints.entry(old.remote)
-    {
-        *entry.get_mut() -= 1;
-        if *entry.get() == 0 {
-            entry.remove();
         }
     }
 }

@@ -18,6 +18,7 @@ mod limiter;
 mod own;
 mod peer;
 mod replies;
+mod roster;
 mod routes;
 mod slots;
 mod stats;

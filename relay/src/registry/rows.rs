@@ -138,7 +138,6 @@ pub(crate) struct ServiceRow {
 }
 
 /// One line of the audit trail.
-#[cfg_attr(not(test), expect(dead_code, reason = "the audit command comes with issue 4"))]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct AuditRow {
     /// When.

@@ -30,7 +30,7 @@ pub(crate) struct Target {
 enum Running {
     Nothing,
     Nginxes(Vec<Nginx>),
-    Tunnel { ends: [Process; 2], gateway: Nginx },
+    Tunnel { ends: Box<[Process; 2]>, gateway: Nginx },
     Culvert { relay: Box<Relay>, connector: Box<Connector> },
 }
 
@@ -66,7 +66,8 @@ impl Peer {
                 let mut sides = nginxes.iter().map(Nginx::ids);
                 [sides.next().unwrap_or_default(), sides.next().unwrap_or_default()]
             }
-            Running::Tunnel { ends: [gateway_end, private_end], gateway } => {
+            Running::Tunnel { ends, gateway } => {
+                let [gateway_end, private_end] = &**ends;
                 let mut left = gateway.ids();
                 left.push(gateway_end.id());
                 [left, vec![private_end.id()]]
@@ -200,7 +201,7 @@ async fn tunnel(site: &Site, program: &Path, flags: &[&str], name: &str, net: u8
     )
     .await?;
     let ends = <[Process; 2]>::try_from(ends).ok().context("two ends")?;
-    Ok((Running::Tunnel { ends, gateway }, format!("127.0.0.1:{port}"), format!("127.0.0.1:{}", port + 1)))
+    Ok((Running::Tunnel { ends: Box::new(ends), gateway }, format!("127.0.0.1:{port}"), format!("127.0.0.1:{}", port + 1)))
 }
 
 async fn culvert(site: &Site) -> Result<Peer> {

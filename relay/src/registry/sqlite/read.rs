@@ -74,7 +74,6 @@ pub(super) fn services(connection: &Connection) -> Result<Vec<ServiceRow>> {
     })
 }
 
-#[cfg_attr(not(test), expect(dead_code, reason = "the audit command comes with issue 4"))]
 pub(super) fn audit_since(connection: &Connection, since: SystemTime) -> Result<Vec<AuditRow>> {
     connection
         .prepare_cached("SELECT at, actor, action, subject, detail FROM audit WHERE at >= ? ORDER BY id")?

@@ -273,7 +273,6 @@ pub(super) fn forget(db: &Connection, live: &[ConnectorId], now: SystemTime) -> 
     Ok(forgotten)
 }
 
-#[cfg_attr(not(test), expect(dead_code, reason = "the audit command comes with issue 4"))]
 pub(super) fn audit_row(db: &Connection, row: &AuditRow) -> Result<()> {
     audit(db, row.at, &row.actor, &row.action, &row.subject, &row.detail)
 }

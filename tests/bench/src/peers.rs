@@ -201,7 +201,11 @@ async fn tunnel(site: &Site, program: &Path, flags: &[&str], name: &str, net: u8
     )
     .await?;
     let ends = <[Process; 2]>::try_from(ends).ok().context("two ends")?;
-    Ok((Running::Tunnel { ends: Box::new(ends), gateway }, format!("127.0.0.1:{port}"), format!("127.0.0.1:{}", port + 1)))
+    Ok((
+        Running::Tunnel { ends: Box::new(ends), gateway },
+        format!("127.0.0.1:{port}"),
+        format!("127.0.0.1:{}", port + 1),
+    ))
 }
 
 async fn culvert(site: &Site) -> Result<Peer> {

@@ -1,5 +1,6 @@
 //! A steady stream of requests, and an account of every one that did not end well.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -81,9 +82,13 @@ impl Report {
     /// # Errors
     /// Names the first failures.
     pub fn all_well(&self, at_least: usize) -> Result<()> {
-        let shown: Vec<&String> = self.failed.iter().take(5).collect();
         let total = self.failed.len() + self.answered;
-        ensure!(self.failed.is_empty(), "{} of {total} requests failed: {shown:#?}", self.failed.len());
+        let mut kinds: BTreeMap<&str, (usize, &str)> = BTreeMap::new();
+        for failure in &self.failed {
+            let kind = failure.split_once(": ").map_or(failure.as_str(), |(_, why)| why);
+            kinds.entry(kind.get(..120).unwrap_or(kind)).or_insert((0, failure)).0 += 1;
+        }
+        ensure!(self.failed.is_empty(), "{} of {total} requests failed: {kinds:#?}", self.failed.len());
         ensure!(self.answered >= at_least, "only {} answers", self.answered);
         Ok(())
     }

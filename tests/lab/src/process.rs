@@ -3,6 +3,7 @@
 use std::io::{BufRead as _, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -17,6 +18,7 @@ pub struct Process {
     name: String,
     child: Child,
     lines: Lines,
+    readers: Vec<JoinHandle<()>>,
 }
 
 type Lines = Arc<Mutex<Vec<String>>>;
@@ -30,13 +32,11 @@ impl Process {
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = spawner::spawn(command)?;
         let lines = Lines::default();
-        if let Some(stdout) = child.stdout.take() {
-            collect(stdout, &lines);
-        }
-        if let Some(stderr) = child.stderr.take() {
-            collect(stderr, &lines);
-        }
-        Ok(Self { name: name.to_owned(), child, lines })
+        let readers = [
+            child.stdout.take().map(|pipe| collect(pipe, &lines)),
+            child.stderr.take().map(|pipe| collect(pipe, &lines)),
+        ];
+        Ok(Self { name: name.to_owned(), child, lines, readers: readers.into_iter().flatten().collect() })
     }
 
     /// Its process id.
@@ -110,7 +110,10 @@ impl Process {
     pub async fn end(&mut self, limit: Duration) -> Result<ExitStatus> {
         let start = std::time::Instant::now();
         loop {
-            if let Some(status) = self.child.try_wait()? {
+            // Its last words may still be in the pipe.
+            if let Some(status) = self.child.try_wait()?
+                && (self.readers.iter().all(JoinHandle::is_finished) || start.elapsed() > limit)
+            {
                 return Ok(status);
             }
             if start.elapsed() > limit {
@@ -168,20 +171,15 @@ pub async fn run(name: &str, mut command: Command, input: Option<&[u8]>, limit: 
         let _ = stdin.write_all(input);
     }
     let (stdout, stderr) = (Lines::default(), Lines::default());
-    let readers: Vec<_> = [
+    let readers = [
         child.stdout.take().map(|pipe| collect(pipe, &stdout)),
         child.stderr.take().map(|pipe| collect(pipe, &stderr)),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
-    let mut process = Process { name: name.to_owned(), child, lines: Lines::default() };
+    ];
+    let readers = readers.into_iter().flatten().collect();
+    let mut process = Process { name: name.to_owned(), child, lines: Lines::default(), readers };
     let status = process.end(limit).await;
     let text = |lines: &Lines| lines.lock().unwrap_or_else(PoisonError::into_inner).join("\n");
     let status = status.with_context(|| format!("stdout: {}\nstderr: {}", text(&stdout), text(&stderr)))?;
-    for reader in readers {
-        let _ = reader.join();
-    }
     Ok(Said { status: code(status), stdout: text(&stdout), stderr: text(&stderr) })
 }
 
@@ -191,7 +189,7 @@ pub fn code(status: ExitStatus) -> i32 {
     status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }
 
-fn collect(pipe: impl Read + Send + 'static, lines: &Lines) -> std::thread::JoinHandle<()> {
+fn collect(pipe: impl Read + Send + 'static, lines: &Lines) -> JoinHandle<()> {
     let lines = Arc::clone(lines);
     std::thread::spawn(move || {
         let mut reader = BufReader::new(pipe);

@@ -108,8 +108,7 @@ pub(crate) struct RunArgs {
     /// Where it is.
     #[command(flatten)]
     pub(crate) place: Place,
-    /// UDP address toward connectors [default: 0.0.0.0:51820 and [::]:51820]
-    #[arg(long, value_name = "ADDR")]
+    #[arg(help = "UDP address toward connectors [default: 0.0.0.0:51820 and [::]:51820]", long, value_name = "ADDR")]
     pub(crate) wireguard_listen: Vec<String>,
     /// Where connectors dial this relay; tokens name it
     #[arg(long, value_name = "HOST:PORT")]

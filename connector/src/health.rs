@@ -1,7 +1,8 @@
 //! Whether origins answer: one value for each service, which announcements, readiness, status and metrics all read.
 //!
-//! Must never judge a service by one failure alone, or wait for the next check to tell a change.
+//! Must never call a service down that was seen up by one failure alone, or wait for the next check to tell a change.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
@@ -28,13 +29,21 @@ pub struct Health {
 
 struct Inner {
     why_down: RwLock<Option<String>>,
+    /// A check has passed: until then "up" is only a hope, and the first failure is believed.
+    seen_up: AtomicBool,
     doubt: Notify,
 }
 
 impl Health {
     /// Up until a check says otherwise.
     pub fn new() -> Self {
-        Self { inner: Arc::new(Inner { why_down: RwLock::new(None), doubt: Notify::new() }) }
+        Self {
+            inner: Arc::new(Inner {
+                why_down: RwLock::new(None),
+                seen_up: AtomicBool::new(false),
+                doubt: Notify::new(),
+            }),
+        }
     }
 
     /// Whether the origin answers.
@@ -114,10 +123,11 @@ async fn check_for_ever(upstream: Arc<Upstream>, news: watch::Sender<u64>) {
     let health = &upstream.health;
     loop {
         let mut found = check(&upstream).await;
-        if found.is_some() && health.is_up() {
+        if found.is_some() && health.is_up() && health.inner.seen_up.load(Ordering::Relaxed) {
             tokio::time::sleep(CONFIRM).await;
             found = check(&upstream).await;
         }
+        health.inner.seen_up.fetch_or(found.is_none(), Ordering::Relaxed);
         if health.set(found.clone()) {
             match found {
                 Some(reason) => tracing::warn!(service = %name, reason, "origin is down"),

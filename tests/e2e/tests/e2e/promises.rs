@@ -1,8 +1,10 @@
 //! The names users type and see, held against `promises.toml`.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result};
 use culvert_e2e::promises;
-use culvert_lab::{Connector, Origin, Relay};
+use culvert_lab::{Connector, Origin, Relay, wait};
 use culvert_model::reason::Reason;
 
 #[tokio::test]
@@ -101,6 +103,11 @@ async fn every_listing_and_metric_has_what_was_promised() -> Result<()> {
     assert!(one["last_handshake"].as_str().is_some_and(|time| time.ends_with('Z')), "{one}");
     let services = one["services"].as_array().context("services")?;
     assert!(services.iter().all(|service| ["name", "up", "reason"].iter().all(|field| service.get(field).is_some())));
+    wait::until("the origin that is down is known to be", Duration::from_secs(5), || async {
+        let metrics = relay.ask("/metrics").await.ok()?.text();
+        metrics.contains("culvert_service_up{service=\"down\"} 0").then_some(())
+    })
+    .await?;
     let metrics = relay.ask("/metrics").await?.text();
     missing.extend(promises.metrics.relay.iter().filter(|metric| !metrics.contains(*metric)).cloned());
     assert!(missing.is_empty(), "promised and not there: {missing:#?}\n{metrics}");

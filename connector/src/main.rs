@@ -6,7 +6,7 @@ use clap::Parser as _;
 use culvert_connector::cli::Cli;
 use culvert_connector::command;
 use culvert_ops::exit::{self, Exit, OrQuit as _, Quit};
-use culvert_ops::{Program, secret};
+use culvert_ops::{Program, runtime, secret};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -26,7 +26,7 @@ fn start() -> Result<Exit, Quit> {
             return Err(Quit::silent(if error.exit_code() == 0 { Exit::Ok } else { Exit::Usage }));
         }
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().or_failed("cannot start")?;
+    let runtime = runtime::runtime().or_failed("cannot start")?;
     let outcome = runtime.block_on(command::dispatch(cli.verb));
     // A name that is still being looked up must not hold the process.
     runtime.shutdown_background();

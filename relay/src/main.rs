@@ -27,6 +27,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser as _};
 use culvert_ops::exit::{self, Exit, OrQuit as _, Quit};
 use culvert_ops::program::Program;
+use culvert_ops::runtime;
 use culvert_ops::secret;
 
 use cli::{Cli, Verb};
@@ -50,7 +51,7 @@ fn start() -> Result<Exit, Quit> {
             return Err(Quit::silent(if error.exit_code() == 0 { Exit::Ok } else { Exit::Usage }));
         }
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().or_failed("cannot start")?;
+    let runtime = runtime::runtime().or_failed("cannot start")?;
     runtime.block_on(dispatch(cli.verb))
 }
 

@@ -78,9 +78,10 @@ impl Sender {
             let (now, mut again) = if keep { kept(request) } else { (request, None) };
             let silent = pair.member.begin(Instant::now());
             let in_use = InUse::new(Arc::clone(&pair.member));
+            // In a box: the futures around this one are moved several times on their way to their task.
             let tried = match silent && idempotent && service.has_others(&pair) {
-                true => self.hedged(service, pair, in_use, now, &mut again).await,
-                false => once(pair, in_use, now).await,
+                true => Box::pin(self.hedged(service, pair, in_use, now, &mut again)).await,
+                false => Box::pin(once(pair, in_use, now)).await,
             };
             let (pair, in_use, error) = match tried {
                 Ok(sent) => return Ok(sent),
@@ -117,6 +118,16 @@ impl Sender {
         if service.expected_until(start).is_none() {
             return Err(Fault::new(refused));
         }
+        Box::pin(self.wait(service, stick, not, start)).await
+    }
+
+    async fn wait(
+        &self,
+        service: &Service,
+        stick: Option<u64>,
+        not: Option<&Member>,
+        start: Instant,
+    ) -> Result<Arc<Pair>, Fault> {
         let Some(_place) = Place::take(&self.waiting) else { return Err(Fault::new(Reason::Overloaded)) };
         loop {
             let changed = service.changed().notified();

@@ -104,7 +104,8 @@ where
             body if http_body::Body::is_end_stream(&body) => body,
             body => body.flagged(Flag::raise(&shared, READING, 0)),
         });
-        let answer = service(request);
+        // In a box: hyper and the block below would each move it.
+        let answer = Box::pin(service(request));
         let shared = shared.clone();
         async move {
             let response = answer.await?;

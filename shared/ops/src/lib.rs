@@ -14,6 +14,7 @@ pub mod log;
 pub mod metrics;
 pub mod process;
 pub mod program;
+pub mod runtime;
 pub mod secret;
 pub mod state;
 pub mod systemd;

@@ -21,6 +21,11 @@ pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 pub const SERVICE_FIELD: &str = "culvert-service";
 /// The response field by which a connector tells its own failure: `REASON; sent=0|1`.
 pub const FAILURE_FIELD: &str = "culvert-failure";
+/// What the relay asks to upgrade to when a stream is to carry one TCP connection of a service that is raw TCP.
+pub const TCP_PROTOCOL: &str = "culvert-tcp";
+/// Who connected to a raw TCP service, and where to: two socket addresses with one space between them. For the origin's
+/// PROXY protocol; absent where the relay does not know.
+pub const PEER_FIELD: &str = "culvert-peer";
 
 /// From a joining or live connector.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,0 +1,7 @@
+//! What the tests of HTTP are made of: callers and origins that say and check every byte, and the site between them.
+//!
+//! Must never forgive what it reads: a reader here that repairs a message would hide that Culvert sent a bad one.
+#![allow(missing_docs, reason = "read by the tests beside it alone")]
+
+pub mod strict;
+pub mod wire;

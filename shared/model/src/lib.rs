@@ -6,6 +6,7 @@
 pub mod address;
 pub mod close;
 pub mod control;
+pub mod gateway;
 pub mod id;
 pub mod kem;
 pub mod key;

@@ -4,6 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 
+/// Debian's own Python, which sees Debian's modules; one on the path may not.
+pub const PYTHON: &str = "/usr/bin/python3";
+
 /// One of the workspace's binaries: beside the running test, or in `CULVERT_BIN_DIR`.
 ///
 /// # Errors

@@ -8,6 +8,7 @@ pub mod address;
 pub mod binary;
 pub mod client;
 pub mod connector;
+pub mod gateway;
 pub mod load;
 pub mod netns;
 pub mod nginx;

@@ -13,6 +13,8 @@
 //! | `/status/N` | that status |
 //! | `/cut` | promises 1000 bytes, sends 10 and closes |
 //! | `/ws` | a WebSocket that echoes |
+//!
+//! Under `/NAME/` the same, for gateways that lead a path of their own to it.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -122,6 +124,11 @@ impl Origin {
         lock(&self.seen.by_path).get(path).copied().unwrap_or(0)
     }
 
+    /// How many requests came at all.
+    pub fn all_requests(&self) -> usize {
+        lock(&self.seen.by_path).values().sum()
+    }
+
     /// The heads that came to `/head`.
     pub fn heads(&self) -> Vec<serde_json::Value> {
         lock(&self.seen.heads).clone()
@@ -198,7 +205,10 @@ async fn serve(listener: TcpListener, seen: Arc<Seen>, mut stopped: watch::Recei
 
 async fn answer(mut request: Request<Incoming>, seen: &Seen) -> Response<Pieces> {
     let path = request.uri().path().to_owned();
-    let segments: Vec<&str> = path.split('/').skip(1).collect();
+    let mut segments: Vec<&str> = path.split('/').skip(1).collect();
+    if segments.len() > 1 && segments.first().is_some_and(|first| *first == seen.name) {
+        segments.remove(0);
+    }
     *lock(&seen.by_path).entry(path.clone()).or_default() += 1;
     if let Some(id) = request.headers().get("x-id").and_then(|id| id.to_str().ok()) {
         *lock(&seen.by_id).entry(id.to_owned()).or_default() += 1;

@@ -7,6 +7,8 @@ pub enum Need {
     Root,
     /// A program on the path.
     Program(&'static str),
+    /// A module of Debian's Python.
+    Python(&'static str),
 }
 
 /// Tells whether everything needed is there; says so loudly when not. `CULVERT_TEST_NO_SKIP=1` turns a skip into a
@@ -36,5 +38,10 @@ fn is_met(need: Need) -> bool {
     match need {
         Need::Root => nix::unistd::geteuid().is_root() && std::path::Path::new("/dev/net/tun").exists(),
         Need::Program(name) => crate::binary::on_path(name).is_some(),
+        Need::Python(module) => std::process::Command::new(crate::binary::PYTHON)
+            .args(["-c", &format!("import {module}")])
+            .stderr(std::process::Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success()),
     }
 }

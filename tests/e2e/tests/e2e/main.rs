@@ -6,6 +6,7 @@ mod clones;
 mod confined;
 mod deploy;
 mod dev;
+mod gateways;
 mod health;
 mod joining;
 mod main_path;

@@ -52,7 +52,8 @@ impl Fields {
         Self(lines.iter().map(|(name, value)| (name.as_bytes().to_vec(), value.as_bytes().to_vec())).collect())
     }
 
-    pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+    pub fn all<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        let name = name.to_owned();
         self.0
             .iter()
             .filter(move |(own, _)| own.eq_ignore_ascii_case(name.as_bytes()))
@@ -315,7 +316,9 @@ impl Decoder {
 fn size(line: &[u8]) -> Result<u64, Flaw> {
     let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
     let (number, rest) = line.split_at(digits);
-    if !(rest.is_empty() || rest.starts_with(b";")) || !rest.iter().all(|byte| matches!(byte, b'\t' | 0x20..=0x7e | 0x80..)) {
+    if !(rest.is_empty() || rest.starts_with(b";"))
+        || !rest.iter().all(|byte| matches!(byte, b'\t' | 0x20..=0x7e | 0x80..))
+    {
         return Err(Flaw("an ill-formed chunk size"));
     }
     let number = std::str::from_utf8(number).ok().and_then(|text| u64::from_str_radix(text, 16).ok());
@@ -373,7 +376,9 @@ mod tests {
             }
         };
         assert_eq!(read("3;x=y\r\nabc\r\n0\r\nA: b\r\n\r\n"), Ok((b"abc".to_vec(), Fields::of(&[("A", "b")]))));
-        for bad in ["3\r\nabcd\r\n0\r\n\r\n", "-1\r\n", "3\nabc\r\n0\r\n\r\n", "0x3\r\nabc", "\r\n", "3 \r\nabc\r\n", "0\r\n"] {
+        for bad in
+            ["3\r\nabcd\r\n0\r\n\r\n", "-1\r\n", "3\nabc\r\n0\r\n\r\n", "0x3\r\nabc", "\r\n", "3 \r\nabc\r\n", "0\r\n"]
+        {
             assert!(read(bad).is_err(), "{bad:?}");
         }
     }

@@ -15,8 +15,8 @@ use tokio::net::{TcpStream, UnixStream};
 use crate::strict::{self, Decoder, Fields, Head, Step};
 
 /// A stream of any kind.
-pub trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
+pub trait Io: AsyncRead + AsyncWrite + Unpin + Send + Sync {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send + Sync> Io for T {}
 
 /// What a connection is made of.
 pub type Stream = Box<dyn Io>;

@@ -70,6 +70,13 @@ impl Outbox {
         self.bytes >= LIMIT
     }
 
+    /// Lets go of the carriers: what is appended from now on goes nowhere.
+    pub(crate) fn close(&mut self) {
+        self.carriers.clear();
+        self.queues.clear();
+        self.bytes = 0;
+    }
+
     #[cfg(test)]
     pub(crate) fn waiting(&self) -> usize {
         self.bytes

@@ -80,7 +80,7 @@ pub struct Plane {
 struct Inner {
     maker: Maker,
     endpoint: Endpoint,
-    carriers: Vec<Arc<dyn Carrier>>,
+    addresses: Vec<SocketAddr>,
     tasks: Vec<AbortHandle>,
 }
 
@@ -161,8 +161,9 @@ impl Plane {
         version: u32,
     ) -> Result<(Self, Events), StartError> {
         let engine = Engine::new(config.engine, now());
+        let addresses = carriers.iter().map(|carrier| carrier.local_addr()).collect();
         let shard = Shard::new(config.role, config.instance, config.inner, engine, Outbox::new(carriers.clone()));
-        let shared = Shared::new(shard, carriers.clone(), config.role);
+        let shared = Shared::new(shard, carriers, config.role);
         let quic = Arc::new(Quic::new(&config.streams, version));
         let server = (config.role == Role::Relay).then(|| quic.any_server());
         let socket = Arc::new(VirtualSocket::new(shared.clone()));
@@ -184,7 +185,7 @@ impl Plane {
         if config.role == Role::Relay {
             tasks.push(tokio::spawn(driver::accept(maker.clone(), endpoint.clone())).abort_handle());
         }
-        Ok((Self { inner: Arc::new(Inner { maker, endpoint, carriers, tasks }) }, Events { receiver }))
+        Ok((Self { inner: Arc::new(Inner { maker, endpoint, addresses, tasks }) }, Events { receiver }))
     }
 
     /// Adds a peer.
@@ -233,8 +234,8 @@ impl Plane {
     /// Starts a handshake now, toward `remote` when it is given, even when a session is live.
     pub fn connect(&self, peer: PeerId, remote: Option<SocketAddr>) {
         let path = remote.map(|remote| {
-            let same = |carrier: &Arc<dyn Carrier>| carrier.local_addr().is_ipv4() == remote.is_ipv4();
-            let socket = self.inner.carriers.iter().position(same).unwrap_or(0);
+            let same = |own: &SocketAddr| own.is_ipv4() == remote.is_ipv4();
+            let socket = self.inner.addresses.iter().position(same).unwrap_or(0);
             Path { remote, local: None, socket: u8::try_from(socket).unwrap_or(0) }
         });
         self.shared().shard().connect(peer, path, now());
@@ -287,10 +288,11 @@ impl Plane {
 
     /// Where the sockets are bound.
     pub fn local_addrs(&self) -> Vec<SocketAddr> {
-        self.inner.carriers.iter().map(|carrier| carrier.local_addr()).collect()
+        self.inner.addresses.clone()
     }
 
-    /// Closes every connection with `code`, flushes (100 ms at most), and stops the shard's tasks.
+    /// Closes every connection with `code`, flushes (100 ms at most), stops the shard's tasks and closes its sockets,
+    /// whoever still holds a handle or a connection.
     pub async fn shutdown(&self, code: CloseCode) {
         let links: Vec<_> = self.shared().shard().peers.iter().filter_map(|peer| peer.link.upgrade()).collect();
         self.close_and_flush(&links, code).await;
@@ -388,6 +390,9 @@ impl Inner {
         for task in &self.tasks {
             task.abort();
         }
+        // What waits in the shard for those tasks may hold connections, and QUIC behind them the shard; and QUIC's own
+        // tasks outlive this by its drain time. None of them may keep the sockets.
+        self.maker.shared.close();
     }
 }
 

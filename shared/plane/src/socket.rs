@@ -4,6 +4,7 @@
 //! must return only Ok or WouldBlock: any other error would end QUIC's driver and leave streams hanging (wire.md §1).
 
 use std::io::{self, IoSliceMut};
+use std::mem;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -51,6 +52,22 @@ impl Shared {
 
     pub(crate) fn shard(&self) -> MutexGuard<'_, Shard> {
         self.shard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets go of the carriers, and of everything that nobody will fetch any more.
+    pub(crate) fn close(&self) {
+        let left = {
+            let mut shard = self.shard();
+            shard.outbox.close();
+            (mem::take(&mut shard.facts), mem::take(&mut shard.closing), mem::take(&mut shard.writers))
+        };
+        let (facts, closing, writers) = left;
+        for writer in writers {
+            writer.wake();
+        }
+        // Without the shard's lock: a connection's end calls into QUIC.
+        drop((facts, closing));
+        self.intake.lock().unwrap_or_else(PoisonError::into_inner).carriers.clear();
     }
 }
 

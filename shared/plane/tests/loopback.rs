@@ -143,3 +143,34 @@ async fn joiners_with_one_tokens_key_are_kept_apart_and_then_come_as_themselves(
         soon(far.closed()).await;
     }
 }
+
+#[tokio::test]
+async fn a_plane_that_shut_down_leaves_its_port_to_the_next_whoever_still_holds_it() {
+    for by_drop in [false, true] {
+        let (relay_key, key, psk) = (PrivateKey::generate(), PrivateKey::generate(), Psk::generate());
+        let inner = connector_inner(&ConnectorId::new());
+        let (relay, mut events) = start(Role::Relay, &relay_key, RELAY_INNER, &["127.0.0.1:0"]);
+        let at = relay.local_addrs()[0];
+        relay.add_peer(peer(&key, Some(&psk), inner)).unwrap();
+        let (connector, _connector_events) = start(Role::Connector, &key, inner, &["127.0.0.1:0"]);
+        let from = connector.local_addrs()[0];
+        let id = connector.add_peer(peer(&relay_key, Some(&psk), RELAY_INNER)).unwrap();
+        let near = dial(&connector, id, at).await;
+        let far = connected(&mut events).await;
+        let stream = far.open().await.unwrap();
+        // Another connection that nobody takes out of the events any more.
+        let again = dial(&connector, id, at).await;
+        if by_drop {
+            drop((relay, connector));
+        } else {
+            relay.shutdown(CloseCode::Shutdown).await;
+            connector.shutdown(CloseCode::Shutdown).await;
+            assert_eq!((relay.local_addrs(), connector.local_addrs()), (vec![at], vec![from]));
+        }
+        for address in [at, from] {
+            // Without SO_REUSEPORT: any socket that is still there is in the way.
+            std::net::UdpSocket::bind(address).expect("the port is free at once");
+        }
+        drop((near, again, far, stream, events));
+    }
+}

@@ -76,8 +76,7 @@ impl Gate {
             }
             let (gate, upgraded) = (self.clone(), upgraded.clone());
             streams.spawn("connector.stream", async move {
-                gate.stream(stream, &upgraded).await;
-                drop(count);
+                gate.counted(stream, Some(count), &upgraded).await;
             });
         }
     }
@@ -87,8 +86,15 @@ impl Gate {
     where
         Io: Cancel + AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        self.counted(io, None, upgraded).await;
+    }
+
+    async fn counted<Io>(&self, io: Io, count: Option<Counted>, upgraded: &Upgraded)
+    where
+        Io: Cancel + AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let cut = Arc::new(AtomicU32::new(0));
-        let io = Tunnelled { io, cut: cut.clone() };
+        let io = Tunnelled { io, cut: cut.clone(), _count: count };
         let service = |request| {
             let (gate, upgraded, cut) = (self.clone(), upgraded.clone(), cut.clone());
             async move { Ok::<_, Infallible>(gate.answer(request, &upgraded, cut).await) }
@@ -279,6 +285,8 @@ impl Cancel for tokio::io::DuplexStream {
 struct Tunnelled<Io: Cancel> {
     io: Io,
     cut: Arc<AtomicU32>,
+    /// Goes with the stream, which an upgraded connection takes away from its task.
+    _count: Option<Counted>,
 }
 
 impl<Io: Cancel> Drop for Tunnelled<Io> {

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::VERSION;
 use crate::identity::Identity;
+use crate::proxy_protocol::ProxyProtocol;
 use crate::shared::Shared;
 
 /// A reload that somebody waits for.
@@ -70,12 +71,14 @@ impl Window {
         let health = self.health();
         let table = shared.origins.table();
         let services = table.iter().map(|upstream| {
-            let told = upstream.health.told();
+            let why_down = upstream.health.why_down();
             json!({
                 "name": upstream.service.name,
                 "origin": upstream.service.origin.to_string(),
-                "up": told.up,
-                "reason": told.reason,
+                "proxy_protocol": upstream.service.proxy_protocol.map(ProxyProtocol::name),
+                "up": why_down.is_none(),
+                "reason": why_down.as_ref().map(|down| &down.reason),
+                "detail": why_down.as_ref().and_then(|down| down.detail.as_ref()),
             })
         });
         json!({
@@ -189,6 +192,9 @@ pub fn status_text(status: &Value) -> String {
         let state =
             if service["up"] == true { "up".to_owned() } else { format!("down ({})", text(&service["reason"])) };
         lines.push(format!("service      {} {} {state}", text(&service["name"]), text(&service["origin"])));
+        if !service["detail"].is_null() {
+            lines.push(format!("             {}", text(&service["detail"])));
+        }
     }
     lines.join("\n")
 }
@@ -203,7 +209,7 @@ mod tests {
             "version": "0.1.0", "ready": false, "draining": false, "id": "con_a", "name": null, "tunnel": "shop",
             "public_key": "K=", "inner_address": "fd43::1", "clock": "behind",
             "relays": [{"endpoints": ["r:1"], "state": "down", "since": null, "reason": "no answer", "refused": [{"name": "x", "why": "not granted"}]}],
-            "services": [{"name": "orders", "origin": "http://o:1", "up": false, "reason": "origin_refused"}],
+            "services": [{"name": "orders", "origin": "http://o:1", "up": false, "reason": "origin_refused", "detail": "10.0.0.1:1: refused"}],
         });
         let text = status_text(&status);
         for line in [
@@ -213,6 +219,7 @@ mod tests {
             "             no answer",
             "x refused: not granted",
             "service      orders http://o:1 down (origin_refused)",
+            "             10.0.0.1:1: refused",
         ] {
             assert!(text.contains(line), "{line}\n{text}");
         }

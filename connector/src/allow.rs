@@ -7,16 +7,16 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 
-use crate::origin::{Host, Origin, split_authority};
+use crate::origin::{Host, Origin, Scheme, split_authority};
 
 /// The patterns of `[allow] origins`; none permits nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Allow(Vec<Pattern>);
 
-/// One pattern: `[http://|https://]HOST-GLOB-OR-NETWORK[:PORT]`, or `unix:/PATH-GLOB`.
+/// One pattern: `[http://|https://|h2c://|tcp://]HOST-GLOB-OR-NETWORK[:PORT]`, or `unix:/PATH-GLOB`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Pattern {
-    tls: Option<bool>,
+    scheme: Option<Scheme>,
     place: Place,
     port: Option<u16>,
 }
@@ -56,19 +56,19 @@ impl Pattern {
             (Place::Unix(glob), Origin::Unix(path), _) => {
                 path.to_str().is_some_and(|path| matches(glob.as_bytes(), path.as_bytes()))
             }
-            (Place::Glob(glob), Origin::Tcp { tls, host: Host::Name(name), port }, _) => {
-                self.fits(*tls, *port) && matches(glob.as_bytes(), name.as_bytes())
+            (Place::Glob(glob), Origin::Net { scheme, host: Host::Name(name), port }, _) => {
+                self.fits(*scheme, *port) && matches(glob.as_bytes(), name.as_bytes())
             }
-            (Place::Network(network), Origin::Tcp { tls, port, .. }, Some(address)) => {
+            (Place::Network(network), Origin::Net { scheme, port, .. }, Some(address)) => {
                 // An IPv4 address in IPv6 clothes is the IPv4 host.
-                self.fits(*tls, *port) && network.contains(&address.ip().to_canonical())
+                self.fits(*scheme, *port) && network.contains(&address.ip().to_canonical())
             }
             _ => false,
         }
     }
 
-    fn fits(&self, tls: bool, port: u16) -> bool {
-        self.tls.is_none_or(|wanted| wanted == tls) && self.port.is_none_or(|wanted| wanted == port)
+    fn fits(&self, scheme: Scheme, port: u16) -> bool {
+        self.scheme.is_none_or(|wanted| wanted == scheme) && self.port.is_none_or(|wanted| wanted == port)
     }
 }
 
@@ -79,23 +79,21 @@ impl FromStr for Pattern {
         let bad = || BadPattern(text.to_owned());
         if let Some(path) = text.strip_prefix("unix:") {
             let glob = path.starts_with('/').then(|| path.to_owned()).ok_or_else(bad)?;
-            return Ok(Self { tls: None, place: Place::Unix(glob), port: None });
+            return Ok(Self { scheme: None, place: Place::Unix(glob), port: None });
         }
-        let (tls, rest) = match text.split_once("://") {
-            Some(("http", rest)) => (Some(false), rest),
-            Some(("https", rest)) => (Some(true), rest),
-            Some(_) => return Err(bad()),
+        let (scheme, rest) = match text.split_once("://") {
+            Some((scheme, rest)) => (Some(Scheme::named(scheme).ok_or_else(bad)?), rest),
             None => (None, text),
         };
         if let Some((network, port)) = network(rest) {
-            return Ok(Self { tls, place: Place::Network(network), port });
+            return Ok(Self { scheme, place: Place::Network(network), port });
         }
         let (host, port) = split_authority(&rest.replace('*', "star0")).ok_or_else(bad)?;
         match host {
-            Host::Address(address) => Ok(Self { tls, place: Place::Network(address.into()), port }),
+            Host::Address(address) => Ok(Self { scheme, place: Place::Network(address.into()), port }),
             Host::Name(_) => {
                 let glob = rest.rsplit_once(':').filter(|_| port.is_some()).map_or(rest, |(host, _)| host);
-                Ok(Self { tls, place: Place::Glob(glob.to_ascii_lowercase()), port })
+                Ok(Self { scheme, place: Place::Glob(glob.to_ascii_lowercase()), port })
             }
         }
     }
@@ -167,6 +165,10 @@ mod tests {
             ("10.0.0.0/8:443", "https://a.internal:444", "10.1.2.3:444", false),
             ("https://10.0.0.0/8", "http://10.1.2.3:80", "10.1.2.3:80", false),
             ("[fd00::/8]:80", "http://a", "[fd00::1]:80", true),
+            ("tcp://*.internal:5432", "tcp://db.internal:5432", "10.0.0.1:5432", true),
+            ("tcp://*.internal:5432", "http://db.internal:5432", "10.0.0.1:5432", false),
+            ("http://*.internal", "tcp://db.internal:80", "10.0.0.1:80", false),
+            ("h2c://10.0.0.0/8", "h2c://a:1", "10.0.0.1:1", true),
             ("127.0.0.1:80", "http://127.0.0.1", "127.0.0.1:80", true),
             ("unix:/run/*.sock", "unix:/run/app.sock", "", true),
             ("unix:/run/*.sock", "unix:/tmp/app.sock", "", false),

@@ -11,6 +11,7 @@ use culvert_model::name::{Label, ServiceName};
 use culvert_ops::config::{ConfigError, Flags, Kind, Load, Loaded, Setting, Source};
 use culvert_ops::{Environment, Program};
 use http::header::{self, HeaderName, HeaderValue};
+use rustls_pki_types::ServerName;
 use zeroize::Zeroizing;
 
 use crate::allow::Allow;
@@ -38,12 +39,18 @@ pub const SETTINGS: &[Setting] = &[
     Setting::new("allow.origins", Kind::List(&Kind::Text), "which origins a relay may manage"),
     Setting::new("service", Kind::Entries { name: "name", value: "origin" }, "services"),
     Setting::new("service[].name", Kind::Text, "what gateways call it"),
-    Setting::new("service[].origin", Kind::Url, "http://HOST:PORT, https://HOST:PORT or unix:/PATH"),
+    Setting::new("service[].origin", Kind::Url, "http://, https://, h2c:// or tcp:// and HOST:PORT, or unix:/PATH"),
     Setting::new("service[].host", Kind::Text, "the Host that the origin sees: origin, preserve, or this text"),
     Setting::new("service[].headers.*", Kind::Secret, "set on every request in place of the caller's"),
     Setting::new("service[].tls.ca", Kind::Path, "authorities to trust in place of the system's"),
     Setting::new("service[].tls.cert", Kind::Path, "our certificate"),
     Setting::new("service[].tls.key", Kind::Path, "its key"),
+    Setting::new("service[].tls.server_name", Kind::Text, "the name to ask for and to verify in place of the origin's"),
+    Setting::new(
+        "service[].proxy_protocol",
+        Kind::Choice(&["v1", "v2"]),
+        "tell a tcp:// origin who connected, in this version of the PROXY protocol",
+    ),
     Setting::new("service[].health.path", Kind::Text, "GET this instead of a TCP connect"),
     Setting::new("service[].health.interval", Kind::Duration, "time between checks"),
     Setting::new("service[].health.timeout", Kind::Duration, "time one check may take"),
@@ -209,7 +216,31 @@ impl Place<'_> {
             service.balance = Some(self.parse::<Balance>(&format!("{key}.balance"), balance)?);
         }
         service.timeouts = timeouts(&raw.timeouts);
+        if let Some(version) = &raw.proxy_protocol {
+            service.proxy_protocol = Some(self.parse(&format!("{key}.proxy_protocol"), version)?);
+        }
+        self.fits_its_kind(key, raw, &service.origin)?;
         Ok(service)
+    }
+
+    /// Refuses settings that would do nothing for an origin of this kind.
+    fn fits_its_kind(&self, key: &str, raw: &RawService, origin: &Origin) -> Result<(), ConfigError> {
+        let timeouts = &raw.timeouts;
+        let of_requests = [
+            ("host", raw.host.is_some()),
+            ("headers", !raw.headers.is_empty()),
+            ("health.path", raw.health.path.is_some()),
+            ("timeouts.first_byte", timeouts.first_byte.is_some()),
+            ("timeouts.request", timeouts.request.is_some()),
+        ];
+        let (given, why) = match origin.is_tcp() {
+            true => (&of_requests[..], "is about requests, and a tcp:// origin gets none: take it out"),
+            false => (&[("proxy_protocol", raw.proxy_protocol.is_some())][..], "is for tcp:// origins: take it out"),
+        };
+        match given.iter().find(|(_, is_given)| *is_given) {
+            Some((name, _)) => Err(self.loaded.wrong(&format!("{key}.{name}"), why)),
+            None => Ok(()),
+        }
     }
 
     fn tls(
@@ -220,7 +251,7 @@ impl Place<'_> {
         watched: &mut Vec<PathBuf>,
     ) -> Result<Option<ClientTls>, ConfigError> {
         if !origin.is_tls() {
-            let given = raw.ca.is_some() || raw.cert.is_some() || raw.key.is_some();
+            let given = raw.ca.is_some() || raw.cert.is_some() || raw.key.is_some() || raw.server_name.is_some();
             let why = "is for https origins: write https:// or take it out";
             return if given { Err(self.loaded.wrong(key, why)) } else { Ok(None) };
         }
@@ -232,7 +263,12 @@ impl Place<'_> {
             };
             std::fs::read(path).map(Some).map_err(wrong)
         };
+        let server_name = raw.server_name.as_ref().map(|text| {
+            let why = "is no name that a certificate can have: a DNS name or an address is expected";
+            ServerName::try_from(text.clone()).map_err(|_| self.loaded.wrong(&format!("{key}.server_name"), why))
+        });
         let files = Files {
+            server_name: server_name.transpose()?,
             ca: read("ca", &raw.ca)?,
             cert: read("cert", &raw.cert)?,
             key: read("key", &raw.key)?.map(Zeroizing::new),

@@ -16,7 +16,7 @@ use culvert_hop::fault::{Fault, Retry, Side};
 use culvert_hop::request::{self, Head};
 use culvert_hop::retry::{Again, is_idempotent};
 use culvert_hop::server::{self, ServerSettings};
-use culvert_hop::upgrade::{Protocol, Raw, splice};
+use culvert_hop::upgrade::{OnUpgrade, Protocol, Raw, splice};
 use culvert_hop::{failure, response};
 use culvert_model::control::SERVICE_FIELD;
 use culvert_model::reason::Reason;
@@ -29,11 +29,13 @@ use http_body::Body as _;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-use crate::connect::OriginIo;
 use crate::metrics::{ConnectorMetrics, ServiceMetrics};
+use crate::origin_io::OriginIo;
 use crate::origins::{Origins, Upstream};
 use crate::reach::now;
 use crate::service::HostPolicy;
+
+mod tcp;
 
 /// Streams that a relay may have open at first; doubled while more than half are in use.
 pub const STREAMS_AT_FIRST: u32 = 256;
@@ -116,6 +118,9 @@ impl Gate {
         let metrics = upstream.metrics.get_or_init(|| self.metrics.service(&upstream.service.name)).clone();
         let entered = Entered { metrics, started, in_flight: self.drain.enter(now()), all: self.metrics.clone() };
         let outcome = match request::check(&mut parts) {
+            Ok(head) if tcp::is_asked(&upstream, &head) => {
+                Box::pin(self.connect(&parts, head, &upstream, upgraded)).await
+            }
             Ok(head) => self.exchange(parts, head, body, &upstream, upgraded).await,
             Err((fault, _)) => Err(fault),
         };
@@ -164,7 +169,7 @@ impl Gate {
                 let Some(upgrade) = head.upgrade else {
                     return Err(Fault::new(Reason::UpgradeRefused).side(Side::Origin));
                 };
-                response::accept_switch(&mut parts, &upgrade.protocol)?;
+                response::accept_switch(&mut parts, &upgrade)?;
                 let protocol = Protocol::of(&upgrade.protocol);
                 self.keep(upgrade.on, raw, protocol, deadlines.idle, upgraded);
                 Ok(Response::from_parts(parts, Body::empty()))
@@ -175,7 +180,7 @@ impl Gate {
     /// Passes an upgraded connection's bytes until it ends, the relay's connection does, or the drain's time is over.
     fn keep(
         &self,
-        caller: hyper::upgrade::OnUpgrade,
+        caller: OnUpgrade,
         origin: Raw<OriginIo>,
         protocol: Protocol,
         idle: std::time::Duration,
@@ -206,7 +211,8 @@ async fn send(
     } else {
         (request, None)
     };
-    let SendError { fault, request } = match upstream.pool.send(request, deadlines).await {
+    let pool = upstream.pool_for(request.headers().contains_key(http::header::UPGRADE));
+    let SendError { fault, request } = match pool.send(request, deadlines).await {
         Ok(answer) => {
             upstream.note_used(now());
             return Ok(answer);
@@ -218,7 +224,7 @@ async fn send(
     }
     let again = request.map(|untouched| *untouched).or_else(|| again.and_then(|again| again.request(&fault)));
     match again {
-        Some(request) => upstream.pool.send(request, deadlines).await.map_err(|error| error.fault),
+        Some(request) => pool.send(request, deadlines).await.map_err(|error| error.fault),
         None => Err(fault),
     }
 }

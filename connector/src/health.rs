@@ -8,18 +8,31 @@ use std::time::Duration;
 
 use culvert_hop::body::Body;
 use culvert_hop::exchange::{Answer, Deadlines};
+use culvert_hop::fault::Fault;
 use culvert_model::control::{Health as Told, ServiceHealth};
+use culvert_model::reason::Reason;
 use culvert_ops::task::Owner;
 use http::{Method, Request, header};
+use tokio::io::AsyncWriteExt as _;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::origin_io::OriginIo;
 use crate::origins::{Origins, Upstream};
 
 /// After a first failure the check is repeated so soon, and only then believed.
 const CONFIRM: Duration = Duration::from_millis(250);
 /// An origin that is down is looked at so often.
 const WHILE_DOWN: Duration = Duration::from_secs(2);
+
+/// Why an origin is down. Equal when the reason is: the words may tell times and addresses.
+#[derive(Debug, Clone)]
+pub struct Down {
+    /// Its name, as relays are told.
+    pub reason: String,
+    /// In words, with a hint where there is one. For this connector's operator alone.
+    pub detail: Option<Box<str>>,
+}
 
 /// The health of one service. Clones speak of the same one.
 #[derive(Clone)]
@@ -28,7 +41,7 @@ pub struct Health {
 }
 
 struct Inner {
-    why_down: RwLock<Option<String>>,
+    why_down: RwLock<Option<Down>>,
     /// A check has passed: until then "up" is only a hope, and the first failure is believed.
     seen_up: AtomicBool,
     doubt: Notify,
@@ -48,13 +61,18 @@ impl Health {
 
     /// Whether the origin answers.
     pub fn is_up(&self) -> bool {
-        self.read().is_none()
+        self.inner.why_down.read().unwrap_or_else(std::sync::PoisonError::into_inner).is_none()
     }
 
     /// As it is told to relays.
     pub fn told(&self) -> Told {
-        let reason = self.read();
+        let reason = self.why_down().map(|down| down.reason);
         Told { up: reason.is_none(), reason }
+    }
+
+    /// Why it does not.
+    pub fn why_down(&self) -> Option<Down> {
+        self.inner.why_down.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
     /// Something spoke against the present value: check now.
@@ -63,17 +81,29 @@ impl Health {
     }
 
     /// Sets the value, why it is down; true if that changed it.
-    pub fn set(&self, why_down: Option<String>) -> bool {
+    pub fn set(&self, why_down: Option<Down>) -> bool {
         let mut value = self.inner.why_down.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if *value == why_down {
-            return false;
-        }
+        let is_news = *value != why_down;
         *value = why_down;
-        true
+        is_news
     }
+}
 
-    fn read(&self) -> Option<String> {
-        self.inner.why_down.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+impl Down {
+    fn by(fault: &Fault) -> Self {
+        Self { reason: fault.reason.wire_name().to_owned(), detail: fault.detail().map(Into::into) }
+    }
+}
+
+impl From<Reason> for Down {
+    fn from(reason: Reason) -> Self {
+        Self { reason: reason.wire_name().to_owned(), detail: None }
+    }
+}
+
+impl PartialEq for Down {
+    fn eq(&self, other: &Self) -> bool {
+        self.reason == other.reason
     }
 }
 
@@ -130,7 +160,9 @@ async fn check_for_ever(upstream: Arc<Upstream>, news: watch::Sender<u64>) {
         health.inner.seen_up.fetch_or(found.is_none(), Ordering::Relaxed);
         if health.set(found.clone()) {
             match found {
-                Some(reason) => tracing::warn!(service = %name, reason, "origin is down"),
+                Some(Down { reason, detail }) => {
+                    tracing::warn!(service = %name, reason, detail = detail.as_deref().unwrap_or_default(), "origin is down");
+                }
                 None => tracing::info!(service = %name, "origin is up"),
             }
             news.send_modify(|version| *version += 1);
@@ -146,23 +178,35 @@ async fn check_for_ever(upstream: Arc<Upstream>, news: watch::Sender<u64>) {
 }
 
 /// One check; why it failed.
-async fn check(upstream: &Upstream) -> Option<String> {
+async fn check(upstream: &Upstream) -> Option<Down> {
     let service = &upstream.service;
     let attempt = async {
         match &service.health.path {
-            None => {
-                upstream.pool.opener().connect().await.map(drop).map_err(|fault| fault.reason.wire_name().to_owned())
-            }
+            None => knock(upstream).await.map_err(|fault| Down::by(&fault)),
             Some(path) => ask(upstream, path).await,
         }
     };
     match timeout(service.health.timeout, attempt).await {
         Ok(outcome) => outcome.err(),
-        Err(_) => Some(culvert_model::reason::Reason::OriginTimeout.wire_name().to_owned()),
+        Err(_) => Some(Reason::OriginTimeout.into()),
     }
 }
 
-async fn ask(upstream: &Upstream, path: &http::uri::PathAndQuery) -> Result<(), String> {
+/// A connection, ended at once and in good order.
+async fn knock(upstream: &Upstream) -> Result<(), Fault> {
+    let mut io = upstream.pool.opener().connect().await?;
+    if let Some(version) = upstream.service.proxy_protocol {
+        // Some servers log a connection without the header that they are set to expect.
+        let _ = io.write_all(&version.header(None)).await;
+    }
+    let _ = io.shutdown().await;
+    if let OriginIo::Raw(raw) = io {
+        raw.end();
+    }
+    Ok(())
+}
+
+async fn ask(upstream: &Upstream, path: &http::uri::PathAndQuery) -> Result<(), Down> {
     let service = &upstream.service;
     let host = match &service.host {
         crate::service::HostPolicy::Literal(host) => host.clone(),
@@ -182,9 +226,11 @@ async fn ask(upstream: &Upstream, path: &http::uri::PathAndQuery) -> Result<(), 
             let _ = response.into_body().read(64 * 1024).await;
             Ok(())
         }
-        Ok(Answer::Response(response)) => Err(format!("status_{}", response.status().as_u16())),
-        Ok(Answer::Switched(..)) => Err(culvert_model::reason::Reason::OriginProtocol.wire_name().to_owned()),
-        Err(error) => Err(error.fault.reason.wire_name().to_owned()),
+        Ok(Answer::Response(response)) => {
+            Err(Down { reason: format!("status_{}", response.status().as_u16()), detail: None })
+        }
+        Ok(Answer::Switched(..)) => Err(Reason::OriginProtocol.into()),
+        Err(error) => Err(Down::by(&error.fault)),
     }
 }
 
@@ -229,12 +275,14 @@ mod tests {
     }
 
     #[test]
-    fn only_a_change_is_news() {
+    fn only_a_change_of_the_reason_is_news_and_the_newest_words_are_kept() {
         let health = Health::new();
+        let down = |reason: &str, detail: &str| Some(Down { reason: reason.to_owned(), detail: Some(detail.into()) });
         assert!(!health.set(None), "up from the start");
-        assert!(health.set(Some("origin_refused".to_owned())));
-        assert!(!health.set(Some("origin_refused".to_owned())));
-        assert!(health.set(Some("origin_dns".to_owned())));
+        assert!(health.set(down("origin_refused", "at 1")));
+        assert!(!health.set(down("origin_refused", "at 2")));
+        assert_eq!(health.why_down().unwrap().detail.as_deref(), Some("at 2"));
+        assert!(health.set(down("origin_dns", "")));
         assert!(health.set(None));
     }
 }

@@ -12,17 +12,30 @@ use http::HeaderValue;
 /// One private server.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Origin {
-    /// HTTP over TCP, with or without TLS.
-    Tcp {
-        /// HTTPS.
-        tls: bool,
+    /// At a TCP port.
+    Net {
+        /// What is spoken there.
+        scheme: Scheme,
         /// A name or an address.
         host: Host,
         /// The TCP port.
         port: u16,
     },
-    /// HTTP over a unix stream socket.
+    /// HTTP/1.1 over a unix stream socket.
     Unix(PathBuf),
+}
+
+/// What an origin at a TCP port speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Scheme {
+    /// HTTP/1.1.
+    Http,
+    /// HTTP/2 or HTTP/1.1 over TLS, as both agree.
+    Https,
+    /// HTTP/2 in clear text, without asking first.
+    H2c,
+    /// Anything: the bytes of each connection are passed on as they are.
+    Tcp,
 }
 
 /// A host as written: names in lower case.
@@ -38,11 +51,14 @@ pub enum Host {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadOrigin {
     /// No scheme.
-    #[error("{0:?} is not an origin: http://HOST:PORT, https://HOST:PORT or unix:/PATH is expected")]
+    #[error("{0:?} is not an origin: http://, https://, h2c:// or tcp:// and HOST:PORT, or unix:/PATH, is expected")]
     Shape(String),
     /// A scheme that this version has not.
-    #[error("origins of the kind {0:?} are not available in this version: http, https and unix: are")]
+    #[error("origins of the kind {0:?} are not available in this version: http, https, h2c, tcp and unix: are")]
     Scheme(String),
+    /// A raw TCP origin without a port.
+    #[error("{0:?} needs its port, as in tcp://db.internal:5432")]
+    NoPort(String),
     /// A path, query or fragment.
     #[error("{0:?} has a path: requests keep their own, so an origin ends after its port")]
     HasPath(String),
@@ -58,16 +74,56 @@ impl Origin {
     /// What a request's Host is by default: the authority as written, `localhost` for a unix socket.
     pub fn authority(&self) -> HeaderValue {
         let text = match self {
-            Self::Tcp { tls, host, port } if *port == default_port(*tls) => host.to_string(),
-            Self::Tcp { host, port, .. } => format!("{host}:{port}"),
+            Self::Net { scheme, host, port } if scheme.default_port() == Some(*port) => host.to_string(),
+            Self::Net { host, port, .. } => format!("{host}:{port}"),
             Self::Unix(_) => "localhost".to_owned(),
         };
         HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("localhost"))
     }
 
+    /// What it speaks; none for a unix socket, which speaks HTTP/1.1.
+    pub const fn scheme(&self) -> Option<Scheme> {
+        match self {
+            Self::Net { scheme, .. } => Some(*scheme),
+            Self::Unix(_) => None,
+        }
+    }
+
     /// Whether requests to it are sent over TLS.
-    pub fn is_tls(&self) -> bool {
-        matches!(self, Self::Tcp { tls: true, .. })
+    pub const fn is_tls(&self) -> bool {
+        matches!(self.scheme(), Some(Scheme::Https))
+    }
+
+    /// Whether it takes raw connections and no requests.
+    pub const fn is_tcp(&self) -> bool {
+        matches!(self.scheme(), Some(Scheme::Tcp))
+    }
+}
+
+impl Scheme {
+    /// As it is written before `://`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+            Self::H2c => "h2c",
+            Self::Tcp => "tcp",
+        }
+    }
+
+    /// Reads the text before `://`.
+    pub(crate) fn named(text: &str) -> Option<Self> {
+        [Self::Http, Self::Https, Self::H2c, Self::Tcp]
+            .into_iter()
+            .find(|scheme| scheme.name().eq_ignore_ascii_case(text))
+    }
+
+    const fn default_port(self) -> Option<u16> {
+        match self {
+            Self::Http | Self::H2c => Some(80),
+            Self::Https => Some(443),
+            Self::Tcp => None,
+        }
     }
 }
 
@@ -82,11 +138,7 @@ impl FromStr for Origin {
             return if path.is_absolute() { Ok(Self::Unix(path)) } else { Err(BadOrigin::Relative(text.to_owned())) };
         }
         let (scheme, rest) = text.split_once("://").ok_or_else(shape)?;
-        let tls = match scheme.to_ascii_lowercase().as_str() {
-            "http" => false,
-            "https" => true,
-            _ => return Err(BadOrigin::Scheme(scheme.to_owned())),
-        };
+        let scheme = Scheme::named(scheme).ok_or_else(|| BadOrigin::Scheme(scheme.to_owned()))?;
         if rest.contains('@') {
             return Err(BadOrigin::HasSecret);
         }
@@ -95,14 +147,15 @@ impl FromStr for Origin {
             return Err(BadOrigin::HasPath(text.to_owned()));
         }
         let (host, port) = split_authority(authority).ok_or_else(shape)?;
-        Ok(Self::Tcp { tls, host, port: port.unwrap_or(default_port(tls)) })
+        let port = port.or(scheme.default_port()).ok_or_else(|| BadOrigin::NoPort(text.to_owned()))?;
+        Ok(Self::Net { scheme, host, port })
     }
 }
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tcp { tls, host, port } => write!(f, "{}://{host}:{port}", if *tls { "https" } else { "http" }),
+            Self::Net { scheme, host, port } => write!(f, "{}://{host}:{port}", scheme.name()),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
@@ -150,10 +203,6 @@ pub(crate) fn split_authority(text: &str) -> Option<(Host, Option<u16>)> {
     Some((host.parse().ok()?, port))
 }
 
-const fn default_port(tls: bool) -> u16 {
-    if tls { 443 } else { 80 }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,6 +216,9 @@ mod tests {
             ("https://10.0.0.7:8443", "https://10.0.0.7:8443", "10.0.0.7:8443"),
             ("http://[::1]:3000", "http://[::1]:3000", "[::1]:3000"),
             ("http://[::1]", "http://[::1]:80", "[::1]"),
+            ("H2C://grpc.internal", "h2c://grpc.internal:80", "grpc.internal"),
+            ("h2c://grpc.internal:50051", "h2c://grpc.internal:50051", "grpc.internal:50051"),
+            ("tcp://db.internal:5432", "tcp://db.internal:5432", "db.internal:5432"),
             ("unix:/run/app.sock", "unix:/run/app.sock", "localhost"),
             ("unix:///run/app.sock", "unix:/run/app.sock", "localhost"),
         ] {
@@ -183,8 +235,9 @@ mod tests {
         {
             assert!(matches!(kind(text), BadOrigin::Shape(_)), "{text:?}");
         }
-        assert_eq!(kind("h2c://a:1"), BadOrigin::Scheme("h2c".to_owned()));
-        assert_eq!(kind("tcp://a:1"), BadOrigin::Scheme("tcp".to_owned()));
+        assert_eq!(kind("ftp://a:1"), BadOrigin::Scheme("ftp".to_owned()));
+        assert_eq!(kind("h2://a:1"), BadOrigin::Scheme("h2".to_owned()));
+        assert!(matches!(kind("tcp://db.internal"), BadOrigin::NoPort(_)));
         assert!(matches!(kind("http://a:1/api"), BadOrigin::HasPath(_)));
         assert!(matches!(kind("http://a:1?x"), BadOrigin::HasPath(_)));
         assert_eq!(kind("http://user:pw@a:1"), BadOrigin::HasSecret);

@@ -11,11 +11,14 @@ use culvert_hop::fault::{Fault, Retry, Side};
 use culvert_hop::pool::{Lost, Opener, Pool, PoolSettings};
 use culvert_model::reason::Reason;
 
-use crate::connect::{Admission, OriginIo, connect, reason_of};
+use crate::connect::{Admission, Way, connect, reason_of};
 use crate::health::Health;
 use crate::metrics::ServiceMetrics;
+use crate::names::Names;
+use crate::origin_io::OriginIo;
 use crate::reach::now;
 use crate::service::Service;
+use crate::tls::{Offer, refusal};
 
 /// Idle connections kept for each origin.
 const MAX_IDLE: usize = 64;
@@ -32,6 +35,7 @@ const MAX_HEAD: usize = 64 * 1024;
 #[derive(Clone, Default)]
 pub struct Origins {
     table: Arc<RwLock<Arc<Table>>>,
+    names: Names,
 }
 
 /// One state of the table.
@@ -46,6 +50,8 @@ pub struct Upstream {
     pub service: Service,
     /// Connections to its origin.
     pub pool: Pool<Dial>,
+    /// Connections that can be upgraded, where `pool`'s may turn out to speak HTTP/2.
+    upgradable: Option<Pool<Dial>>,
     /// Whether its origin answers.
     pub health: Health,
     /// Its figures, once a request asked for them.
@@ -58,11 +64,18 @@ pub struct Upstream {
 /// How a pool reaches an origin.
 pub struct Dial {
     service: Service,
+    offer: Offer,
     admission: Admission,
+    names: Names,
     health: Health,
 }
 
 impl Origins {
+    /// An empty table; names are asked of `names`.
+    pub fn with_names(names: Names) -> Self {
+        Self { table: Arc::default(), names }
+    }
+
     /// The present table.
     pub fn table(&self) -> Arc<Table> {
         self.table.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
@@ -81,7 +94,7 @@ impl Origins {
                     kept.push(name.clone());
                     Upstream { service, ..upstream.same() }
                 }
-                None => Upstream::new(service, Admission::Declared),
+                None => Upstream::new(service, Admission::Declared, self.names.clone()),
             };
             (name, Arc::new(upstream))
         });
@@ -89,7 +102,7 @@ impl Origins {
         *self.table.write().unwrap_or_else(std::sync::PoisonError::into_inner) = table;
         for (name, upstream) in &old.upstreams {
             if !kept.contains(name) {
-                upstream.pool.close();
+                upstream.close();
             }
         }
     }
@@ -109,18 +122,50 @@ impl Table {
 
 impl Upstream {
     /// A service with no connection yet.
-    pub fn new(service: Service, admission: Admission) -> Self {
+    pub fn new(service: Service, admission: Admission, names: Names) -> Self {
         let health = Health::new();
-        let settings = PoolSettings { max_idle: MAX_IDLE, idle_timeout: IDLE, max_head: MAX_HEAD, preserve_case: true };
-        let dial = Dial { service: service.clone(), admission, health: health.clone() };
+        let pool = |offer| {
+            let settings =
+                PoolSettings { max_idle: MAX_IDLE, idle_timeout: IDLE, max_head: MAX_HEAD, preserve_case: true };
+            let (service, admission) = (service.clone(), admission.clone());
+            Pool::new(Dial { service, offer, admission, names: names.clone(), health: health.clone() }, settings)
+        };
         Self {
+            pool: pool(Offer::Either),
+            upgradable: service.origin.is_tls().then(|| pool(Offer::Http1)),
             service,
-            pool: Pool::new(dial, settings),
             health,
             metrics: OnceLock::new(),
             last_used: AtomicU64::new(NEVER),
             started: now(),
         }
+    }
+
+    /// The connections for a request that asks to be upgraded, or for one that does not.
+    pub fn pool_for(&self, is_upgrade: bool) -> &Pool<Dial> {
+        self.upgradable.as_ref().filter(|_| is_upgrade).unwrap_or(&self.pool)
+    }
+
+    /// A connection of its own, which no pool keeps.
+    ///
+    /// # Errors
+    /// As [`connect`].
+    pub async fn open(&self) -> Result<OriginIo, Fault> {
+        self.pool.opener().open().await
+    }
+
+    /// Closes connections that were idle for too long. Call it every few seconds.
+    pub fn sweep(&self, now: tokio::time::Instant) {
+        self.pools().for_each(|pool| pool.sweep(now));
+    }
+
+    /// Closes idle connections, and the others when their exchange is over.
+    fn close(&self) {
+        self.pools().for_each(Pool::close);
+    }
+
+    fn pools(&self) -> impl Iterator<Item = &Pool<Dial>> {
+        std::iter::once(&self.pool).chain(&self.upgradable)
     }
 
     /// An exchange with the origin ended well.
@@ -150,6 +195,7 @@ impl Upstream {
         Self {
             service: self.service.clone(),
             pool: self.pool.clone(),
+            upgradable: self.upgradable.clone(),
             health: self.health.clone(),
             metrics: self.metrics.clone(),
             last_used: AtomicU64::new(self.last_used.load(Ordering::Relaxed)),
@@ -159,8 +205,8 @@ impl Upstream {
 
     fn reached_as(&self, other: &Service) -> bool {
         let own = &self.service;
-        (&own.origin, &own.tls, own.timeouts.connect, &own.health)
-            == (&other.origin, &other.tls, other.timeouts.connect, &other.health)
+        (&own.origin, &own.tls, own.proxy_protocol, own.timeouts.connect, &own.health)
+            == (&other.origin, &other.tls, other.proxy_protocol, other.timeouts.connect, &other.health)
     }
 }
 
@@ -170,7 +216,9 @@ impl Dial {
     /// # Errors
     /// As [`connect`].
     pub async fn connect(&self) -> Result<OriginIo, Fault> {
-        connect(&self.service.origin, self.service.tls.as_ref(), &self.admission, self.service.timeouts.connect).await
+        let Self { service, offer, admission, names, .. } = self;
+        let way = Way { origin: &service.origin, tls: service.tls.as_ref(), offer: *offer, admission, names };
+        connect(way, service.timeouts.connect).await
     }
 }
 
@@ -190,6 +238,9 @@ impl Opener for Dial {
         let origin = |reason| Fault::new(reason).side(Side::Origin);
         match lost {
             Lost::Io(error) => {
+                if let Some((reason, why)) = refusal(error) {
+                    return origin(reason).retry(Retry::IfIdempotent).log(why);
+                }
                 let unreachable = reason_of(error) == Reason::OriginUnreachable;
                 let reason = if unreachable { Reason::OriginUnreachable } else { Reason::OriginClosed };
                 origin(reason).retry(Retry::IfIdempotent).log(error)
@@ -227,8 +278,8 @@ mod tests {
         origins.replace(vec![service("a", "http://127.0.0.1:1"), service("b", "http://127.0.0.1:2")]);
         let health = |name: &str| origins.table().upstream(name).unwrap().health.clone();
         let (a, b) = (health("a"), health("b"));
-        a.set(Some(Reason::OriginRefused.wire_name().to_owned()));
-        b.set(Some(Reason::OriginRefused.wire_name().to_owned()));
+        a.set(Some(Reason::OriginRefused.into()));
+        b.set(Some(Reason::OriginRefused.into()));
         let mut changed = service("a", "http://127.0.0.1:1");
         changed.host = crate::service::HostPolicy::Preserve;
         origins.replace(vec![changed, service("b", "http://127.0.0.1:3")]);

@@ -11,6 +11,7 @@ use culvert_model::name::ServiceName;
 use http::{HeaderName, HeaderValue};
 
 use crate::origin::Origin;
+use crate::proxy_protocol::ProxyProtocol;
 use crate::tls::ClientTls;
 
 /// A named origin.
@@ -26,6 +27,8 @@ pub struct Service {
     pub headers: Vec<SetHeader>,
     /// How an https origin is verified; none for the others.
     pub tls: Option<ClientTls>,
+    /// What a raw TCP origin is told of who connected.
+    pub proxy_protocol: Option<ProxyProtocol>,
     /// How its health is checked.
     pub health: HealthCheck,
     /// What the relay keeps requests together by.
@@ -105,6 +108,7 @@ impl Service {
             host: HostPolicy::Origin,
             headers: Vec::new(),
             tls,
+            proxy_protocol: None,
             health: HealthCheck::default(),
             balance: None,
             timeouts: Timeouts::default(),

@@ -306,7 +306,7 @@ impl Session<'_> {
             health: upstream.health.told(),
             balance: upstream.service.balance.as_ref().map(ToString::to_string),
             timeouts: upstream.service.timeouts.announced(),
-            tcp: false,
+            tcp: upstream.service.origin.is_tcp(),
         });
         announced.collect()
     }

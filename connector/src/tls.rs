@@ -10,19 +10,39 @@ use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use zeroize::Zeroizing;
+
+use crate::origin::Host;
+
+mod own;
+mod refusal;
+
+use own::OwnCertificates;
+pub use refusal::refusal;
 
 /// A client's side of TLS, made of what the operator pointed at. Equal when made of equal bytes.
 #[derive(Clone)]
 pub struct ClientTls {
-    config: Arc<ClientConfig>,
+    either: Arc<ClientConfig>,
+    http1: Arc<ClientConfig>,
     made_of: Arc<Files>,
 }
 
-/// The PEM texts of one service's `[service.tls]`.
+/// Which HTTP an origin may choose (ALPN).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Offer {
+    /// HTTP/2, else HTTP/1.1.
+    Either,
+    /// HTTP/1.1: a connection that is to be upgraded.
+    Http1,
+}
+
+/// What one service's `[service.tls]` says: a name, and the PEM texts of its files.
 #[derive(Default, PartialEq, Eq)]
 pub struct Files {
+    /// The name that is asked for (SNI) and that the origin must prove, in place of its address's.
+    pub server_name: Option<ServerName<'static>>,
     /// Certificates of the authorities to trust in place of the system's.
     pub ca: Option<Vec<u8>>,
     /// Our certificate, and the chain below its root.
@@ -40,6 +60,9 @@ pub enum BadTls {
     /// A file holds no key.
     #[error("key holds no PEM private key")]
     NoKey,
+    /// A key under a passphrase.
+    #[error("key is encrypted: keep it without a passphrase, readable to this connector alone (openssl pkey -in KEY)")]
+    LockedKey,
     /// One without the other.
     #[error("cert and key go together")]
     Half,
@@ -59,7 +82,10 @@ impl ClientTls {
     pub fn new(files: Files) -> Result<Self, BadTls> {
         let provider = provider();
         let verifier = match &files.ca {
-            Some(pem) => verifier(roots_in(pem)?)?,
+            Some(pem) => {
+                let own = certificates(pem, "ca")?;
+                Arc::new(OwnCertificates::new(verifier(roots_of(own.clone())?)?, own))
+            }
             None => system_verifier()?,
         };
         let builder = ClientConfig::builder_with_provider(provider)
@@ -71,20 +97,36 @@ impl ClientTls {
         let mut config = match (&files.cert, &files.key) {
             (Some(cert), Some(key)) => {
                 let chain = certificates(cert, "cert")?;
-                let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| BadTls::NoKey)?;
+                let key = private_key(key)?;
                 builder.with_client_auth_cert(chain, key).map_err(|error| BadTls::Mismatch(error.to_string()))?
             }
             (None, None) => builder.with_no_client_auth(),
             _ => return Err(BadTls::Half),
         };
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
         config.resumption = Resumption::in_memory_sessions(8);
-        Ok(Self { config: Arc::new(config), made_of: Arc::new(files) })
+        let mut http1 = config.clone();
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        http1.alpn_protocols = vec![b"http/1.1".to_vec()];
+        // A resumed session keeps the protocol that was agreed on in it.
+        http1.resumption = Resumption::in_memory_sessions(8);
+        Ok(Self { either: Arc::new(config), http1: Arc::new(http1), made_of: Arc::new(files) })
     }
 
     /// For a connector of TLS streams.
-    pub fn config(&self) -> Arc<ClientConfig> {
-        self.config.clone()
+    pub fn config(&self, offer: Offer) -> Arc<ClientConfig> {
+        match offer {
+            Offer::Either => self.either.clone(),
+            Offer::Http1 => self.http1.clone(),
+        }
+    }
+
+    /// The name that an origin at `host` must prove; none if the host's cannot be one.
+    pub fn name_of(&self, host: &Host) -> Option<ServerName<'static>> {
+        match (&self.made_of.server_name, host) {
+            (Some(name), _) => Some(name.clone()),
+            (None, Host::Address(address)) => Some(ServerName::IpAddress((*address).into())),
+            (None, Host::Name(name)) => ServerName::try_from(name.trim_end_matches('.').to_owned()).ok(),
+        }
     }
 }
 
@@ -112,15 +154,23 @@ fn system_verifier() -> Result<Arc<dyn ServerCertVerifier>, BadTls> {
     Ok(SYSTEM.get_or_init(|| made).clone())
 }
 
-fn verifier(roots: RootCertStore) -> Result<Arc<dyn ServerCertVerifier>, BadTls> {
-    let built = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build();
-    built.map(|verifier| verifier as Arc<dyn ServerCertVerifier>).map_err(|_| BadTls::NoRoots)
+fn verifier(roots: RootCertStore) -> Result<Arc<WebPkiServerVerifier>, BadTls> {
+    WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build().map_err(|_| BadTls::NoRoots)
 }
 
-fn roots_in(pem: &[u8]) -> Result<RootCertStore, BadTls> {
+fn roots_of(certificates: Vec<CertificateDer<'static>>) -> Result<RootCertStore, BadTls> {
     let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(certificates(pem, "ca")?);
+    roots.add_parsable_certificates(certificates);
     if roots.is_empty() { Err(BadTls::NoCertificate("ca")) } else { Ok(roots) }
+}
+
+fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, BadTls> {
+    let is_locked =
+        |line: &[u8]| line.starts_with(b"-----BEGIN ENCRYPTED") || line.starts_with(b"Proc-Type: 4,ENCRYPTED");
+    if pem.split(|byte| *byte == b'\n').any(is_locked) {
+        return Err(BadTls::LockedKey);
+    }
+    PrivateKeyDer::from_pem_slice(pem).map_err(|_| BadTls::NoKey)
 }
 
 fn certificates(pem: &[u8], what: &'static str) -> Result<Vec<CertificateDer<'static>>, BadTls> {
@@ -143,7 +193,13 @@ mod tests {
         let text = || Some(b"hello\n".to_vec());
         assert_eq!(no(Files { ca: text(), ..Files::default() }), BadTls::NoCertificate("ca"));
         assert_eq!(no(Files { cert: text(), ..Files::default() }), BadTls::Half);
-        let both = Files { cert: text(), key: text().map(Zeroizing::new), ca: None };
+        let both = Files { cert: text(), key: text().map(Zeroizing::new), ..Files::default() };
         assert_eq!(no(both), BadTls::NoCertificate("cert"));
+        assert_eq!(private_key(b"hello\n").unwrap_err(), BadTls::NoKey);
+        for locked in
+            ["-----BEGIN ENCRYPTED PRIVATE KEY-----\n", "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n"]
+        {
+            assert_eq!(private_key(locked.as_bytes()).unwrap_err(), BadTls::LockedKey);
+        }
     }
 }

@@ -46,6 +46,7 @@ pub(super) struct RawService {
     pub(super) headers: BTreeMap<String, SecretSpec>,
     #[serde(default)]
     pub(super) tls: RawTls,
+    pub(super) proxy_protocol: Option<String>,
     #[serde(default)]
     pub(super) health: RawHealth,
     pub(super) balance: Option<String>,
@@ -55,6 +56,7 @@ pub(super) struct RawService {
 
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct RawTls {
+    pub(super) server_name: Option<String>,
     pub(super) ca: Option<PathBuf>,
     pub(super) cert: Option<PathBuf>,
     pub(super) key: Option<PathBuf>,

@@ -96,9 +96,18 @@ fn services_come_from_flag_and_variable_by_name() {
 #[test]
 fn what_means_nothing_is_refused_with_its_line() {
     let service = "[[service]]\nname = \"a\"\norigin = \"http://127.0.0.1:1\"\n";
+    let tcp = "[[service]]\nname = \"a\"\norigin = \"tcp://127.0.0.1:1\"\n";
     for (text, line, says) in [
         ("[[service]]\nname = \"a b\"\norigin = \"http://x\"\n".to_owned(), 2, "is not a name"),
-        ("[[service]]\nname = \"a\"\norigin = \"h2c://x:1\"\n".to_owned(), 3, "not available in this version"),
+        ("[[service]]\nname = \"a\"\norigin = \"ftp://x:1\"\n".to_owned(), 3, "not available in this version"),
+        ("[[service]]\nname = \"a\"\norigin = \"tcp://x\"\n".to_owned(), 3, "needs its port"),
+        (format!("{service}proxy_protocol = \"v1\"\n"), 4, "is for tcp:// origins"),
+        (format!("{tcp}proxy_protocol = \"v3\"\n"), 4, "v2"),
+        (format!("{tcp}host = \"preserve\"\n"), 4, "gets none"),
+        (format!("{tcp}[service.headers]\nx-a = \"b\"\n"), 5, "gets none"),
+        (format!("{tcp}[service.health]\npath = \"/healthz\"\n"), 5, "gets none"),
+        (format!("{tcp}[service.timeouts]\nfirst_byte = \"1s\"\n"), 5, "gets none"),
+        (format!("{tcp}[service.tls]\nserver_name = \"db\"\n"), 5, "https"),
         ("[[service]]\nname = \"a\"\n".to_owned(), 2, "service[0].origin: is missing"),
         (format!("{service}{service}"), 5, "twice"),
         (format!("{service}[service.auth]\ntype = \"jwt\"\n"), 4, "unknown key"),
@@ -133,6 +142,40 @@ fn an_https_origin_needs_readable_files() {
     fs::write(host.0.path().join("ca.pem"), "hello").unwrap();
     let said = host.settle(&[], &[]).unwrap_err();
     assert!(said.contains("ca holds no PEM certificate"), "{said}");
+}
+
+#[test]
+fn every_kind_of_origin_is_read() {
+    let text = r#"
+        [[service]]
+        name = "grpc"
+        origin = "h2c://grpc.internal:50051"
+        [[service]]
+        name = "db"
+        origin = "tcp://db.internal:5432"
+        proxy_protocol = "v2"
+        balance = "client-ip"
+        [service.timeouts]
+        connect = "1s"
+        idle = "2h"
+    "#;
+    let settled = settled(text).unwrap();
+    let all: Vec<_> = settled.services.iter().map(|service| service.origin.to_string()).collect();
+    assert_eq!(all, ["h2c://grpc.internal:50051", "tcp://db.internal:5432"]);
+    assert_eq!(settled.services[1].proxy_protocol, Some(crate::proxy_protocol::ProxyProtocol::V2));
+}
+
+#[test]
+fn an_https_origins_name_is_one_that_a_certificate_can_have() {
+    let with = |name: &str| {
+        settled(&format!(
+            "[[service]]\nname = \"a\"\norigin = \"https://10.0.0.1\"\n[service.tls]\nserver_name = \"{name}\"\n"
+        ))
+    };
+    let wrong = with("a b").unwrap_err();
+    assert!(wrong.contains(":5: service[0].tls.server_name: is no name"), "{wrong}");
+    let tls = with("orders.internal").unwrap().services.remove(0).tls.unwrap();
+    assert_eq!(tls.name_of(&"10.0.0.1".parse().unwrap()).unwrap().to_str(), "orders.internal");
 }
 
 #[test]

@@ -9,6 +9,8 @@ use tokio::time::timeout;
 use super::*;
 use crate::service::{Service, SetHeader};
 
+mod tcp;
+
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// An origin that answers each connection's requests with what `answer` makes of their heads; none: it closes.

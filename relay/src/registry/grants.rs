@@ -3,10 +3,15 @@
 //! An exact grant owns its name. A pattern takes only names that nobody else owns, first come. Two tunnels that both say
 //! `--shared` may have a name together.
 
+use std::collections::HashSet;
+
 use culvert_model::id::TunnelId;
 use culvert_model::name::{Grant, Label, ServiceName};
 
 use super::rows::{ServiceRow, Tunnel};
+
+/// Names of one tunnel that are known at once: a connector under a wide pattern must not fill the registry.
+pub(crate) const SERVICES_AT_MOST: usize = 1_024;
 
 /// Which announced names a tunnel serves.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -20,12 +25,20 @@ pub(crate) struct Decision {
 /// Decides an announcement by `tunnel` of `names`, given all live `tunnels` and all known `services`.
 pub(crate) fn decide(tunnel: &Tunnel, names: &[ServiceName], tunnels: &[Tunnel], services: &[ServiceRow]) -> Decision {
     let mut decision = Decision::default();
+    let known: HashSet<&ServiceName> =
+        services.iter().filter(|service| service.tunnel == tunnel.id).map(|service| &service.name).collect();
+    let mut room = SERVICES_AT_MOST.saturating_sub(known.len());
     for name in names {
         if decision.accepted.contains(name) {
             continue;
         }
+        let is_new = !known.contains(name);
         match may_serve(tunnel, name, tunnels, services) {
-            Ok(()) => decision.accepted.push(name.clone()),
+            Ok(()) if is_new && room == 0 => decision.refused.push((name.clone(), no_room(tunnel))),
+            Ok(()) => {
+                room -= usize::from(is_new);
+                decision.accepted.push(name.clone());
+            }
             Err(why) => decision.refused.push((name.clone(), why)),
         }
     }
@@ -64,6 +77,13 @@ fn may_serve(tunnel: &Tunnel, name: &ServiceName, tunnels: &[Tunnel], services: 
         .filter_map(|service| tunnels.iter().find(|other| other.id == service.tunnel))
         .find(|other| !(tunnel.shared && other.shared));
     first.map_or(Ok(()), |owner| Err(owned_by(&owner.name)))
+}
+
+fn no_room(tunnel: &Tunnel) -> String {
+    format!(
+        "tunnel {} has {SERVICES_AT_MOST} services already: `culvert-relay service delete` forgets those that are gone",
+        tunnel.name
+    )
 }
 
 fn grants_exactly(tunnel: &Tunnel, name: &ServiceName) -> bool {
@@ -123,6 +143,24 @@ mod tests {
         let a = tunnel("a", "*".parse().unwrap(), false);
         let left = ServiceRow { name: name("orders"), tunnel: TunnelId::new(), since: SystemTime::UNIX_EPOCH };
         assert_eq!(decide(&a, &[name("orders")], std::slice::from_ref(&a), &[left]).accepted, [name("orders")]);
+    }
+
+    #[test]
+    fn a_tunnel_has_room_for_so_many_names_and_keeps_those_it_has() {
+        let a = tunnel("a", "*".parse().unwrap(), false);
+        let row = |number| ServiceRow {
+            name: name(&format!("s{number}")),
+            tunnel: a.id.clone(),
+            since: SystemTime::UNIX_EPOCH,
+        };
+        let services: Vec<_> = (0..SERVICES_AT_MOST - 1).map(row).collect();
+        let elsewhere = ServiceRow { name: name("other"), tunnel: TunnelId::new(), since: SystemTime::UNIX_EPOCH };
+        let services = [services, vec![elsewhere]].concat();
+        let asked = [name("s3"), name("last"), name("late"), name("s4"), name("last")];
+        let decision = decide(&a, &asked, std::slice::from_ref(&a), &services);
+        assert_eq!(decision.accepted, [name("s3"), name("last"), name("s4")]);
+        let [(refused, why)] = decision.refused.as_slice() else { panic!("{:?}", decision.refused) };
+        assert!(refused.as_str() == "late" && why.contains("1024") && why.contains("service delete"), "{why}");
     }
 
     fn tunnel(label: &str, grant: Grant, shared: bool) -> Tunnel {

@@ -1,4 +1,4 @@
-//! What the relay remembers: tunnels, tokens, connectors, services and who changed what.
+//! What the relay remembers: tunnels, tokens, connectors, services, gateways and who changed what.
 //!
 //! One trait, so that engines can be exchanged; rules that hold over several rows are decided inside the engine's
 //! transaction, by the pure functions of [`grants`] and [`rows`]. Must never hold a secret in clear: tokens are kept as
@@ -17,18 +17,22 @@ use std::pin::Pin;
 use std::time::{Duration, SystemTime};
 
 use culvert_model::control::Refusal;
-use culvert_model::id::{ConnectorId, TokenId, TunnelId};
+use culvert_model::id::{ConnectorId, GatewayId, TokenId, TunnelId};
 use culvert_model::key::PublicKey;
 use culvert_model::name::{Grant, Label, ServiceName};
 use culvert_ops::exit::Quit;
 
 pub(crate) use place::Url;
-pub(crate) use rows::{AuditRow, ConnectorRow, Sealed, ServiceRow, Snapshot, TokenRow, Tunnel};
+pub(crate) use rows::{
+    AuditRow, Certificate, ConnectorRow, GatewayRow, Sealed, SecretRow, ServiceRow, Snapshot, TokenRow, Tunnel,
+};
 
 /// How long tokens and connectors that ended are remembered, only to say so to their holders.
 pub(crate) const TOMBSTONE: Duration = Duration::from_secs(30 * 86_400);
 /// How long after a token's end a repeated enrolment still gets its first answer (wire.md §3).
 pub(crate) const REPEAT: Duration = Duration::from_secs(86_400);
+/// Secrets of one gateway that work at once: past it a rotation ends the oldest before its time.
+pub(crate) const SECRETS_AT_MOST: usize = 4;
 /// How long after its last handshake an ephemeral connector is forgotten.
 pub(crate) const EPHEMERAL: Duration = Duration::from_secs(600);
 
@@ -98,7 +102,50 @@ pub(crate) trait Registry: Send + Sync {
     /// [`Rule::NoSuchTunnel`].
     fn announce(&self, tunnel: TunnelId, names: Vec<ServiceName>, now: SystemTime) -> Future<'_, grants::Decision>;
 
-    /// Writes what was noticed about connectors, many at once. Unknown connectors are skipped.
+    /// Forgets a service that was announced once. Returns the tunnels that served it.
+    ///
+    /// # Errors
+    /// [`Rule::NoSuchService`].
+    fn delete_service(&self, name: ServiceName, by: Actor, now: SystemTime) -> Future<'_, Vec<TunnelId>>;
+
+    /// Defines a gateway.
+    ///
+    /// # Errors
+    /// [`Rule::GatewayExists`], [`Rule::CertificateTaken`].
+    fn create_gateway(&self, gateway: GatewayRow, by: Actor) -> Future<'_, ()>;
+
+    /// Changes what a gateway may call and which certificate is its. Returns it as it is then.
+    ///
+    /// # Errors
+    /// [`Rule::NoSuchGateway`], also when it is revoked; [`Rule::NotGrantedToGateway`], [`Rule::NothingToCall`],
+    /// [`Rule::CertificateTaken`].
+    fn set_gateway(
+        &self,
+        gateway: GatewayId,
+        change: GatewayChange,
+        by: Actor,
+        now: SystemTime,
+    ) -> Future<'_, GatewayRow>;
+
+    /// Gives a gateway another secret; those before end at `until`, if not sooner. Returns it as it is then.
+    ///
+    /// # Errors
+    /// [`Rule::NoSuchGateway`], also when it is revoked.
+    fn rotate_gateway(
+        &self,
+        gateway: GatewayId,
+        secret: SecretRow,
+        until: SystemTime,
+        by: Actor,
+    ) -> Future<'_, GatewayRow>;
+
+    /// Revokes a gateway for good; its name is free. Revoking twice changes nothing.
+    ///
+    /// # Errors
+    /// [`Rule::NoSuchGateway`].
+    fn revoke_gateway(&self, gateway: GatewayId, by: Actor, now: SystemTime) -> Future<'_, ()>;
+
+    /// Writes what was noticed about connectors and gateways, many at once. Unknown ones are skipped.
     fn note(&self, notes: Vec<Note>) -> Future<'_, ()>;
 
     /// Forgets tombstones past [`TOMBSTONE`], and ephemeral connectors unheard of for [`EPHEMERAL`] that are not among
@@ -120,6 +167,19 @@ pub(crate) trait Registry: Send + Sync {
 /// Who asks for a change, for the audit trail: `uid 1000`, a connector's id, a token's id. Never a secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Actor(pub(crate) String);
+
+/// What is to be different about a gateway.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct GatewayChange {
+    /// These and no others, where given.
+    pub(crate) replace: Option<Vec<Grant>>,
+    /// These too.
+    pub(crate) add: Vec<Grant>,
+    /// Not these.
+    pub(crate) remove: Vec<Grant>,
+    /// This certificate, or none.
+    pub(crate) certificate: Option<Option<Certificate>>,
+}
 
 /// A connector that asks to be enrolled.
 #[derive(Debug, Clone)]
@@ -171,7 +231,7 @@ pub(crate) enum Enrolment {
     Unknown,
 }
 
-/// Something noticed about a connector, written when it changes.
+/// Something noticed about a connector or a gateway, written when it changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Note {
     /// Where it was last heard, and on which of our addresses (for calling back after a restart).
@@ -188,6 +248,13 @@ pub(crate) enum Note {
         /// Which connector.
         connector: ConnectorId,
         /// When.
+        at: SystemTime,
+    },
+    /// A gateway called.
+    GatewayUsed {
+        /// Which gateway.
+        gateway: GatewayId,
+        /// When, last.
         at: SystemTime,
     },
     /// What it says of itself.
@@ -329,4 +396,32 @@ pub(crate) enum Rule {
     /// No connector has this id.
     #[error("no connector {0}")]
     NoSuchConnector(ConnectorId),
+    /// Nobody announced it.
+    #[error("no service {0}")]
+    NoSuchService(ServiceName),
+    /// The name is taken.
+    #[error("a gateway named {0} exists")]
+    GatewayExists(Label),
+    /// No live gateway has this id.
+    #[error("no gateway {0}")]
+    NoSuchGateway(GatewayId),
+    /// One certificate names one gateway.
+    #[error("the certificate {certificate} is gateway {owner}'s")]
+    CertificateTaken {
+        /// Which.
+        certificate: Certificate,
+        /// Whose it is.
+        owner: Label,
+    },
+    /// The grant to remove is not there.
+    #[error("gateway {gateway} has no grant {grant}")]
+    NotGrantedToGateway {
+        /// Which gateway.
+        gateway: Label,
+        /// What was to be removed.
+        grant: Grant,
+    },
+    /// A gateway without a grant can call nothing.
+    #[error("gateway {0} would be left without a service to call")]
+    NothingToCall(Label),
 }

@@ -5,7 +5,8 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::SystemTime;
 
-use culvert_model::id::{ConnectorId, TokenId, TunnelId};
+use culvert_model::gateway::SecretVerifier;
+use culvert_model::id::{ConnectorId, GatewayId, TokenId, TunnelId};
 use culvert_model::key::PublicKey;
 use culvert_model::name::{Grant, Label, ServiceName};
 use ipnet::IpNet;
@@ -23,6 +24,8 @@ pub(crate) struct Snapshot {
     pub(crate) connectors: Vec<ConnectorRow>,
     /// Services announced once and not deleted, by name.
     pub(crate) services: Vec<ServiceRow>,
+    /// Gateways, by name; those that were revoked within the tombstone's time too.
+    pub(crate) gateways: Vec<GatewayRow>,
 }
 
 /// A tunnel.
@@ -137,6 +140,48 @@ pub(crate) struct ServiceRow {
     pub(crate) since: SystemTime,
 }
 
+/// A gateway that may call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct GatewayRow {
+    /// Its id.
+    pub(crate) id: GatewayId,
+    /// Its name, unique among those that are not revoked.
+    pub(crate) name: Label,
+    /// What it may call.
+    pub(crate) grants: Vec<Grant>,
+    /// Its secrets, newest last; more than one in a rotation, none if its certificate alone tells who it is.
+    pub(crate) secrets: Vec<SecretRow>,
+    /// The client certificate that tells who it is too.
+    pub(crate) certificate: Option<Certificate>,
+    /// When it was made.
+    pub(crate) created: SystemTime,
+    /// When it last called, as far as that was noted.
+    pub(crate) last_used: Option<SystemTime>,
+    /// When it was revoked.
+    pub(crate) revoked: Option<SystemTime>,
+}
+
+/// One secret of a gateway.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SecretRow {
+    /// What knows it.
+    pub(crate) verifier: SecretVerifier,
+    /// When it was made.
+    pub(crate) created: SystemTime,
+    /// When it ends, if a newer one replaced it.
+    pub(crate) until: Option<SystemTime>,
+}
+
+/// What of a verified client certificate names a gateway.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Certificate {
+    /// The SHA-256 of the certificate itself.
+    Sha256([u8; 32]),
+    /// One of its subject alternative names: DNS name, URI, e-mail or IP address; in lower case.
+    San(String),
+}
+
 /// One line of the audit trail.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct AuditRow {
@@ -190,6 +235,32 @@ impl TokenRow {
     /// Whether even its tombstone's time is over: its holder gets silence.
     pub(crate) fn is_forgotten(&self, now: SystemTime) -> bool {
         self.ended(now).is_some_and(|ended| ended + TOMBSTONE <= now)
+    }
+}
+
+impl GatewayRow {
+    /// Whether even its tombstone's time is over.
+    pub(crate) fn is_forgotten(&self, now: SystemTime) -> bool {
+        self.revoked.is_some_and(|revoked| revoked + TOMBSTONE <= now)
+    }
+}
+
+impl SecretRow {
+    /// Whether it still works.
+    pub(crate) fn is_valid(&self, now: SystemTime) -> bool {
+        self.until.is_none_or(|until| now < until)
+    }
+}
+
+impl std::fmt::Display for Certificate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Sha256(digest) => {
+                f.write_str("sha256:")?;
+                digest.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+            }
+            Self::San(name) => write!(f, "san:{name}"),
+        }
     }
 }
 

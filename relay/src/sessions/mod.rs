@@ -131,7 +131,7 @@ impl Sessions {
     pub(crate) async fn resync(&self, snapshot: Snapshot) {
         let now = SystemTime::now();
         let shared = &self.shared;
-        let Snapshot { tunnels, tokens, connectors, services } = snapshot;
+        let Snapshot { tunnels, tokens, connectors, services, gateways: _ } = snapshot;
         {
             let mut table = shared.table();
             (table.tunnels, table.services) = (tunnels, services);

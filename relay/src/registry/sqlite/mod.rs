@@ -3,6 +3,7 @@
 //! Must never create a database where a damaged one stands, nor write into a file that was replaced below it.
 
 mod failure;
+mod gateway;
 mod read;
 mod schema;
 mod write;
@@ -14,13 +15,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
-use culvert_model::id::{ConnectorId, TokenId, TunnelId};
+use culvert_model::id::{ConnectorId, GatewayId, TokenId, TunnelId};
 use culvert_model::name::{Grant, ServiceName};
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
-use super::rows::{AuditRow, Snapshot, TokenRow, Tunnel};
-use super::{Actor, Candidate, Enrolment, Forgotten, Future, Note, Registry, RegistryError, grants};
+use super::rows::{AuditRow, GatewayRow, SecretRow, Snapshot, TokenRow, Tunnel};
+use super::{Actor, Candidate, Enrolment, Forgotten, Future, GatewayChange, Note, Registry, RegistryError, grants};
 use failure::Failure;
 
 /// How long a transaction waits for another process's lock.
@@ -183,6 +184,38 @@ impl Registry for Sqlite {
 
     fn announce(&self, tunnel: TunnelId, names: Vec<ServiceName>, now: SystemTime) -> Future<'_, grants::Decision> {
         self.write(move |db| write::announce(db, &tunnel, &names, now))
+    }
+
+    fn delete_service(&self, name: ServiceName, by: Actor, now: SystemTime) -> Future<'_, Vec<TunnelId>> {
+        self.write(move |db| write::delete_service(db, &name, &by, now))
+    }
+
+    fn create_gateway(&self, gateway: GatewayRow, by: Actor) -> Future<'_, ()> {
+        self.write(move |db| gateway::create(db, &gateway, &by))
+    }
+
+    fn set_gateway(
+        &self,
+        gateway: GatewayId,
+        change: GatewayChange,
+        by: Actor,
+        now: SystemTime,
+    ) -> Future<'_, GatewayRow> {
+        self.write(move |db| gateway::set(db, &gateway, change, &by, now))
+    }
+
+    fn rotate_gateway(
+        &self,
+        gateway: GatewayId,
+        secret: SecretRow,
+        until: SystemTime,
+        by: Actor,
+    ) -> Future<'_, GatewayRow> {
+        self.write(move |db| gateway::rotate(db, &gateway, &secret, until, &by))
+    }
+
+    fn revoke_gateway(&self, gateway: GatewayId, by: Actor, now: SystemTime) -> Future<'_, ()> {
+        self.write(move |db| gateway::revoke(db, &gateway, &by, now))
     }
 
     fn note(&self, notes: Vec<Note>) -> Future<'_, ()> {

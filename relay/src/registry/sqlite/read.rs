@@ -3,17 +3,22 @@
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
-use culvert_model::id::{ConnectorId, TokenId, TunnelId};
+use culvert_model::gateway::SecretVerifier;
+use culvert_model::id::{ConnectorId, GatewayId, TokenId, TunnelId};
 use culvert_model::key::PublicKey;
 use rusqlite::types::{FromSql, Type};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
-use super::super::rows::{AuditRow, ConnectorRow, Sealed, SealedPsk, ServiceRow, Snapshot, TokenRow, Tunnel};
+use super::super::rows::{
+    AuditRow, Certificate, ConnectorRow, GatewayRow, Sealed, SealedPsk, SecretRow, ServiceRow, Snapshot, TokenRow,
+    Tunnel,
+};
 
 type Result<T> = rusqlite::Result<T>;
 
 const CONNECTOR: &str = "SELECT id, tunnel, token, public_key, name, inner_address, ephemeral, drained, revoked, \
                          enrolled, last_endpoint, last_local, last_handshake, version FROM connectors";
+const GATEWAY: &str = "SELECT id, name, cert_sha256, cert_san, created, last_used, revoked FROM gateways";
 const TOKEN: &str =
     "SELECT id, tunnel, bootstrap_key, psk, uses_left, expires, revoked, created, last_used, sources FROM tokens";
 
@@ -23,6 +28,7 @@ pub(super) fn snapshot(connection: &Connection) -> Result<Snapshot> {
         tokens: tokens(connection)?,
         connectors: connectors(connection)?,
         services: services(connection)?,
+        gateways: gateways(connection)?,
     })
 }
 
@@ -74,6 +80,24 @@ pub(super) fn services(connection: &Connection) -> Result<Vec<ServiceRow>> {
     })
 }
 
+pub(super) fn gateways(connection: &Connection) -> Result<Vec<GatewayRow>> {
+    let mut gateways = all(connection, &format!("{GATEWAY} ORDER BY name, created, rowid"), gateway_row)?;
+    for gateway in &mut gateways {
+        fill(connection, gateway)?;
+    }
+    Ok(gateways)
+}
+
+pub(super) fn gateway(connection: &Connection, id: &GatewayId) -> Result<Option<GatewayRow>> {
+    let found = connection
+        .prepare_cached(&format!("{GATEWAY} WHERE id = ?"))?
+        .query_row([id.as_str()], gateway_row)
+        .optional()?;
+    let Some(mut gateway) = found else { return Ok(None) };
+    fill(connection, &mut gateway)?;
+    Ok(Some(gateway))
+}
+
 pub(super) fn audit_since(connection: &Connection, since: SystemTime) -> Result<Vec<AuditRow>> {
     connection
         .prepare_cached("SELECT at, actor, action, subject, detail FROM audit WHERE at >= ? ORDER BY id")?
@@ -121,6 +145,39 @@ fn psks(connection: &Connection, connector: &ConnectorId) -> Result<Vec<SealedPs
             })
         })?
         .collect()
+}
+
+/// Reads what of a gateway stands in other tables.
+fn fill(connection: &Connection, gateway: &mut GatewayRow) -> Result<()> {
+    gateway.grants = connection
+        .prepare_cached("SELECT pattern FROM gateway_grants WHERE gateway = ? ORDER BY position")?
+        .query_map([gateway.id.as_str()], |row| text(row, 0))?
+        .collect::<Result<_>>()?;
+    gateway.secrets = connection
+        .prepare_cached("SELECT salt, digest, created, until FROM gateway_secrets WHERE gateway = ? ORDER BY position")?
+        .query_map([gateway.id.as_str()], |row| {
+            Ok(SecretRow {
+                verifier: SecretVerifier { salt: row.get(0)?, digest: row.get(1)? },
+                created: time(row, 2)?,
+                until: optional_time(row, 3)?,
+            })
+        })?
+        .collect::<Result<_>>()?;
+    Ok(())
+}
+
+fn gateway_row(row: &Row<'_>) -> Result<GatewayRow> {
+    let digest = row.get::<_, Option<[u8; 32]>>(2)?.map(Certificate::Sha256);
+    Ok(GatewayRow {
+        id: text(row, 0)?,
+        name: text(row, 1)?,
+        grants: Vec::new(),
+        secrets: Vec::new(),
+        certificate: digest.or(row.get::<_, Option<String>>(3)?.map(Certificate::San)),
+        created: time(row, 4)?,
+        last_used: optional_time(row, 5)?,
+        revoked: optional_time(row, 6)?,
+    })
 }
 
 fn token_row(row: &Row<'_>) -> Result<TokenRow> {

@@ -8,7 +8,7 @@ use super::failure::Failure;
 const APPLICATION_ID: i32 = 0x4355_4c56;
 
 /// From schema version N to N + 1, in order.
-const MIGRATIONS: [&str; 2] = [V1, V2];
+const MIGRATIONS: [&str; 3] = [V1, V2, V3];
 
 /// The schema this program writes.
 pub(super) const VERSION: u32 = MIGRATIONS.len() as u32;
@@ -88,6 +88,38 @@ CREATE TRIGGER audit_is_not_shortened BEFORE DELETE ON audit BEGIN SELECT RAISE(
 /// Where a token may be used from: networks separated by spaces, none = anywhere.
 const V2: &str = "ALTER TABLE tokens ADD COLUMN sources TEXT NOT NULL DEFAULT '';";
 
+/// Who may call. Digests and salts are raw bytes.
+const V3: &str = "
+CREATE TABLE gateways (
+    id TEXT PRIMARY KEY,
+    name TEXT NOT NULL,
+    cert_sha256 BLOB,
+    cert_san TEXT,
+    created INTEGER NOT NULL,
+    last_used INTEGER,
+    revoked INTEGER,
+    CHECK (cert_sha256 IS NULL OR cert_san IS NULL)
+) STRICT;
+CREATE UNIQUE INDEX live_gateway_names ON gateways (name) WHERE revoked IS NULL;
+CREATE UNIQUE INDEX live_gateway_digests ON gateways (cert_sha256) WHERE revoked IS NULL;
+CREATE UNIQUE INDEX live_gateway_sans ON gateways (cert_san) WHERE revoked IS NULL;
+CREATE TABLE gateway_grants (
+    position INTEGER PRIMARY KEY,
+    gateway TEXT NOT NULL REFERENCES gateways ON DELETE CASCADE,
+    pattern TEXT NOT NULL,
+    UNIQUE (gateway, pattern)
+) STRICT;
+CREATE TABLE gateway_secrets (
+    position INTEGER PRIMARY KEY,
+    gateway TEXT NOT NULL REFERENCES gateways ON DELETE CASCADE,
+    salt BLOB NOT NULL,
+    digest BLOB NOT NULL,
+    created INTEGER NOT NULL,
+    until INTEGER
+) STRICT;
+CREATE INDEX secrets_of_gateways ON gateway_secrets (gateway);
+";
+
 /// Brings the database to [`VERSION`]: all steps in one transaction, so that a crash leaves the old schema whole.
 pub(super) fn migrate(connection: &mut Connection) -> Result<(), Failure> {
     if state(connection)? == State::Current {
@@ -154,6 +186,7 @@ mod tests {
             assert_eq!(state(&connection).unwrap(), State::Current);
             let tokens = super::super::read::tokens(&connection).unwrap();
             assert_eq!((tokens.len(), tokens[0].sources.len()), (1, 0), "from {from}");
+            assert!(super::super::read::snapshot(&connection).unwrap().gateways.is_empty());
         }
     }
 

@@ -210,6 +210,22 @@ pub(super) fn announce(
     Ok(decision)
 }
 
+pub(super) fn delete_service(
+    db: &Connection,
+    name: &ServiceName,
+    by: &Actor,
+    now: SystemTime,
+) -> Result<Vec<TunnelId>> {
+    let tunnels: Vec<TunnelId> =
+        read::services(db)?.into_iter().filter(|row| row.name == *name).map(|row| row.tunnel).collect();
+    if tunnels.is_empty() {
+        return Err(Rule::NoSuchService(name.clone()).into());
+    }
+    db.execute("DELETE FROM services WHERE name = ?", [name.as_str()])?;
+    audit(db, now, &by.0, "service.delete", name.as_str(), "")?;
+    Ok(tunnels)
+}
+
 pub(super) fn note(db: &Connection, notes: &[Note]) -> Result<()> {
     for note in notes {
         match note {
@@ -220,6 +236,10 @@ pub(super) fn note(db: &Connection, notes: &[Note]) -> Result<()> {
             Note::Handshake { connector, at } => db.execute(
                 "UPDATE connectors SET last_handshake = ? WHERE id = ?",
                 params![milliseconds(*at), connector.as_str()],
+            )?,
+            Note::GatewayUsed { gateway, at } => db.execute(
+                "UPDATE gateways SET last_used = max(?, coalesce(last_used, 0)) WHERE id = ?",
+                params![milliseconds(*at), gateway.as_str()],
             )?,
             Note::Program { connector, name, version } => db.execute(
                 "UPDATE connectors SET name = ?, version = ? WHERE id = ?",
@@ -251,6 +271,12 @@ pub(super) fn forget(db: &Connection, live: &[ConnectorId], now: SystemTime) -> 
             tokens.insert(token.id);
         }
     }
+    for gateway in read::gateways(db)? {
+        if gateway.is_forgotten(now) {
+            db.execute("DELETE FROM gateways WHERE id = ?", [gateway.id.as_str()])?;
+        }
+    }
+    db.execute("DELETE FROM gateway_secrets WHERE until <= ?", [milliseconds(now)])?;
     for connector in read::connectors(db)? {
         let over = match connector.revoked {
             // A revoked key must not come back with the token it still holds.
@@ -350,7 +376,14 @@ fn known_connector(db: &Connection, id: &ConnectorId) -> Result<ConnectorRow> {
     read::connector(db, id)?.ok_or_else(|| Rule::NoSuchConnector(id.clone()).into())
 }
 
-fn audit(db: &Connection, at: SystemTime, actor: &str, action: &str, subject: &str, detail: &str) -> Result<()> {
+pub(super) fn audit(
+    db: &Connection,
+    at: SystemTime,
+    actor: &str,
+    action: &str,
+    subject: &str,
+    detail: &str,
+) -> Result<()> {
     db.prepare_cached("INSERT INTO audit (at, actor, action, subject, detail) VALUES (?, ?, ?, ?, ?)")?
         .execute(params![milliseconds(at), actor, action, subject, detail])?;
     Ok(())
@@ -380,6 +413,6 @@ fn word(refusal: Refusal) -> &'static str {
     }
 }
 
-fn list(grants: &[Grant]) -> String {
+pub(super) fn list(grants: &[Grant]) -> String {
     grants.iter().map(Grant::as_str).collect::<Vec<_>>().join(" ")
 }

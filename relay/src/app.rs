@@ -35,6 +35,7 @@ use crate::config::{self, Settled};
 use crate::control::{Control, Reload, note_reload};
 use crate::exchange::{Door, Exchanges};
 use crate::front::Front;
+use crate::gateways::Gateways;
 use crate::identity;
 use crate::lane::Lanes;
 use crate::metrics::RelayMetrics;
@@ -45,6 +46,8 @@ use crate::sessions::{Directory, Sessions};
 const STREAMS_OF_A_CONNECTOR: u32 = 4;
 /// After the drain connections that were cut get so long to be gone.
 const CUT_WITHIN: Duration = Duration::from_millis(500);
+/// How often it is written when gateways called last.
+const NOTE_GATEWAYS_EVERY: Duration = Duration::from_secs(30);
 /// What the service manager is asked for beyond the drain's own time.
 const STOP_MARGIN: Duration = Duration::from_secs(10);
 
@@ -133,6 +136,7 @@ impl Relay {
             streams: StreamLimits { incoming: STREAMS_OF_A_CONNECTOR, ..StreamLimits::default() },
         })
         .or_failed("cannot start the tunnel plane")?;
+        let gateways = Arc::new(Gateways::new(&snapshot.gateways));
         let metrics = Arc::new(RelayMetrics::new());
         let directory = Arc::new(Directory::new(Lanes::new(Arc::clone(&metrics), settled.limits.clone())));
         let sessions = Sessions::new(
@@ -147,6 +151,7 @@ impl Relay {
         let exchanges = Arc::new(Exchanges {
             directory,
             router: Mutex::new(Arc::new(settled.router.clone())),
+            gateways,
             sender: Sender::default(),
             log: Arc::new(access_log),
             in_flight: InFlight::new(settled.limits.process, Reason::Overloaded),
@@ -206,6 +211,7 @@ impl Relay {
         owner.spawn("relay.sessions", control.sessions.clone().run(events));
         owner.spawn("relay.admin", admin::serve_tcp(admin, Arc::clone(&control)));
         owner.spawn("relay.admin_socket", admin::serve_socket(admin_socket, Arc::clone(&control)));
+        owner.spawn("relay.gateways", note_gateways(Arc::clone(&control)));
         owner.spawn("relay.reload", obey_reloads(reloads, Arc::clone(&control), Arc::clone(&notifier)));
         owner.spawn("relay.signals", obey(signals, drain.clone(), plan, reload));
         if let Some(every) = notifier.watchdog_every() {
@@ -231,6 +237,7 @@ impl Relay {
         let _ = timeout(CUT_WITHIN, gone).await;
         drop(fronts);
         control.sessions.flush().await;
+        control.note_gateways().await;
         control.plane.shutdown(CloseCode::Shutdown).await;
         drop(owner);
         control.exchanges.log.close();
@@ -244,6 +251,16 @@ async fn obey_reloads(mut reloads: mpsc::Receiver<()>, control: Arc<Control>, no
         notifier.reloading();
         note_reload(&control.reload().await);
         notifier.ready("serving");
+    }
+}
+
+/// Writes now and then when gateways called last.
+async fn note_gateways(control: Arc<Control>) {
+    let mut ticks = tokio::time::interval(NOTE_GATEWAYS_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        control.note_gateways().await;
     }
 }
 

@@ -67,6 +67,8 @@ pub(crate) struct Listener {
     pub(crate) forward: ForwardPolicy,
     /// None = all.
     pub(crate) services: Option<Vec<Grant>>,
+    pub(crate) identified: bool,
+    pub(crate) gateways: Option<Vec<culvert_model::name::Label>>,
 }
 
 /// `[limits]` and `[service.NAME.limits]`.
@@ -229,7 +231,7 @@ fn listeners(loaded: &Loaded, raw: &settings::Raw) -> Result<Vec<Listener>, Quit
                 exposed(at, false, false, "a [[http.listener]] table with it")?;
             }
             let (select, forward) = (Select::Host, ForwardPolicy::Append);
-            listeners.push(Listener { address, select, forward, services: None });
+            listeners.push(Listener { address, select, forward, services: None, identified: false, gateways: None });
         }
     }
     for (place, listener) in raw.http.listener.iter().enumerate() {
@@ -250,7 +252,7 @@ fn listeners(loaded: &Loaded, raw: &settings::Raw) -> Result<Vec<Listener>, Quit
         let services = listener.services.as_ref().map(|globs| globs.iter().map(|glob| glob.parse()).collect());
         let services: Option<Vec<Grant>> =
             services.transpose().map_err(|error| loaded.wrong(&format!("http.listener[{place}].services"), error))?;
-        listeners.push(Listener { address, select, forward, services });
+        listeners.push(Listener { address, select, forward, services, identified: false, gateways: None });
     }
     let twice = listeners.iter().enumerate().find(|(place, one)| {
         let port_0 = matches!(one.address, Address::Tcp(at) if at.port() == 0);
@@ -277,7 +279,7 @@ pub(crate) fn listener_of(address: Address) -> Result<Listener, Quit> {
     if let Address::Tcp(at) = address {
         exposed(at, false, false, "a [[http.listener]] table with this address")?;
     }
-    Ok(Listener { address, select: Select::Host, forward: ForwardPolicy::Append, services: None })
+    Ok(Listener { address, select: Select::Host, forward: ForwardPolicy::Append, services: None, identified: false, gateways: None })
 }
 
 /// Refuses a listener that others than this host's processes can reach, unless its owner said that this is meant.

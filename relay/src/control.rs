@@ -4,9 +4,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use culvert_model::id::ConnectorId;
+use culvert_model::id::{ConnectorId, GatewayId};
 use culvert_model::name::ServiceName;
 use culvert_ops::admin::{Admin, Answer, Call, Caller, Health, Pairs};
 use culvert_ops::config::Loaded;
@@ -15,7 +15,7 @@ use culvert_ops::exit::Quit;
 use culvert_ops::log::LogHandle;
 use culvert_plane::Plane;
 use http::Method;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::command::{
     self, Change, Command, Facts, Live, LiveConnector, LiveService, LiveStatus, Outcome, Reply, Request,
@@ -27,6 +27,9 @@ use crate::identity::Identity;
 use crate::metrics::{Gathered, RelayMetrics};
 use crate::registry::Registry;
 use crate::sessions::Sessions;
+
+/// A note on gateways may take so long.
+const NOTED_WITHIN: Duration = Duration::from_secs(1);
 
 /// Reads the configuration again, from where it came the first time.
 pub(crate) type Reload = Box<dyn Fn() -> Result<(Loaded, Settled), Quit> + Send + Sync>;
@@ -115,9 +118,25 @@ impl Control {
         self.current().1.drain
     }
 
+    /// Writes when gateways called last; a database that is away is not waited for.
+    pub(crate) async fn note_gateways(&self) {
+        let notes = self.exchanges.gateways.notes();
+        if notes.is_empty() {
+            return;
+        }
+        match tokio::time::timeout(NOTED_WITHIN, self.registry.note(notes)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => debug!(%error, "last use of gateways not written"),
+            Err(_) => debug!("last use of gateways not written in time"),
+        }
+    }
+
     async fn apply(&self, outcome: &mut Outcome) {
         match self.registry.load().await {
-            Ok(snapshot) => self.sessions.resync(snapshot).await,
+            Ok(snapshot) => {
+                self.exchanges.gateways.set(&snapshot.gateways);
+                self.sessions.resync(snapshot).await;
+            }
             Err(error) => {
                 warn!(%error, "change not applied to the running relay");
                 outcome.notes.push(format!("the running relay could not read it back: {error}"));
@@ -128,7 +147,9 @@ impl Control {
             Change::TokenAdded(_)
             | Change::TokenRevoked(_)
             | Change::ConnectorRevoked(_)
-            | Change::ConnectorDrained(..) => false,
+            | Change::ConnectorDrained(..)
+            | Change::ServiceDeleted(_)
+            | Change::GatewayChanged(_) => false,
         };
         if outcome.changes.iter().any(grants) {
             self.sessions.decide_anew();
@@ -197,6 +218,7 @@ impl Admin for Control {
             (&Method::GET, "/api/v1/tunnels", _) => self.read(Command::TunnelList).await,
             (&Method::GET, "/api/v1/connectors", _) => self.read(Command::ConnectorList { tunnel: None }).await,
             (&Method::GET, "/api/v1/services", _) => self.read(Command::ServiceList).await,
+            (&Method::GET, "/api/v1/gateways", _) => self.read(Command::GatewayList).await,
             (_, command::PATH | command::RELOAD_PATH, _) => Answer::wrong_method(),
             (_, path, _) => Answer::not_found(format!("nothing at {path}")),
         }
@@ -226,6 +248,10 @@ impl Live for Control {
     fn services(&self) -> BTreeMap<ServiceName, LiveService> {
         let served = self.sessions.services();
         served.into_iter().filter(|(_, count)| count.total > 0).collect()
+    }
+
+    fn gateways(&self) -> HashMap<GatewayId, SystemTime> {
+        self.exchanges.gateways.last_used()
     }
 }
 

@@ -25,6 +25,7 @@ use tokio::time::sleep;
 use crate::access_log::AccessLog;
 use crate::config::{Address, Listener};
 use crate::front::{LongRunning, Running, Turn};
+use crate::gateways::{Gateway, Gateways, PeerCertificate};
 use crate::metrics::ServiceMetrics;
 use crate::pick;
 use crate::record::Record;
@@ -41,6 +42,7 @@ const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub(crate) struct Exchanges {
     pub(crate) directory: Arc<Directory>,
     pub(crate) router: Mutex<Arc<Router>>,
+    pub(crate) gateways: Arc<Gateways>,
     pub(crate) sender: Sender,
     pub(crate) log: Arc<AccessLog>,
     /// Leave to run, for the whole process.
@@ -86,17 +88,19 @@ impl Exchanges {
         &self,
         door: &Door,
         caller: Caller,
+        certificate: Option<&Arc<PeerCertificate>>,
         running: &Arc<Running>,
         request: Request<Body>,
     ) -> Response<Body> {
-        let mut response = self.answer(door, caller, running.begin(Instant::now()), request).await;
+        let turn = running.begin(Instant::now());
+        let mut response = self.answer(door, (&caller, certificate), turn, request).await;
         if self.drain.is_draining() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
     }
 
-    async fn answer(&self, door: &Door, caller: Caller, turn: Turn, request: Request<Body>) -> Response<Body> {
+    async fn answer(&self, door: &Door, who: Who<'_>, turn: Turn, request: Request<Body>) -> Response<Body> {
         let (mut parts, body) = request.into_parts();
         let mut record = Record::new(&parts, &self.log, &self.no_service, turn);
         let mut head = match request::check(&mut parts) {
@@ -104,7 +108,7 @@ impl Exchanges {
             Err((fault, audience)) => return fail(record, &fault, &audience),
         };
         record.request_id = Some(head.audience.request_id.clone());
-        match self.forward(&door.now(), &caller, &mut head, parts, body, &mut record).await {
+        match self.forward(&door.now(), who, &mut head, parts, body, &mut record).await {
             Ok(Answered::Response(response)) => {
                 record.answered(response.status().as_u16(), None);
                 response.map(|body| body.on_end(move |ending| record.ended(ending)))
@@ -117,13 +121,17 @@ impl Exchanges {
     async fn forward(
         &self,
         door: &Listener,
-        caller: &Caller,
+        (caller, certificate): Who<'_>,
         head: &mut Head,
         mut parts: Parts,
         body: Body,
         record: &mut Record,
     ) -> Result<Answered, Fault> {
-        let service = self.select(door, head, &parts)?;
+        if door.identified {
+            let proof = (certificate.map(Arc::as_ref), caller.address);
+            record.gateway = Some(self.gateways.admit(&parts.headers, proof, door.gateways.as_deref()).await?);
+        }
+        let service = self.select(door, record.gateway.as_deref(), head, &parts)?;
         record.service = Some(Arc::clone(&service));
         record.permits.push(self.in_flight.enter().await?);
         record.permits.push(service.lane.in_flight.enter().await?);
@@ -170,7 +178,13 @@ impl Exchanges {
         }
     }
 
-    fn select(&self, door: &Listener, head: &Head, parts: &Parts) -> Result<Arc<Service>, Fault> {
+    fn select(
+        &self,
+        door: &Listener,
+        gateway: Option<&Gateway>,
+        head: &Head,
+        parts: &Parts,
+    ) -> Result<Arc<Service>, Fault> {
         let mut fields = parts.headers.get_all(SERVICE).iter();
         let header = match (fields.next(), fields.next(), door.select) {
             (Some(_), Some(_), Select::Header) => {
@@ -183,10 +197,11 @@ impl Exchanges {
         let ask = Ask { host: Some(head.host()), path: parts.uri.path(), header };
         let name = router.service(door.select, ask).ok_or_else(|| Fault::new(Reason::NoSuchService))?;
         // Before it is looked up: whoever may not call a service is not told whether it exists.
-        if let Some(globs) = &door.services {
+        if door.services.is_some() || gateway.is_some() {
             let name: ServiceName = name.parse().map_err(|_| Fault::new(Reason::NoSuchService))?;
-            if !globs.iter().any(|glob| glob.matches(&name)) {
-                return Err(Fault::new(Reason::NotAllowed));
+            let here = door.services.as_ref().is_none_or(|globs| globs.iter().any(|glob| glob.matches(&name)));
+            if !here || !gateway.is_none_or(|gateway| gateway.may(&name)) {
+                return Err(Fault::new(Reason::NotAllowed).log(&name));
             }
         }
         self.directory.find(&name).ok_or_else(|| Fault::new(Reason::NoSuchService))
@@ -227,6 +242,9 @@ impl Exchanges {
         response
     }
 }
+
+/// The connection a request came on, and what its TLS handshake proved.
+type Who<'a> = (&'a Caller, Option<&'a Arc<PeerCertificate>>);
 
 enum Answered {
     Response(Response<Body>),

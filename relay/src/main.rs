@@ -11,6 +11,7 @@ mod dev;
 mod enrol;
 mod exchange;
 mod front;
+mod gateways;
 mod identity;
 mod lane;
 mod metrics;

@@ -15,6 +15,7 @@ use http::{HeaderValue, Method, Uri};
 
 use crate::access_log::{AccessLog, Entry};
 use crate::front::Turn;
+use crate::gateways::Gateway;
 use crate::metrics::ServiceMetrics;
 use crate::sessions::{Member, Service};
 
@@ -27,6 +28,8 @@ pub(crate) struct Record {
     pub(crate) bytes_in: Arc<AtomicU64>,
     /// Its id, once known.
     pub(crate) request_id: Option<HeaderValue>,
+    /// Who calls, where that is asked.
+    pub(crate) gateway: Option<Arc<Gateway>>,
     /// The service it is for, once known.
     pub(crate) service: Option<Arc<Service>>,
     /// Leave to run.
@@ -66,6 +69,7 @@ impl Record {
         Self {
             bytes_in: Arc::default(),
             request_id: None,
+            gateway: None,
             service: None,
             permits: Vec::new(),
             origin: None,
@@ -124,7 +128,7 @@ impl Drop for Record {
         self.log.record(|| Entry {
             time: self.time,
             request_id: self.request_id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or_default(),
-            gateway: None,
+            gateway: self.gateway.as_ref().map(|gateway| gateway.name.as_str()),
             service: self.service.as_ref().map(|service| service.name().as_str()),
             tunnel: member.map(|member| member.tunnel.as_str()),
             connector: member.map(|member| member.id.as_str()),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::time::SystemTime;
 
-use culvert_model::id::ConnectorId;
+use culvert_model::id::{ConnectorId, GatewayId};
 use culvert_model::name::{Label, ServiceName};
 use serde::Serialize;
 
@@ -16,6 +16,8 @@ pub(crate) trait Live: Send + Sync {
     fn connectors(&self) -> HashMap<ConnectorId, LiveConnector>;
     /// Services that a live connector serves.
     fn services(&self) -> BTreeMap<ServiceName, LiveService>;
+    /// When gateways called last, where that is not written yet.
+    fn gateways(&self) -> HashMap<GatewayId, SystemTime>;
 }
 
 /// A relay process.
@@ -95,5 +97,9 @@ impl Live for Offline {
 
     fn services(&self) -> BTreeMap<ServiceName, LiveService> {
         BTreeMap::new()
+    }
+
+    fn gateways(&self) -> HashMap<GatewayId, SystemTime> {
+        HashMap::new()
     }
 }

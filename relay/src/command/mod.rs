@@ -6,6 +6,7 @@
 
 pub(crate) mod ask;
 mod connector;
+mod gateway;
 pub(crate) mod keys;
 pub(crate) mod live;
 pub(crate) mod reply;
@@ -18,18 +19,18 @@ mod token;
 mod tunnel;
 mod view;
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use culvert_model::id::{ConnectorId, TokenId, TunnelId};
+use culvert_model::id::{ConnectorId, GatewayId, TokenId, TunnelId};
 use culvert_model::key::PublicKey;
-use culvert_model::name::{Grant, Label};
+use culvert_model::name::{Grant, Label, ServiceName};
 use culvert_model::token::Endpoint;
 use culvert_ops::exit::{Exit, Quit};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::identity::Identity;
-use crate::registry::{Actor, Registry, RegistryError};
+use crate::registry::{Actor, Certificate, Registry, RegistryError};
 pub(crate) use live::{Live, LiveConnector, LiveService, LiveServiceOfConnector, LiveStatus, Offline};
 pub(crate) use reply::Reply;
 use view::View;
@@ -68,8 +69,29 @@ pub(crate) enum Command {
     ConnectorRevoke { connector: String },
     ServiceList,
     ServiceShow { service: String },
+    ServiceDelete { service: String },
+    GatewayCreate { name: Label, services: Vec<Grant>, certificate: Option<Certificate> },
+    GatewaySet { gateway: String, change: GatewaySet },
+    GatewayRotate { gateway: String, grace_seconds: u64 },
+    GatewayList,
+    GatewayRevoke { gateway: String },
     KeyShow,
     Status,
+}
+
+/// What is to be different about a gateway.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct GatewaySet {
+    /// These services and no others; empty = as before.
+    pub(crate) services: Vec<Grant>,
+    /// These too.
+    pub(crate) add: Vec<Grant>,
+    /// Not these.
+    pub(crate) remove: Vec<Grant>,
+    /// Its certificate from now on; none = as before.
+    pub(crate) certificate: Option<Certificate>,
+    /// It has none any more.
+    pub(crate) no_certificate: bool,
 }
 
 /// What a new token allows.
@@ -116,6 +138,10 @@ pub(crate) enum Change {
     ConnectorRevoked(ConnectorId),
     /// Out of service (true) or back.
     ConnectorDrained(ConnectorId, bool),
+    /// Nobody waits for it any more.
+    ServiceDeleted(ServiceName),
+    /// Who may call, or what, is different.
+    GatewayChanged(GatewayId),
 }
 
 /// What commands need to know of the relay beside its registry.
@@ -182,6 +208,16 @@ pub(crate) async fn carry_out(
         Command::ConnectorRevoke { connector } => connector::revoke(&connector, &view, registry, by).await,
         Command::ServiceList => Ok(service::show_all(&view)),
         Command::ServiceShow { service } => service::show(&service, &view),
+        Command::ServiceDelete { service } => service::delete(&service, &view, registry, by).await,
+        Command::GatewayCreate { name, services, certificate } => {
+            gateway::create(name, services, certificate, &view, registry, by).await
+        }
+        Command::GatewaySet { gateway, change } => gateway::set(&gateway, change, &view, registry, by).await,
+        Command::GatewayRotate { gateway, grace_seconds } => {
+            gateway::rotate(&gateway, Duration::from_secs(grace_seconds), &view, registry, by).await
+        }
+        Command::GatewayList => Ok(gateway::show_all(&view)),
+        Command::GatewayRevoke { gateway } => gateway::revoke(&gateway, &view, registry, by).await,
         Command::KeyShow => Ok(status::key(facts)),
         Command::Status => status::status(&view, live, registry, facts),
     }

@@ -1,10 +1,11 @@
-//! `service list|show`.
+//! `service list|show|delete`.
 
 use serde_json::{Value, json};
 
 use super::table::{facts, or_dash, table};
 use super::view::{KnownService, View};
-use super::{CommandError, Outcome};
+use super::{Change, CommandError, Outcome};
+use crate::registry::{Actor, Registry};
 
 pub(super) fn show_all(view: &View) -> Outcome {
     let services = view.known_services();
@@ -59,6 +60,42 @@ pub(super) fn show(named: &str, view: &View) -> Result<Outcome, CommandError> {
         text.push_str(&table(["CONNECTOR", "NAME", "TUNNEL", "STATE", "ORIGIN"], &rows));
     }
     Ok(Outcome { json, text, ..Outcome::default() })
+}
+
+/// Forgets a service that nobody serves any more.
+pub(super) async fn delete(
+    named: &str,
+    view: &View,
+    registry: &dyn Registry,
+    by: Actor,
+) -> Result<Outcome, CommandError> {
+    let lower = named.to_ascii_lowercase();
+    let services = view.known_services();
+    let service = services
+        .iter()
+        .find(|service| service.name.as_str() == lower)
+        .ok_or_else(|| CommandError::failed(format!("no service {named:?}")).hint("`service list` shows them"))?;
+    let name = &service.name;
+    if service.live.total > 0 {
+        let message = format!("service {name} is announced by {} live connectors", service.live.total);
+        return Err(CommandError::failed(message).hint("take it out of their configuration, or revoke them, first"));
+    }
+    let granting =
+        view.snapshot.tunnels.iter().filter(|tunnel| tunnel.grants.iter().any(|grant| grant.as_str() == lower));
+    let granting: Vec<&str> = granting.map(|tunnel| tunnel.name.as_str()).collect();
+    let by_grant = |tunnel: &str| format!("`tunnel set {tunnel} --remove-service {name}` takes the grant away");
+    if !view.snapshot.services.iter().any(|row| row.name == *name) {
+        let message = format!("service {name} is known because tunnel {} is granted it", granting.join(", "));
+        return Err(CommandError::failed(message).hint(by_grant(granting.first().copied().unwrap_or("NAME"))));
+    }
+    registry.delete_service(name.clone(), by, view.now).await?;
+    let mut notes = vec![format!("service {name} forgotten")];
+    if let Some(tunnel) = granting.first() {
+        notes.push(format!("it stays known because tunnel {tunnel} is granted it: {}", by_grant(tunnel)));
+    }
+    let mut json = service.json();
+    json["deleted"] = true.into();
+    Ok(Outcome { json, text: String::new(), notes, changes: vec![Change::ServiceDeleted(name.clone())] })
 }
 
 fn tunnels(service: &KnownService) -> String {

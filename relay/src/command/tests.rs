@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use culvert_model::id::ConnectorId;
+use culvert_model::gateway::Credential;
+use culvert_model::id::{ConnectorId, GatewayId};
 use culvert_model::key::PublicKey;
 use culvert_model::name::ServiceName;
 use culvert_model::token::Token;
@@ -124,6 +125,81 @@ async fn a_name_stands_for_an_id_where_it_is_unique() {
 }
 
 #[tokio::test]
+async fn a_gateways_secret_is_the_only_data_and_proves_who_it_is() {
+    let relay = Relay::new();
+    let outcome = relay.gateway("kong", &["orders", "orders"], None).await.unwrap();
+    let line = outcome.text.trim_end();
+    let credential: Credential = line.parse().unwrap();
+    assert_eq!((credential.name.as_str(), outcome.text.lines().count()), ("kong", 1));
+    let row = relay.registry.load().await.unwrap().gateways.remove(0);
+    assert!(row.secrets.len() == 1 && row.secrets[0].verifier.is_of(&credential.secret));
+    assert_eq!(outcome.json["services"], serde_json::json!(["orders"]), "named twice, granted once");
+    assert_eq!(format!("kong:{}", outcome.json["secret"].as_str().unwrap()), line);
+    assert_eq!(outcome.changes, [Change::GatewayChanged(row.id)]);
+    assert!(!outcome.notes.join(" ").contains("culvert_g1_"));
+    let quit = Quit::from(relay.gateway("kong", &[], None).await.unwrap_err());
+    assert_eq!((quit.exit, quit.message.as_str()), (Exit::Failed, "a gateway named kong exists"));
+
+    let any = relay.gateway("any", &[], None).await.unwrap();
+    assert_eq!(any.json["services"], serde_json::json!(["*"]));
+    let san = Certificate::San("nginx.example".to_owned());
+    let certified = relay.gateway("nginx", &["orders"], Some(san.clone())).await.unwrap();
+    assert_eq!((certified.text.as_str(), certified.json.get("secret")), ("", None), "no secret that nobody needs");
+    assert_eq!(certified.json["certificate"], "san:nginx.example");
+    let quit = Quit::from(relay.gateway("caddy", &[], Some(san)).await.unwrap_err());
+    assert_eq!(quit.message, "the certificate san:nginx.example is gateway nginx's");
+}
+
+#[tokio::test]
+async fn a_rotated_secret_overlaps_with_the_one_before_and_a_revoked_gateway_is_gone() {
+    let relay = Relay::new();
+    let first = relay.gateway("kong", &["orders"], None).await.unwrap().text;
+    let rotate = |grace_seconds| relay.ask(Command::GatewayRotate { gateway: "KONG".to_owned(), grace_seconds });
+    let second = rotate(DAY).await.unwrap();
+    assert_ne!(second.text, first);
+    assert!(second.text.trim_end().parse::<Credential>().is_ok());
+    assert_eq!(second.json["secrets"], 2);
+    assert!(second.notes[0].ends_with("works for another 24h (until 2026-01-02T00:00:00Z)"), "{:?}", second.notes);
+    let third = rotate(0).await.unwrap();
+    assert_eq!(third.json["secrets"], 1, "at once");
+    let set = GatewaySet { no_certificate: true, add: vec!["users".parse().unwrap()], ..GatewaySet::default() };
+    let set = relay.ask(Command::GatewaySet { gateway: "kong".to_owned(), change: set }).await.unwrap();
+    assert_eq!((set.text.as_str(), &set.json["services"]), ("", &serde_json::json!(["orders", "users"])));
+    let revoked = relay.ask(Command::GatewayRevoke { gateway: "kong".to_owned() }).await.unwrap();
+    assert!(matches!(revoked.changes.as_slice(), [Change::GatewayChanged(_)]));
+    assert!(rotate(0).await.is_err());
+    assert_eq!(relay.ask(Command::GatewayList).await.unwrap().json, serde_json::json!([]));
+
+    let san = Certificate::San("nginx.example".to_owned());
+    relay.gateway("nginx", &["orders"], Some(san)).await.unwrap();
+    let bare = GatewaySet { no_certificate: true, ..GatewaySet::default() };
+    let quit =
+        Quit::from(relay.ask(Command::GatewaySet { gateway: "nginx".to_owned(), change: bare }).await.unwrap_err());
+    assert!(quit.hint.unwrap().contains("gateway rotate nginx"));
+}
+
+#[tokio::test]
+async fn a_service_is_forgotten_when_nobody_serves_it() {
+    let relay = Relay::populated().await;
+    let delete = |service: &str| relay.ask(Command::ServiceDelete { service: service.to_owned() });
+    let why = async |service| Quit::from(delete(service).await.unwrap_err()).message;
+    assert_eq!(why("orders").await, "service orders is announced by 2 live connectors");
+    assert_eq!(why("nowhere").await, "no service \"nowhere\"");
+    let tunnel = relay.registry.load().await.unwrap().tunnels.remove(0).id;
+    let names = vec!["billing-eu".parse().unwrap(), "users".parse().unwrap()];
+    relay.registry.announce(tunnel.clone(), names, now()).await.unwrap();
+    let deleted = delete("Billing-EU").await.unwrap();
+    assert_eq!(deleted.changes, [Change::ServiceDeleted("billing-eu".parse().unwrap())]);
+    assert_eq!(why("billing-eu").await, "no service \"billing-eu\"");
+    let set = Command::TunnelSet { tunnel: "dc1".to_owned(), add: vec!["quiet".parse().unwrap()], remove: Vec::new() };
+    relay.ask(set).await.unwrap();
+    let quit = Quit::from(delete("quiet").await.unwrap_err());
+    assert!(quit.message.contains("granted") && quit.hint.unwrap().contains("tunnel set dc1 --remove-service quiet"));
+    relay.registry.announce(tunnel, vec!["quiet".parse().unwrap()], now()).await.unwrap();
+    assert!(delete("quiet").await.unwrap().notes[1].contains("stays known"));
+}
+
+#[tokio::test]
 async fn listings_have_the_promised_fields() {
     let relay = Relay::populated().await;
     for (command, fields) in [
@@ -134,6 +210,7 @@ async fn listings_have_the_promised_fields() {
             "id name tunnel public_key inner_address endpoint last_handshake version state services",
         ),
         (Command::ServiceList, "name source tunnels up total"),
+        (Command::GatewayList, "id name services created last_used"),
     ] {
         let json = relay.ask(command).await.unwrap().json;
         for row in json.as_array().unwrap() {
@@ -168,6 +245,7 @@ async fn listings_read_well() {
         ("connector show web-1", Command::ConnectorShow { connector: id }),
         ("service list", Command::ServiceList),
         ("service show users", Command::ServiceShow { service: "users".to_owned() }),
+        ("gateway list", Command::GatewayList),
         ("status", Command::Status),
     ] {
         let outcome = relay.ask(command).await.unwrap();
@@ -184,6 +262,7 @@ async fn an_empty_listing_is_an_empty_array_and_words_on_stderr() {
         Command::TokenList { tunnel: None },
         Command::ConnectorList { tunnel: None },
         Command::ServiceList,
+        Command::GatewayList,
     ] {
         let outcome = relay.ask(command).await.unwrap();
         assert_eq!((outcome.json, outcome.text.as_str(), outcome.notes.len()), (serde_json::json!([]), "", 1));
@@ -200,12 +279,13 @@ async fn no_listing_shows_a_secret() {
         Command::TunnelShow { tunnel: "dc9".to_owned() },
         Command::TokenList { tunnel: None },
         Command::ConnectorList { tunnel: None },
+        Command::GatewayList,
         Command::Status,
         Command::KeyShow,
     ] {
         let shown = relay.ask(command).await.unwrap();
         let all = format!("{}{}{:?}", shown.json, shown.text, shown.notes);
-        assert!(!all.contains(token) && !all.contains("culvert_t1_"));
+        assert!(!all.contains(token) && !all.contains("culvert_t1_") && !all.contains("culvert_g1_"));
         assert!(!all.contains(relay.identity.private_key().to_base64().as_str()));
     }
 }
@@ -232,6 +312,7 @@ struct Relay {
 struct Made {
     connectors: HashMap<ConnectorId, LiveConnector>,
     services: BTreeMap<ServiceName, LiveService>,
+    gateways: HashMap<GatewayId, SystemTime>,
 }
 
 impl Relay {
@@ -294,6 +375,13 @@ impl Relay {
         };
         let leaving = LiveConnector { draining: true, notes: Vec::new(), ..live.clone() };
         relay.live.connectors.extend([(up, live), (draining, leaving)]);
+        relay.gateway("kong", &["orders", "billing-*"], None).await.unwrap();
+        let rotate = Command::GatewayRotate { gateway: "kong".to_owned(), grace_seconds: DAY };
+        relay.ask(rotate).await.unwrap();
+        relay.gateway("caddy", &[], Some(Certificate::Sha256([0xc5; 32]))).await.unwrap();
+        relay.gateway("nginx", &["orders"], Some(Certificate::San("nginx.example".to_owned()))).await.unwrap();
+        let kong = relay.registry.load().await.unwrap().gateways.into_iter().find(|row| row.name.as_str() == "kong");
+        relay.live.gateways.insert(kong.unwrap().id, now() - Duration::from_secs(30));
         relay.live.services.insert("orders".parse().unwrap(), LiveService { up: 1, total: 2 });
         relay.live.services.insert("users".parse().unwrap(), LiveService { up: 0, total: 2 });
         relay
@@ -311,6 +399,16 @@ impl Relay {
         self.ask(Command::TunnelCreate { name, services, shared: false, token: terms() }).await
     }
 
+    async fn gateway(
+        &self,
+        name: &str,
+        services: &[&str],
+        certificate: Option<Certificate>,
+    ) -> Result<Outcome, CommandError> {
+        let services = services.iter().map(|service| service.parse().unwrap()).collect();
+        self.ask(Command::GatewayCreate { name: name.parse().unwrap(), services, certificate }).await
+    }
+
     /// Up, lost, draining, revoked.
     fn ids(&self) -> [ConnectorId; 4] {
         self.members.clone().try_into().unwrap()
@@ -319,7 +417,7 @@ impl Relay {
     /// Without what differs from run to run; as wide as before.
     fn made_plain(&self, text: &str) -> String {
         let mut plain = text.replace(&self.identity.public_key().to_string(), &"k".repeat(44));
-        for prefix in ["tnl_", "tok_", "con_"] {
+        for prefix in ["tnl_", "tok_", "con_", "gtw_"] {
             let parts: Vec<String> = plain.split(prefix).map(str::to_owned).collect();
             let rest = parts.iter().skip(1).map(|part| format!("{prefix}{}{}", "x".repeat(16), &part[16..]));
             plain = parts[0].clone() + &rest.collect::<String>();
@@ -357,6 +455,10 @@ impl Live for Made {
 
     fn services(&self) -> BTreeMap<ServiceName, LiveService> {
         self.services.clone()
+    }
+
+    fn gateways(&self) -> HashMap<GatewayId, SystemTime> {
+        self.gateways.clone()
     }
 }
 

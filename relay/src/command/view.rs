@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::SystemTime;
 
-use culvert_model::id::{ConnectorId, TokenId, TunnelId};
+use culvert_model::id::{ConnectorId, GatewayId, TokenId, TunnelId};
 use culvert_model::name::{Label, ServiceName};
 use culvert_ops::time::rfc3339;
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::CommandError;
 use super::live::{Live, LiveConnector, LiveService};
 use crate::enrol;
-use crate::registry::{ConnectorRow, Registry, Snapshot, TokenRow, Tunnel};
+use crate::registry::{ConnectorRow, GatewayRow, Registry, Snapshot, TokenRow, Tunnel};
 
 /// One moment of a relay.
 pub(super) struct View {
@@ -19,6 +19,7 @@ pub(super) struct View {
     pub(super) now: SystemTime,
     connectors: HashMap<ConnectorId, LiveConnector>,
     services: BTreeMap<ServiceName, LiveService>,
+    gateways: HashMap<GatewayId, SystemTime>,
 }
 
 /// A service as far as the relay knows it.
@@ -31,7 +32,7 @@ pub(super) struct KnownService {
 impl View {
     pub(super) async fn of(registry: &dyn Registry, live: &dyn Live, now: SystemTime) -> Result<Self, CommandError> {
         let snapshot = registry.load().await?;
-        Ok(Self { snapshot, now, connectors: live.connectors(), services: live.services() })
+        Ok(Self { snapshot, now, connectors: live.connectors(), services: live.services(), gateways: live.gateways() })
     }
 
     /// The live tunnel of this id or name.
@@ -73,6 +74,24 @@ impl View {
                     .hint(format!("give one's id: {}", ids.join(", "))))
             }
         }
+    }
+
+    /// The gateway of this id or name, unless it is revoked.
+    pub(super) fn gateway(&self, named: &str) -> Result<&GatewayRow, CommandError> {
+        let lower = named.to_ascii_lowercase();
+        self.gateways()
+            .find(|gateway| gateway.id.as_str() == named || gateway.name.as_str() == lower)
+            .ok_or_else(|| CommandError::failed(format!("no gateway {named:?}")).hint("`gateway list` shows them"))
+    }
+
+    /// Gateways that may call.
+    pub(super) fn gateways(&self) -> impl Iterator<Item = &GatewayRow> {
+        self.snapshot.gateways.iter().filter(|gateway| gateway.revoked.is_none())
+    }
+
+    /// When a gateway called last.
+    pub(super) fn last_used(&self, gateway: &GatewayRow) -> Option<SystemTime> {
+        gateway.last_used.max(self.gateways.get(&gateway.id).copied())
     }
 
     /// Connectors of one tunnel, or of all that are not deleted.
@@ -185,6 +204,18 @@ impl View {
             "last_used": token.last_used.map(rfc3339),
             "state": token.state(self.now).as_str(),
             "created": rfc3339(token.created),
+        })
+    }
+
+    pub(super) fn gateway_json(&self, gateway: &GatewayRow) -> Value {
+        json!({
+            "id": gateway.id,
+            "name": gateway.name,
+            "services": gateway.grants,
+            "certificate": gateway.certificate.as_ref().map(ToString::to_string),
+            "secrets": gateway.secrets.iter().filter(|secret| secret.is_valid(self.now)).count(),
+            "created": rfc3339(gateway.created),
+            "last_used": self.last_used(gateway).map(rfc3339),
         })
     }
 

@@ -147,6 +147,7 @@ impl Rig {
         let exchanges = Exchanges {
             directory,
             router: Mutex::new(Arc::new(Router::new(vec![route], "internal"))),
+            gateways: Arc::new(Gateways::new(&[])),
             sender: Sender::default(),
             log: Arc::new(AccessLog::open(&Target::File(dir.path().join("access.log"))).unwrap()),
             in_flight: InFlight::new(bounds, Reason::Overloaded),
@@ -174,7 +175,7 @@ impl Rig {
         let answer = |request: Request<Body>| {
             let (exchanges, door, running) =
                 (Arc::clone(&self.exchanges), Arc::clone(&self.door), Arc::clone(&running));
-            async move { Ok(exchanges.carry(&door, caller, &running, request).await) }
+            async move { Ok(exchanges.carry(&door, caller, None, &running, request).await) }
         };
         let settings = culvert_hop::server::ServerSettings::front();
         let talk = async {
@@ -203,5 +204,5 @@ impl Rig {
 
 fn listener() -> Listener {
     let address = Address::Tcp("127.0.0.1:8080".parse().unwrap());
-    Listener { address, select: Select::Host, forward: ForwardPolicy::Append, services: None }
+    Listener { address, select: Select::Host, forward: ForwardPolicy::Append, services: None, identified: false, gateways: None }
 }

@@ -185,7 +185,7 @@ impl Front {
         let exchanges = &self.exchanges;
         let answer = |request: Request<Body>| {
             let (exchanges, door, running) = (Arc::clone(exchanges), Arc::clone(&door), Arc::clone(&running));
-            async move { Ok(exchanges.carry(&door, caller, &running, request).await) }
+            async move { Ok(exchanges.carry(&door, caller, None, &running, request).await) }
         };
         let idle = async {
             exchanges.drain.closing().await;

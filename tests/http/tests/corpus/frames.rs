@@ -1,0 +1,1 @@
+//! The same in HTTP/2, in frames written by hand.

@@ -28,6 +28,8 @@ const IDLE: Duration = Duration::from_secs(4);
 const SURELY_OPEN: Duration = Duration::from_millis(100);
 /// No exchange yet.
 const NEVER: u64 = u64::MAX;
+/// HTTP/2 exchanges at once on a connection.
+const EXCHANGES: u32 = 100;
 /// The largest response head.
 const MAX_HEAD: usize = 64 * 1024;
 
@@ -125,8 +127,13 @@ impl Upstream {
     pub fn new(service: Service, admission: Admission, names: Names) -> Self {
         let health = Health::new();
         let pool = |offer| {
-            let settings =
-                PoolSettings { max_idle: MAX_IDLE, idle_timeout: IDLE, max_head: MAX_HEAD, preserve_case: true };
+            let settings = PoolSettings {
+                max_idle: MAX_IDLE,
+                idle_timeout: IDLE,
+                max_head: MAX_HEAD,
+                exchanges_per_connection: EXCHANGES,
+                ..PoolSettings::default()
+            };
             let (service, admission) = (service.clone(), admission.clone());
             Pool::new(Dial { service, offer, admission, names: names.clone(), health: health.clone() }, settings)
         };
@@ -247,6 +254,10 @@ impl Opener for Dial {
             }
             Lost::Ended => origin(Reason::OriginClosed).retry(Retry::IfIdempotent),
             Lost::Malformed => origin(Reason::OriginProtocol).retry(Retry::Never),
+            Lost::Refused => origin(Reason::OriginClosed).retry(Retry::Safe).log("the origin refused the stream"),
+            Lost::Reset(code) => {
+                origin(Reason::OriginClosed).retry(Retry::IfIdempotent).log(format_args!("stream reset, code {code}"))
+            }
             // Another try would have no time left.
             Lost::Silent => origin(Reason::OriginTimeout).retry(Retry::Never),
         }

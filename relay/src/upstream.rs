@@ -1,4 +1,5 @@
-//! The way of a request to one live connector: pooled streams of its connection, HTTP/1.1 on each (design.md §2).
+//! The way of a request to one live connector: pooled streams of its connection, each with one exchange at a
+//! time in the version of HTTP that the request came in (design.md §2).
 //!
 //! Must never try a request twice: it says what was sent, the front decides.
 
@@ -7,7 +8,7 @@ use std::time::Duration;
 use culvert_hop::body::Body;
 use culvert_hop::exchange::{Answer, Deadlines, SendError};
 use culvert_hop::fault::{Fault, Retry, Side};
-use culvert_hop::pool::{Lost, Opener, Pool, PoolSettings};
+use culvert_hop::pool::{Lost, Opener, Pool, PoolSettings, Speak};
 use culvert_model::reason::Reason;
 use culvert_plane::{Connection, Stream, StreamReset};
 use http::Request;
@@ -35,8 +36,13 @@ struct Tunnel {
 impl Upstream {
     /// No stream is opened before the first request.
     pub(crate) fn new(connection: Connection) -> Self {
-        let settings =
-            PoolSettings { max_idle: IDLE_STREAMS, idle_timeout: IDLE_FOR, max_head: MAX_HEAD, preserve_case: true };
+        let settings = PoolSettings {
+            max_idle: IDLE_STREAMS,
+            idle_timeout: IDLE_FOR,
+            max_head: MAX_HEAD,
+            http2: Speak::AsAsked,
+            ..PoolSettings::default()
+        };
         Self { pool: Pool::new(Tunnel { connection }, settings) }
     }
 
@@ -86,17 +92,24 @@ fn of_loss(how: Lost<'_>) -> Fault {
     let error = match how {
         Lost::Io(error) => error,
         Lost::Ended => return lost(&"the stream ended before the response", Retry::IfIdempotent),
-        Lost::Malformed => return lost(&"the connector sent no HTTP/1.1", Retry::IfIdempotent),
+        Lost::Malformed => return lost(&"the connector sent no HTTP", Retry::IfIdempotent),
         // The connector asks the origin under the same deadline; a second try would double the caller's wait.
         Lost::Silent => return Fault::new(Reason::OriginTimeout).side(Side::Tunnel),
+        Lost::Refused => return lost(&"the connector refused the stream", Retry::Safe),
+        Lost::Reset(code) => return of_reset(StreamReset { code }),
     };
     match StreamReset::of(error) {
         Some(reset) if reset.is_refused_unread() => lost(&reset, Retry::Safe),
-        Some(reset) => match reset.reason() {
-            Some(reason) => Fault::new(reason).side(Side::Tunnel).retry(Retry::IfIdempotent).log(reset),
-            None => lost(&reset, Retry::IfIdempotent),
-        },
+        Some(reset) => of_reset(reset),
         None => lost(error, Retry::IfIdempotent),
+    }
+}
+
+/// A reset of the tunnel's stream, or of the HTTP/2 stream on it: both carry the reason's code.
+fn of_reset(reset: StreamReset) -> Fault {
+    match reset.reason() {
+        Some(reason) => Fault::new(reason).side(Side::Tunnel).retry(Retry::IfIdempotent).log(reset),
+        None => lost(&reset, Retry::IfIdempotent),
     }
 }
 

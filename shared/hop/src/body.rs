@@ -17,6 +17,7 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
 use crate::fault::{Fault, Side};
+use crate::stream::Inbound;
 
 /// What a boxed body may fail with.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -75,6 +76,8 @@ enum Kind {
     Phantom(u64),
     Incoming(Incoming),
     Answer(Incoming, Box<dyn Drive>),
+    /// Of either side, on an HTTP/2 stream.
+    Stream(Box<Inbound>),
     Boxed(Pin<Box<dyn HttpBody<Data = Bytes, Error = Fault> + Send>>),
     /// It fails with this at the next poll.
     Doomed(Fault),
@@ -195,6 +198,10 @@ impl Body {
 
     pub(crate) fn answer(incoming: Incoming, drive: Box<dyn Drive>) -> Self {
         Self::of(Kind::Answer(incoming, drive))
+    }
+
+    pub(crate) fn stream(inbound: Inbound) -> Self {
+        Self::of(if inbound.is_end() { Kind::Empty } else { Kind::Stream(Box::new(inbound)) })
     }
 
     /// Sets a bit for as long as the body lives. At most two.
@@ -322,6 +329,7 @@ impl fmt::Debug for Body {
             Kind::Phantom(_) => "phantom",
             Kind::Incoming(_) => "incoming",
             Kind::Answer(..) => "answer",
+            Kind::Stream(_) => "stream",
             Kind::Boxed(_) => "boxed",
             Kind::Doomed(_) | Kind::Failed | Kind::Failing(_) => "failed",
         };
@@ -370,16 +378,21 @@ impl Kind {
                 Some(Poll::Pending) => Poll::Pending,
                 None => Poll::Ready(None),
             },
+            Self::Stream(inbound) => inbound.poll_frame(cx),
             Self::Boxed(body) => body.as_mut().poll_frame(cx),
         }
     }
 
     /// Gives the connection back. Whatever is left of the body is nothing.
     fn finish(&mut self) {
-        if let Self::Answer(incoming, drive) = std::mem::replace(self, Self::Empty) {
-            // The channel before the connection: a connection whose reader is gone closes.
-            drop(incoming);
-            drive.finish();
+        match std::mem::replace(self, Self::Empty) {
+            Self::Answer(incoming, drive) => {
+                // The channel before the connection: a connection whose reader is gone closes.
+                drop(incoming);
+                drive.finish();
+            }
+            Self::Stream(inbound) => inbound.finish(),
+            _ => {}
         }
     }
 
@@ -388,6 +401,7 @@ impl Kind {
             Self::Empty => true,
             Self::Full(_) | Self::Phantom(_) | Self::Doomed(_) | Self::Failed | Self::Failing(_) => false,
             Self::Incoming(incoming) | Self::Answer(incoming, _) => incoming.is_end_stream(),
+            Self::Stream(inbound) => inbound.is_end(),
             Self::Boxed(body) => body.is_end_stream(),
         }
     }
@@ -398,6 +412,7 @@ impl Kind {
             Self::Full(bytes) => SizeHint::with_exact(u64::try_from(bytes.len()).unwrap_or(u64::MAX)),
             Self::Phantom(length) => SizeHint::with_exact(*length),
             Self::Incoming(incoming) | Self::Answer(incoming, _) => incoming.size_hint(),
+            Self::Stream(inbound) => inbound.size_hint(),
             Self::Boxed(body) => body.size_hint(),
             Self::Doomed(_) | Self::Failed | Self::Failing(_) => SizeHint::default(),
         }

@@ -58,7 +58,8 @@ impl Gate {
         self.is_open.load(Ordering::Acquire)
     }
 
-    fn open(&self) {
+    /// Leave has come.
+    pub(crate) fn open(&self) {
         self.is_open.store(true, Ordering::Release);
         if let Some(waker) = self.waker.lock().unwrap_or_else(PoisonError::into_inner).take() {
             waker.wake();

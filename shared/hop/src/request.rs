@@ -8,11 +8,10 @@
 
 use std::net::IpAddr;
 
-use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, SEC_WEBSOCKET_KEY, TE, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::uri::{PathAndQuery, Uri};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
-use hyper::upgrade::OnUpgrade;
 
 use culvert_model::reason::Reason;
 
@@ -20,6 +19,9 @@ use crate::fault::{Audience, Fault, Side};
 use crate::fields::{drop_fields, is_culvert, is_hop_by_hop, is_protected, tokens};
 use crate::forwarded;
 use crate::host::HostPort;
+use crate::http2;
+use crate::upgrade::OnUpgrade;
+use crate::websocket::Challenge;
 
 /// `X-Request-Id`.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -49,8 +51,10 @@ pub struct Head {
 pub struct Upgrade {
     /// The value of `Upgrade`, as sent.
     pub protocol: HeaderValue,
-    /// The caller's connection, once a 101 was sent.
+    /// The caller's connection, once it was told.
     pub on: OnUpgrade,
+    /// Asked by extended CONNECT (RFC 8441): what this hop asks the next one in its place, by HTTP/1.1.
+    pub(crate) challenge: Option<Challenge>,
 }
 
 /// What becomes of the forwarding fields that the caller sent.
@@ -84,7 +88,12 @@ impl Head {
         self.port
     }
 
-    /// `Host` as sent.
+    /// Whether the caller takes any success for a change of protocol: it asked by extended CONNECT.
+    pub fn is_connect(&self) -> bool {
+        self.upgrade.as_ref().is_some_and(|upgrade| upgrade.challenge.is_some())
+    }
+
+    /// `Host`, or `:authority`, as sent.
     pub fn authority(&self) -> &HeaderValue {
         &self.authority
     }
@@ -92,7 +101,8 @@ impl Head {
 
 /// Checks the head of a request as hyper's server hands it over, and takes the offered upgrade out of it.
 ///
-/// Afterwards the target is in origin-form (or `*`), there is one `Host`, and nothing else has changed.
+/// Afterwards the target is in origin-form (or `*`), there is one `Host`, and nothing else has changed; of an HTTP/2
+/// request the `Host` is its `:authority`, and cookie crumbs are one field (RFC 9113 §8.2.3).
 ///
 /// # Errors
 /// A [`Fault`] `bad_request` and whom to tell it.
@@ -101,8 +111,7 @@ pub fn check(parts: &mut Parts) -> Result<Head, (Fault, Audience)> {
     match inspect(parts) {
         Ok((host_len, port, authority)) => {
             let has_body = has_body(&parts.headers);
-            let on = parts.extensions.remove::<OnUpgrade>();
-            let upgrade = on.and_then(|on| offered(&parts.headers, has_body).map(|protocol| Upgrade { protocol, on }));
+            let upgrade = asked(parts, has_body);
             let expects_continue = has_body
                 && parts.version > Version::HTTP_10
                 && parts
@@ -178,6 +187,15 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
 
 /// The rules; on success where in `Host` the name ends, the port, and `Host`.
 fn inspect(parts: &mut Parts) -> Result<(usize, Option<u16>, HeaderValue), &'static str> {
+    if parts.version == Version::HTTP_2 {
+        let authority = http2::settle(parts)?;
+        let Some(HostPort { host, port }) = HostPort::parse(authority.as_bytes()) else {
+            return Err("an ill-formed :authority");
+        };
+        let host_len = host.len();
+        check_framing(&parts.headers, parts.version)?;
+        return Ok((host_len, port, authority));
+    }
     if parts.method == Method::CONNECT {
         return Err("CONNECT");
     }
@@ -276,6 +294,17 @@ fn has_body(headers: &HeaderMap) -> bool {
         || headers.get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes().iter().any(|digit| *digit != b'0'))
 }
 
+/// The change of protocol that the caller asks for, if it may be passed on.
+fn asked(parts: &mut Parts, has_body: bool) -> Option<Upgrade> {
+    if parts.version == Version::HTTP_2 {
+        let on = parts.extensions.remove::<OnUpgrade>()?;
+        return Some(Upgrade { protocol: http2::WEBSOCKET, on, challenge: Some(Challenge::new()) });
+    }
+    let on = parts.extensions.remove::<hyper::upgrade::OnUpgrade>()?;
+    let protocol = offered(&parts.headers, has_body)?;
+    Some(Upgrade { protocol, on: on.into(), challenge: None })
+}
+
 /// The protocol that the caller wants to change to, if it may be passed on.
 ///
 /// Not with a body: what follows it could be read before or after the change. Not another HTTP (`h2c`): the hop would
@@ -327,10 +356,17 @@ fn strip(parts: &mut Parts, head: &Head, is_unwanted: impl Fn(&HeaderName) -> bo
     if let Some(upgrade) = &head.upgrade {
         parts.headers.insert(CONNECTION, NAMES_UPGRADE);
         parts.headers.insert(UPGRADE, upgrade.protocol.clone());
+        if let Some(challenge) = &upgrade.challenge {
+            parts.method = Method::GET;
+            parts.headers.insert(SEC_WEBSOCKET_KEY, challenge.key());
+        }
+        parts.version = Version::HTTP_11;
+    } else if parts.version == Version::HTTP_2 {
+        parts.headers.insert(TE, TRAILERS);
     } else {
         // Without it hyper's server leaves trailers out; and TE has to be named (RFC 9110 §10.1.4).
         parts.headers.insert(TE, TRAILERS);
         parts.headers.insert(CONNECTION, NAMES_TE);
+        parts.version = Version::HTTP_11;
     }
-    parts.version = Version::HTTP_11;
 }

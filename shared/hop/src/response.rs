@@ -2,7 +2,7 @@
 //!
 //! Must never forward a switch of protocols that nobody asked for, ambiguous framing, or a `Culvert-*` field.
 
-use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, SEC_WEBSOCKET_ACCEPT, TRANSFER_ENCODING, UPGRADE};
 use http::response::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version};
 
@@ -10,6 +10,8 @@ use culvert_model::reason::Reason;
 
 use crate::fault::{Fault, PROXY_STATUS, Side, speaks_for_culvert};
 use crate::fields::{drop_fields, is_culvert, is_hop_by_hop, is_protected, tokens};
+use crate::request::{Head, Upgrade};
+use crate::server::SwitchAccepted;
 
 const NAMES_UPGRADE: HeaderValue = HeaderValue::from_static("upgrade");
 
@@ -32,24 +34,50 @@ pub fn accept(parts: &mut Parts) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Checks the head of a 101 that was asked for, and prepares it to be sent to whoever asked.
+/// Checks the head of a 101 that was asked for, and prepares it to be sent to whoever asked: as 101, or as 200 to an
+/// extended CONNECT.
 ///
 /// # Errors
 /// A [`Fault`] `upgrade_refused`: the origin switched to something else, or does not say to what.
-pub fn accept_switch(parts: &mut Parts, asked: &HeaderValue) -> Result<(), Fault> {
+pub fn accept_switch(parts: &mut Parts, asked: &Upgrade) -> Result<(), Fault> {
+    let refused = |why| Fault::new(Reason::UpgradeRefused).side(Side::Origin).log(why);
     let mut lines = parts.headers.get_all(UPGRADE).iter();
     let fits = match (lines.next(), lines.next()) {
         (Some(protocol), None) => {
             let protocol = protocol.as_bytes().trim_ascii();
-            asked.as_bytes().split(|byte| *byte == b',').any(|one| one.trim_ascii().eq_ignore_ascii_case(protocol))
+            let mut offered = asked.protocol.as_bytes().split(|byte| *byte == b',');
+            offered.any(|one| one.trim_ascii().eq_ignore_ascii_case(protocol))
         }
         _ => false,
     };
     if parts.status != StatusCode::SWITCHING_PROTOCOLS || !fits {
-        return Err(Fault::new(Reason::UpgradeRefused).side(Side::Origin).log("a 101 to another protocol"));
+        return Err(refused("a 101 to another protocol"));
     }
-    strip(parts, true);
-    parts.headers.insert(CONNECTION, NAMES_UPGRADE);
+    let Some(challenge) = &asked.challenge else {
+        strip(parts, true);
+        parts.headers.insert(CONNECTION, NAMES_UPGRADE);
+        return Ok(());
+    };
+    if !parts.headers.get(SEC_WEBSOCKET_ACCEPT).is_some_and(|accept| challenge.is_answered_by(accept)) {
+        return Err(refused("a 101 with a wrong Sec-WebSocket-Accept"));
+    }
+    strip(parts, false);
+    drop_fields(&mut parts.headers, |name| *name == SEC_WEBSOCKET_ACCEPT);
+    parts.status = StatusCode::OK;
+    parts.extensions.insert(SwitchAccepted);
+    Ok(())
+}
+
+/// Refuses a success in answer to an extended CONNECT that is no change of protocol: the caller would take it for one
+/// (RFC 8441 §5).
+///
+/// # Errors
+/// A [`Fault`] `upgrade_refused`.
+pub fn refuse_success(parts: &Parts, head: &Head) -> Result<(), Fault> {
+    if head.is_connect() && parts.status.is_success() {
+        let fault = Fault::new(Reason::UpgradeRefused).side(Side::Origin);
+        return Err(fault.log(format_args!("{} in place of a change of protocol", parts.status)));
+    }
     Ok(())
 }
 

@@ -10,7 +10,6 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, Method, Request};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use hyper::upgrade::OnUpgrade;
 
 use crate::body::Body;
 use crate::fault::{Fault, Retry};
@@ -50,7 +49,7 @@ impl Again {
     pub fn keep(request: Request<Body>) -> (Request<Body>, Self) {
         let (parts, body) = request.into_parts();
         let mut copy = parts.clone();
-        copy.extensions.remove::<OnUpgrade>();
+        copy.extensions.remove::<hyper::upgrade::OnUpgrade>();
         if body.is_end_stream() {
             return (Request::from_parts(parts, body), Self { parts: copy, kept: None });
         }

@@ -10,14 +10,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use culvert_model::reason::Reason;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use crate::fault;
 use crate::heads::Heads;
-use crate::server::ServerSettings;
+use crate::server::{Http2, ServerSettings};
 
 /// An answer is owed or under way.
 pub(crate) const ANSWERING: u32 = 1;
@@ -27,8 +27,13 @@ pub(crate) const READING: u32 = 2;
 pub(crate) const HEAD: u32 = 4;
 /// A 101 was answered.
 pub(crate) const SWITCHED: u32 = 8;
+/// The first bytes are HTTP/2's.
+pub(crate) const HTTP2: u32 = 16;
 /// One request, in the bits above: they tell one idle time from the next.
-pub(crate) const COUNT: u32 = 16;
+pub(crate) const COUNT: u32 = 32;
+
+/// What an HTTP/2 connection begins with (RFC 9113 §3.4). No HTTP/1.1 method is `PRI`.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// What hyper writes, without the date, to a head that it cannot read.
 const BARE_REFUSALS: [(&[u8], Reason); 3] = [
@@ -45,6 +50,8 @@ const SPOILT: &[u8] = b"\0\r\n\r\n";
 pub(crate) struct Served<Io> {
     io: Io,
     bits: Arc<AtomicU32>,
+    /// The first bytes, while they may still be HTTP/2's preface.
+    sniffed: Option<BytesMut>,
     heads: Option<Heads>,
     is_spoilt: bool,
     /// The other side has closed its sending side; when it is taken for gone.
@@ -61,6 +68,7 @@ impl<Io> Served<Io> {
         Self {
             io,
             bits,
+            sniffed: (settings.http2 == Http2::Sniff).then(BytesMut::new),
             heads: settings.strict.then(Heads::new),
             is_spoilt: false,
             ended: None,
@@ -73,6 +81,11 @@ impl<Io> Served<Io> {
 
     pub(crate) fn into_inner(self) -> Io {
         self.io
+    }
+
+    /// The stream, and what was read of it, of a connection that speaks HTTP/2.
+    pub(crate) fn into_begun(self) -> (Io, Bytes) {
+        (self.io, self.sniffed.unwrap_or_default().freeze())
     }
 
     fn has(&self, bits: u32) -> bool {
@@ -129,6 +142,47 @@ impl<Io> Served<Io> {
     }
 }
 
+impl<Io: AsyncRead + Unpin> Served<Io> {
+    /// Reads until it is known whether the bytes are HTTP/2's: pending for good if they are.
+    fn sniff(&mut self, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let held = self.sniffed.get_or_insert_default();
+        loop {
+            let before = out.filled().len();
+            if held.is_empty() {
+                ready!(Pin::new(&mut self.io).poll_read(cx, out))?;
+            } else {
+                // What is held goes in front of the rest, so nothing may lie beyond it.
+                let mut few = [0; PREFACE.len()];
+                let mut few = ReadBuf::new(few.get_mut(held.len()..).unwrap_or_default());
+                ready!(Pin::new(&mut self.io).poll_read(cx, &mut few))?;
+                if few.filled().is_empty() {
+                    return Poll::Ready(Ok(()));
+                }
+                held.extend_from_slice(few.filled());
+                if out.remaining() < held.len() {
+                    return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+                }
+                out.put_slice(held);
+            }
+            let read = out.filled().get(before..).unwrap_or_default();
+            let same = read.len().min(PREFACE.len());
+            if read.is_empty() || read.get(..same) != PREFACE.get(..same) {
+                self.sniffed = None;
+                return Poll::Ready(Ok(()));
+            }
+            held.clear();
+            held.extend_from_slice(read);
+            let is_whole = read.len() >= PREFACE.len();
+            out.set_filled(before);
+            // From here on it is a head that has to come in time.
+            self.bits.fetch_or(if is_whole { HTTP2 | HEAD } else { HEAD }, Ordering::Relaxed);
+            if is_whole {
+                return Poll::Pending;
+            }
+        }
+    }
+}
+
 impl<Io: AsyncRead + Unpin> AsyncRead for Served<Io> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
@@ -137,7 +191,10 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Served<Io> {
         }
         if this.ended.is_none() {
             let before = out.filled().len();
-            ready!(Pin::new(&mut this.io).poll_read(cx, out))?;
+            match &mut this.sniffed {
+                None => ready!(Pin::new(&mut this.io).poll_read(cx, out))?,
+                Some(_) => ready!(this.sniff(cx, out))?,
+            }
             if out.filled().len() > before {
                 if !this.has(ANSWERING | READING) {
                     this.bits.fetch_or(HEAD, Ordering::Relaxed);

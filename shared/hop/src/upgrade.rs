@@ -6,16 +6,18 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use http::HeaderValue;
-use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
+use crate::stream::RawStream;
 use crate::websocket::{CLOSE_RESTART, Frames};
 
 /// How long a connection that has to go may take to finish a frame, and to be told.
@@ -25,6 +27,38 @@ pub const FAREWELL: Duration = Duration::from_secs(3);
 const SCRATCH: usize = 16 * 1024;
 /// Reads in a row before other tasks get their turn.
 const BURST: usize = 32;
+
+/// The caller's connection, once it was told of the change of protocol. Clones share it; one of them gets it.
+#[derive(Clone)]
+pub struct OnUpgrade(On);
+
+#[derive(Clone)]
+enum On {
+    /// All of an HTTP/1.1 connection.
+    Http1(hyper::upgrade::OnUpgrade),
+    /// One stream of an HTTP/2 connection.
+    Http2(Arc<Mutex<Option<oneshot::Receiver<RawStream>>>>),
+}
+
+impl OnUpgrade {
+    /// A stream that is handed over later.
+    pub(crate) fn stream() -> (oneshot::Sender<RawStream>, Self) {
+        let (sender, receiver) = oneshot::channel();
+        (sender, Self(On::Http2(Arc::new(Mutex::new(Some(receiver))))))
+    }
+}
+
+impl From<hyper::upgrade::OnUpgrade> for OnUpgrade {
+    fn from(on: hyper::upgrade::OnUpgrade) -> Self {
+        Self(On::Http1(on))
+    }
+}
+
+impl std::fmt::Debug for OnUpgrade {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OnUpgrade").finish_non_exhaustive()
+    }
+}
 
 /// A connection after its 101, with the bytes that were read past the head.
 #[derive(Debug)]
@@ -85,10 +119,22 @@ pub async fn splice<Io>(
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    match caller.await {
-        Ok(caller) => splice_io(TokioIo::new(caller), origin, protocol, idle, end).await,
-        Err(_) => (Spliced::Broken, Passed::default()),
+    match caller.0 {
+        On::Http1(caller) => {
+            if let Ok(caller) = caller.await {
+                return splice_io(TokioIo::new(caller), origin, protocol, idle, end).await;
+            }
+        }
+        On::Http2(caller) => {
+            let caller = caller.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(caller) = caller
+                && let Ok(caller) = caller.await
+            {
+                return splice_io(caller, origin, protocol, idle, end).await;
+            }
+        }
     }
+    (Spliced::Broken, Passed::default())
 }
 
 /// [`splice`] with the caller's connection at hand.

@@ -1,9 +1,40 @@
-//! Where a WebSocket frame ends (RFC 6455 §5.2), by its lengths alone.
+//! Where a WebSocket frame ends (RFC 6455 §5.2), by its lengths alone; and the handshake that this hop makes in the place
+//! of a caller that has none.
 //!
 //! Must never look at what a frame says.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::HeaderValue;
+use sha1::{Digest as _, Sha1};
+
 /// A Close frame from server to client, status 1012 (service restart).
 pub(crate) const CLOSE_RESTART: [u8; 4] = [0x88, 0x02, 0x03, 0xf4];
+
+/// RFC 6455 §1.3.
+const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+
+/// A `Sec-WebSocket-Key` of our own.
+#[derive(Debug)]
+pub(crate) struct Challenge(HeaderValue);
+
+impl Challenge {
+    pub(crate) fn new() -> Self {
+        let key = STANDARD.encode(rand::random::<[u8; 16]>());
+        Self(HeaderValue::try_from(key).unwrap_or(HeaderValue::from_static("")))
+    }
+
+    /// The value of `Sec-WebSocket-Key`.
+    pub(crate) fn key(&self) -> HeaderValue {
+        self.0.clone()
+    }
+
+    /// Whether a `Sec-WebSocket-Accept` answers it.
+    pub(crate) fn is_answered_by(&self, accept: &HeaderValue) -> bool {
+        let digest = Sha1::new().chain_update(self.0.as_bytes()).chain_update(GUID).finalize();
+        STANDARD.encode(digest).as_bytes() == accept.as_bytes()
+    }
+}
 
 /// Follows a stream of frames, of which it sees every byte once.
 #[derive(Debug, Default, Clone, Copy)]
@@ -134,6 +165,15 @@ mod tests {
                 at = end;
             }
         }
+    }
+
+    #[test]
+    fn a_key_is_answered_as_the_standard_says() {
+        // RFC 6455 §1.3.
+        let challenge = Challenge(HeaderValue::from_static("dGhlIHNhbXBsZSBub25jZQ=="));
+        assert!(challenge.is_answered_by(&HeaderValue::from_static("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=")));
+        assert!(!challenge.is_answered_by(&HeaderValue::from_static("s3pPLMBiTxaQ9kYGzzhZRbK+xOp=")));
+        assert_ne!(Challenge::new().key(), Challenge::new().key());
     }
 
     #[test]

@@ -45,6 +45,8 @@ impl Opener for Origins {
             Lost::Io(error) => Fault::new(Reason::OriginClosed).retry(Retry::IfIdempotent).log(error),
             Lost::Ended => Fault::new(Reason::OriginClosed).retry(Retry::IfIdempotent),
             Lost::Malformed => Fault::new(Reason::OriginProtocol).retry(Retry::IfIdempotent),
+            Lost::Refused => Fault::new(Reason::OriginClosed).retry(Retry::Safe),
+            Lost::Reset(code) => Fault::new(Reason::from_reset_code(code).unwrap_or(Reason::OriginClosed)),
             Lost::Silent => Fault::new(Reason::OriginTimeout),
         }
     }
@@ -147,7 +149,7 @@ async fn deliver(request: Request<Body>, pool: Pool<Origins>) -> Result<Response
         Ok(Answer::Switched(answer, raw)) => {
             let (mut parts, ()) = answer.into_parts();
             let upgrade = head.upgrade.unwrap();
-            let accepted = response::accept_switch(&mut parts, &upgrade.protocol);
+            let accepted = response::accept_switch(&mut parts, &upgrade);
             let protocol = Protocol::of(&upgrade.protocol);
             let idle = Duration::from_secs(3600);
             tokio::spawn(splice(upgrade.on, raw, protocol, idle, std::future::pending()));
@@ -213,7 +215,7 @@ async fn hop(
         Ok(Answer::Switched(answer, raw)) => {
             let (mut parts, ()) = answer.into_parts();
             let upgrade = head.upgrade.take().unwrap();
-            if let Err(fault) = response::accept_switch(&mut parts, &upgrade.protocol) {
+            if let Err(fault) = response::accept_switch(&mut parts, &upgrade) {
                 return fail(fault, &head.audience);
             }
             let protocol = Protocol::of(&upgrade.protocol);

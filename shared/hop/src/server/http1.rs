@@ -1,19 +1,13 @@
-//! The server side of a hop: one HTTP/1.1 connection of a gateway at the front, or one tunnel stream at the gate.
-//!
-//! Must never answer a malformed head without its name, or take a caller that may still be listening for gone.
-//!
-//! What hyper 1.12's server cannot do: send 103 or any 1xx but 100 (by itself, when the body is first read) and 101;
-//! write trailers to a caller that did not send `TE: trailers`, or that the head's `Trailer` did not announce.
+//! One HTTP/1.1 connection. Hands the byte stream back when its first bytes turn out to be HTTP/2's.
 
 use std::convert::Infallible;
-use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::Poll;
-use std::time::Duration;
 
+use bytes::Bytes;
 use culvert_model::reason::Reason;
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -23,71 +17,18 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, sleep_until};
 
+use super::{LAST_WORDS, ServerSettings};
 use crate::body::{Body, Flag};
 use crate::fault;
-use crate::served::{ANSWERING, COUNT, HEAD, READING, SWITCHED, Served};
+use crate::served::{ANSWERING, COUNT, HEAD, HTTP2, READING, SWITCHED, Served};
 
-/// How long a refused caller may take to hear why.
-const LAST_WORDS: Duration = Duration::from_secs(1);
-
-/// Settings of a server.
-#[derive(Clone)]
-pub struct ServerSettings {
-    /// From the first byte of a head to its last.
-    pub head_timeout: Duration,
-    /// Without a request. Must be more than the patience of the other side's pool.
-    pub keep_alive: Duration,
-    /// The largest head, in bytes; also bounds the buffers of a connection. At least 8 KiB.
-    pub max_head: usize,
-    /// How long a caller that has closed its sending side is still answered while nothing is written to it. A closed
-    /// connection cannot be told from a half-closed one before that.
-    pub half_close: Duration,
-    /// Whether what hyper repairs is refused: bare LF, lengths given twice, a fragment in the target.
-    pub strict: bool,
-    /// Whether the case of field names is kept (costs a second map per message).
-    pub preserve_case: bool,
-    /// Told of requests that were refused before they became one.
-    pub refused: Option<Arc<dyn Fn(Reason) + Send + Sync>>,
-}
-
-impl ServerSettings {
-    /// For gateways. An idle connection outlives the pools of common gateways (nginx 60 s, Go 90 s).
-    pub fn front() -> Self {
-        Self {
-            head_timeout: Duration::from_secs(30),
-            keep_alive: Duration::from_secs(120),
-            max_head: 64 * 1024,
-            half_close: Duration::from_secs(1),
-            strict: true,
-            preserve_case: true,
-            refused: None,
-        }
-    }
-
-    /// For the streams of a tunnel, whose other end is [`crate::pool`]: it outlives that pool's idle time.
-    pub fn gate() -> Self {
-        Self { keep_alive: Duration::from_secs(180), half_close: Duration::ZERO, strict: false, ..Self::front() }
-    }
-}
-
-impl fmt::Debug for ServerSettings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ServerSettings")
-            .field("head_timeout", &self.head_timeout)
-            .field("keep_alive", &self.keep_alive)
-            .field("max_head", &self.max_head)
-            .field("half_close", &self.half_close)
-            .field("strict", &self.strict)
-            .field("preserve_case", &self.preserve_case)
-            .finish_non_exhaustive()
-    }
-}
-
-/// Serves one connection until it ends. When `drain` completes, the request in flight is finished and the connection
-/// closed after it. After a 101 the connection lives on in whoever holds its [`hyper::upgrade::OnUpgrade`].
-///
-/// Dropping the future, or the caller's going away, drops the service's future and the response's body.
-pub async fn serve<Io, S, F>(io: Io, settings: &ServerSettings, service: S, drain: impl Future<Output = ()>)
+/// Serves until the connection ends; the stream and what was read of it if HTTP/2 is spoken on it.
+pub(super) async fn serve<Io, S, F>(
+    io: Io,
+    settings: &ServerSettings,
+    service: &S,
+    mut drain: Pin<&mut impl Future<Output = ()>>,
+) -> Option<(Io, Bytes)>
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Fn(Request<Body>) -> F,
@@ -125,11 +66,10 @@ where
         .preserve_header_case(settings.preserve_case)
         .serve_connection(TokioIo::new(wire), service)
         .with_upgrades();
-    let mut drain = pin!(drain);
     let mut is_draining = false;
     let mut sleep = pin!(None);
     let mut last = (bits.load(Ordering::Relaxed), Instant::now());
-    let overdue = poll_fn(|cx| {
+    let end = poll_fn(|cx| {
         if !is_draining && drain.as_mut().poll(cx).is_ready() {
             is_draining = true;
             Pin::new(&mut connection).graceful_shutdown();
@@ -138,11 +78,14 @@ where
             if let Err(error) = result {
                 tracing::debug!(%error, "connection ended");
             }
-            return Poll::Ready(None);
+            return Poll::Ready(End::Over);
         }
         let now = bits.load(Ordering::Relaxed);
         if now & (ANSWERING | READING) != 0 {
             return Poll::Pending;
+        }
+        if now & HTTP2 != 0 {
+            return Poll::Ready(End::Http2);
         }
         if now != last.0 {
             last = (now, Instant::now());
@@ -161,16 +104,21 @@ where
                 return Poll::Pending;
             }
             if timer.deadline() >= due {
-                return Poll::Ready(Some(now & HEAD != 0));
+                return Poll::Ready(End::Overdue { is_mid_head: now & HEAD != 0 });
             }
             timer.reset(due);
         }
         Poll::Pending
     })
     .await;
-    let Some(is_mid_head) = overdue else { return };
-    let Some(parts) = connection.into_parts() else { return };
-    let mut io = parts.io.into_inner().into_inner();
+    let (End::Http2 | End::Overdue { .. }) = end else { return None };
+    let served = connection.into_parts()?.io.into_inner();
+    let is_mid_head = match end {
+        End::Over => return None,
+        End::Http2 => return Some(served.into_begun()),
+        End::Overdue { is_mid_head } => is_mid_head,
+    };
+    let mut io = served.into_inner();
     let farewell = async {
         if is_mid_head {
             if let Some(refused) = &settings.refused {
@@ -181,4 +129,14 @@ where
         io.shutdown().await
     };
     let _ = tokio::time::timeout(LAST_WORDS, farewell).await;
+    None
+}
+
+enum End {
+    /// Whichever way.
+    Over,
+    /// Its first bytes are HTTP/2's preface.
+    Http2,
+    /// No request, or not all of a head, in time.
+    Overdue { is_mid_head: bool },
 }

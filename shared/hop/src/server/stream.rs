@@ -1,0 +1,170 @@
+//! One exchange on an HTTP/2 stream.
+//!
+//! Must never answer an extended CONNECT with success before the origin has switched protocols.
+
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
+
+use bytes::Bytes;
+use culvert_model::reason::Reason;
+use futures_util::task::AtomicWaker;
+use h2::server::SendResponse;
+use h2::{RecvStream, ext};
+use http::header::EXPECT;
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body::Body as _;
+use tokio::sync::oneshot;
+
+use super::ServerSettings;
+use super::ledger::Ledger;
+use crate::body::Body;
+use crate::fault::{Fault, Side};
+use crate::fields::{drop_fields, is_hop_by_hop};
+use crate::stream::{Inbound, Owner, Progress, Pumped, RawStream, code, pump};
+use crate::upgrade::OnUpgrade;
+
+/// Goes with a response that says yes to an extended CONNECT.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SwitchAccepted;
+
+pub(super) async fn exchange<S, F>(
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    service: &S,
+    settings: &ServerSettings,
+    ledger: &Ledger,
+) where
+    S: Fn(Request<Body>) -> F,
+    F: Future<Output = Result<Response<Body>, Infallible>>,
+{
+    let (mut parts, receive) = request.into_parts();
+    let mut switch = None;
+    let mut leave = None;
+    let body = if parts.method == Method::CONNECT && parts.extensions.get::<ext::Protocol>().is_some() {
+        let (hand_over, on) = OnUpgrade::stream();
+        parts.extensions.insert(on);
+        switch = Some((hand_over, receive));
+        Body::empty()
+    } else {
+        let wanted = expects(&parts.headers).then(Arc::<Wanted>::default);
+        leave.clone_from(&wanted);
+        Body::stream(Inbound::new(receive, &parts.headers, Box::new(Caller { wanted })))
+    };
+    // In a box: the future around it would hold it twice.
+    let mut answer = Box::pin(service(Request::from_parts(parts, body)));
+    let answered = poll_fn(|cx| {
+        if let Poll::Ready(Ok(response)) = answer.as_mut().poll(cx) {
+            return Poll::Ready(Some(response));
+        }
+        if let Some(wanted) = &leave
+            && wanted.is_ready(cx)
+        {
+            leave = None;
+            let _ = respond.send_informational(interim(StatusCode::CONTINUE));
+        }
+        respond.poll_reset(cx).map(|_| None)
+    })
+    .await;
+    drop(answer);
+    let Some(response) = answered else { return };
+    let (mut head, body) = response.into_parts();
+    drop_fields(&mut head.headers, is_hop_by_hop);
+    if let Some((hand_over, receive)) = switch {
+        let is_accepted = head.extensions.get::<SwitchAccepted>().is_some();
+        if is_accepted {
+            let Ok(send) = respond.send_response(Response::from_parts(head, ()), false) else { return };
+            let (over, is_over) = oneshot::channel();
+            if hand_over.send(RawStream::new(receive, send, over)).is_ok() {
+                let _ = is_over.await;
+                ledger.answered();
+            }
+            return;
+        }
+        if head.status.is_success() {
+            // It would mean that the protocol was switched.
+            return respond.send_reset(h2::Reason::INTERNAL_ERROR);
+        }
+    }
+    answer_with(head, body, respond, settings, ledger).await;
+}
+
+async fn answer_with(
+    head: http::response::Parts,
+    body: Body,
+    mut respond: SendResponse<Bytes>,
+    settings: &ServerSettings,
+    ledger: &Ledger,
+) {
+    let is_empty = body.is_end_stream();
+    let Ok(mut send) = respond.send_response(Response::from_parts(head, ()), is_empty) else { return };
+    if is_empty {
+        return ledger.answered();
+    }
+    let progress = Progress::default();
+    let mut told = 0;
+    let mut sending = Box::pin(pump(body, &mut send, Some(settings.unread_timeout), &progress));
+    let end = poll_fn(|cx| {
+        let polled = sending.as_mut().poll(cx);
+        if progress.bytes() != told {
+            told = progress.bytes();
+            ledger.moved();
+        }
+        polled
+    })
+    .await;
+    drop(sending);
+    match end {
+        Pumped::Whole => ledger.answered(),
+        Pumped::Unwanted => {}
+        Pumped::Cut(fault) => send.send_reset(code(&fault, settings.tells_reasons)),
+        Pumped::Stalled => {
+            tracing::debug!("an answer that nobody reads was given up");
+            send.send_reset(h2::Reason::CANCEL);
+        }
+    }
+}
+
+fn expects(headers: &HeaderMap) -> bool {
+    headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
+fn interim(status: StatusCode) -> Response<()> {
+    let mut response = Response::new(());
+    *response.status_mut() = status;
+    response
+}
+
+/// Whether a request's body, which waits for leave to come, is read.
+#[derive(Default)]
+struct Wanted {
+    is_wanted: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl Wanted {
+    fn is_ready(&self, cx: &std::task::Context<'_>) -> bool {
+        self.waker.register(cx.waker());
+        self.is_wanted.load(Ordering::Acquire)
+    }
+}
+
+/// The owner of a request's body.
+struct Caller {
+    wanted: Option<Arc<Wanted>>,
+}
+
+impl Owner for Caller {
+    fn wanted(&mut self) {
+        if let Some(wanted) = self.wanted.take() {
+            wanted.is_wanted.store(true, Ordering::Release);
+            wanted.waker.wake();
+        }
+    }
+
+    fn fault(&mut self, error: &h2::Error) -> Fault {
+        Fault::new(Reason::BadRequest).side(Side::Caller).log(error)
+    }
+}

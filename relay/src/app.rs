@@ -33,11 +33,12 @@ use crate::bind;
 use crate::cli::RunArgs;
 use crate::config::{self, Settled};
 use crate::control::{Control, Reload, note_reload};
-use crate::exchange::{Door, Exchanges};
-use crate::front::Front;
+use crate::door::{Door, TcpDoor, tls_of};
+use crate::exchange::{Exchanges, MessageBounds};
+use crate::front::{Bound, Front, Leads};
 use crate::gateways::Gateways;
 use crate::identity;
-use crate::lane::Lanes;
+use crate::lane::{GatewayLanes, Lanes};
 use crate::metrics::RelayMetrics;
 use crate::send::Sender;
 use crate::sessions::{Directory, Sessions};
@@ -48,6 +49,8 @@ const STREAMS_OF_A_CONNECTOR: u32 = 4;
 const CUT_WITHIN: Duration = Duration::from_millis(500);
 /// How often it is written when gateways called last.
 const NOTE_GATEWAYS_EVERY: Duration = Duration::from_secs(30);
+/// How often listeners' certificates are looked at; a change is taken at the second look that finds it.
+const LOOK_AT_CERTIFICATES_EVERY: Duration = Duration::from_secs(2);
 /// What the service manager is asked for beyond the drain's own time.
 const STOP_MARGIN: Duration = Duration::from_secs(10);
 
@@ -65,7 +68,7 @@ pub(crate) struct Start {
 pub(crate) struct Relay {
     control: Arc<Control>,
     front: Arc<Front>,
-    listeners: Vec<(bind::Front, Arc<Door>)>,
+    listeners: Vec<(Bound, Leads, bool)>,
     admin: TcpListener,
     admin_socket: AdminSocket,
     events: Events,
@@ -113,6 +116,8 @@ impl Relay {
         let (identity, registry) = identity::open_state(&state, &settled.registry)?;
         let identity = Arc::new(identity);
         let listeners = bind::front(&settled, &mut sockets)?;
+        let tcp = bind::tcp(&settled, &mut sockets)?;
+        let tls: Vec<_> = listeners.iter().map(|front| tls_of(&front.listener)).collect::<Result<_, _>>()?;
         for name in sockets.left() {
             warn!(name, "a socket of the service manager is not used");
         }
@@ -155,25 +160,34 @@ impl Relay {
             sender: Sender::default(),
             log: Arc::new(access_log),
             in_flight: InFlight::new(settled.limits.process, Reason::Overloaded),
+            gateway_lanes: GatewayLanes::new(settled.limits.gateway),
+            bounds: MessageBounds::new(&settled.limits.front),
             no_service: Arc::new(metrics.no_service()),
             relay: identity.relay_tag(),
             drain: drain.clone(),
             long: Arc::default(),
             switched: Mutex::new(Owner::new()),
         });
-        let front = Arc::new(Front::new(Arc::clone(&exchanges), settled.limits.connections));
+        let front = Arc::new(Front::new(Arc::clone(&exchanges), settled.limits.connections, settled.limits.front));
         let mut addresses: Vec<(String, String)> =
             plane.local_addrs().iter().map(|address| ("wireguard".to_owned(), address.to_string())).collect();
         addresses.extend(listeners.iter().map(|front| ("http".to_owned(), front.to_string())));
+        addresses.extend(tcp.iter().map(|front| ("tcp".to_owned(), front.to_string())));
         addresses.extend(admin.local_addr().map(|address| ("admin".to_owned(), address.to_string())));
         for (kind, address) in &addresses {
             info!(kind, address, "listening");
         }
-        let with_door = |front: bind::Front| {
-            let door = Arc::new(Door::new(front.listener.clone()));
-            (front, door)
-        };
-        let listeners: Vec<(bind::Front, Arc<Door>)> = listeners.into_iter().map(with_door).collect();
+        let (mut doors, mut tcp_doors, mut leads) = (Vec::new(), Vec::new(), Vec::new());
+        for (front, tls) in listeners.into_iter().zip(tls) {
+            let door = Arc::new(Door::new(front.listener, tls));
+            doors.push(Arc::clone(&door));
+            leads.push((front.bound, Leads::Http(door), front.inherited));
+        }
+        for front in tcp {
+            let door = Arc::new(TcpDoor::new(front.listener));
+            tcp_doors.push(Arc::clone(&door));
+            leads.push((front.bound, Leads::Tcp(door), front.inherited));
+        }
         let control = Arc::new(Control {
             registry,
             identity,
@@ -182,7 +196,8 @@ impl Relay {
             exchanges,
             front: Arc::clone(&front),
             metrics,
-            doors: listeners.iter().map(|(_, door)| Arc::clone(door)).collect(),
+            doors,
+            tcp_doors,
             listeners: addresses,
             started: SystemTime::now(),
             current: Mutex::new((loaded, settled)),
@@ -190,7 +205,7 @@ impl Relay {
             log,
             changing: tokio::sync::Mutex::new(()),
         });
-        Ok(Self { control, front, listeners, admin, admin_socket, events, drain, _lock: lock, _state: state })
+        Ok(Self { control, front, listeners: leads, admin, admin_socket, events, drain, _lock: lock, _state: state })
     }
 
     /// What commands and the admin endpoints ask.
@@ -212,14 +227,17 @@ impl Relay {
         owner.spawn("relay.admin", admin::serve_tcp(admin, Arc::clone(&control)));
         owner.spawn("relay.admin_socket", admin::serve_socket(admin_socket, Arc::clone(&control)));
         owner.spawn("relay.gateways", note_gateways(Arc::clone(&control)));
+        if control.doors.iter().any(|door| door.tls().is_some()) {
+            owner.spawn("relay.certificates", watch_certificates(Arc::clone(&control)));
+        }
         owner.spawn("relay.reload", obey_reloads(reloads, Arc::clone(&control), Arc::clone(&notifier)));
         owner.spawn("relay.signals", obey(signals, drain.clone(), plan, reload));
         if let Some(every) = notifier.watchdog_every() {
             owner.spawn("relay.watchdog", feed_watchdog(Arc::clone(&notifier), every));
         }
         let mut fronts = JoinSet::new();
-        for (bind::Front { bound, inherited, .. }, door) in listeners {
-            fronts.spawn(Arc::clone(&front).listen(bound, door, inherited));
+        for (bound, leads, inherited) in listeners {
+            fronts.spawn(Arc::clone(&front).listen(bound, leads, inherited));
         }
         notifier.ready("serving");
         info!("ready");
@@ -261,6 +279,19 @@ async fn note_gateways(control: Arc<Control>) {
     loop {
         ticks.tick().await;
         control.note_gateways().await;
+    }
+}
+
+/// Takes listeners' certificates anew when their files change.
+async fn watch_certificates(control: Arc<Control>) {
+    let mut ticks = tokio::time::interval(LOOK_AT_CERTIFICATES_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let doors = control.doors.clone();
+        let look = move || doors.iter().for_each(|door| door.look_at_files(SystemTime::now()));
+        // On a thread of its own: a disk that hangs must not stop requests.
+        let _ = tokio::task::spawn_blocking(look).await;
     }
 }
 

@@ -15,7 +15,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpSocket, UnixListener};
 use tracing::info;
 
-use crate::config::{self, Address, Listener, Settled, WireGuard};
+use crate::config::{self, Address, Listener, Settled, Tcp, WireGuard};
 use crate::front::Bound;
 
 /// Callers that wait to be accepted, as many as the system allows.
@@ -23,10 +23,15 @@ const BACKLOG: u32 = 4_096;
 /// The name of the front's sockets in a socket unit (`FileDescriptorName=`).
 const HTTP: &str = "http";
 
+/// What the front's listeners are called where one cannot be had, and the flag that sets them.
+const HTTP_FLAG: (&str, &str) = ("HTTP", "--http-listen");
+/// The name of raw TCP listeners' sockets there.
+const TCP: &str = "tcp";
+
 /// One listener of the front.
-pub(crate) struct Front {
+pub(crate) struct Front<L = Listener> {
     pub(crate) bound: Bound,
-    pub(crate) listener: Listener,
+    pub(crate) listener: L,
     /// The service manager owns it.
     pub(crate) inherited: bool,
 }
@@ -75,22 +80,62 @@ pub(crate) fn front(settled: &Settled, sockets: &mut Sockets) -> Result<Vec<Fron
         wanted.clear();
     }
     for listener in wanted {
-        let socket = listen(&listener.address, settled.any_port)?;
+        let socket = listen(&listener.address, settled.any_port, HTTP_FLAG)?;
+        bound.push(Front { bound: socket, listener, inherited: false });
+    }
+    Ok(bound)
+}
+
+/// Binds the raw TCP listeners, those of the service manager first.
+///
+/// # Errors
+/// As [`front`].
+pub(crate) fn tcp(settled: &Settled, sockets: &mut Sockets) -> Result<Vec<Front<Tcp>>, Quit> {
+    let mut wanted = settled.tcp.clone();
+    let mut bound = Vec::new();
+    for socket in sockets.named(TCP) {
+        let (socket, address) = adopt(socket)?;
+        let Some(place) = wanted.iter().position(|listener| listener.address == address) else {
+            let message = format!("the service manager handed over {address}, which no tcp listener names");
+            return Err(Quit::config(message).hint("add a [[tcp]] table with it, or take it out of the socket unit"));
+        };
+        bound.push(Front { bound: socket, listener: wanted.remove(place), inherited: true });
+    }
+    for listener in wanted {
+        let socket = listen(&listener.address, settled.any_port, ("TCP", "[[tcp]] listen ="))?;
         bound.push(Front { bound: socket, listener, inherited: false });
     }
     Ok(bound)
 }
 
 /// Where a listener is bound, port 0 resolved.
-impl std::fmt::Display for Front {
+impl<L: HasAddress> std::fmt::Display for Front<L> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.bound {
             Bound::Tcp(socket) => match socket.local_addr() {
                 Ok(at) => at.fmt(f),
-                Err(_) => self.listener.address.fmt(f),
+                Err(_) => self.listener.address().fmt(f),
             },
-            Bound::Unix(..) => self.listener.address.fmt(f),
+            Bound::Unix(..) => self.listener.address().fmt(f),
         }
+    }
+}
+
+/// A listener of either kind.
+pub(crate) trait HasAddress {
+    /// The address it is configured with.
+    fn address(&self) -> &Address;
+}
+
+impl HasAddress for Listener {
+    fn address(&self) -> &Address {
+        &self.address
+    }
+}
+
+impl HasAddress for Tcp {
+    fn address(&self) -> &Address {
+        &self.address
     }
 }
 
@@ -113,15 +158,15 @@ fn adopt(socket: Inherited) -> Result<(Bound, Address), Quit> {
     }
 }
 
-fn listen(address: &Address, any_port: bool) -> Result<Bound, Quit> {
+/// `what` is said of a listener that cannot be had, and how it is set.
+fn listen(address: &Address, any_port: bool, (what, flag): (&str, &str)) -> Result<Bound, Quit> {
     match address {
         Address::Tcp(at) => {
-            let bound =
-                on_any_port(*at, any_port, tcp).map_err(|error| refused("HTTP", at, "--http-listen", &error))?;
+            let bound = on_any_port(*at, any_port, bind_tcp).map_err(|error| refused(what, at, flag, &error))?;
             Ok(Bound::Tcp(bound))
         }
         Address::Unix(path) => {
-            let bound = unix(path).map_err(|error| refused("HTTP", address, "--http-listen", &error))?;
+            let bound = unix(path).map_err(|error| refused(what, address, flag, &error))?;
             Ok(Bound::Unix(bound, Some(path.clone())))
         }
     }
@@ -135,7 +180,7 @@ fn on_any_port<T>(at: SocketAddr, any_port: bool, bind: impl Fn(SocketAddr) -> i
     }
 }
 
-fn tcp(at: SocketAddr) -> io::Result<TcpListener> {
+fn bind_tcp(at: SocketAddr) -> io::Result<TcpListener> {
     let socket = if at.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     if at.is_ipv6() {
         setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
@@ -185,17 +230,17 @@ mod tests {
 
     #[tokio::test]
     async fn an_address_in_use_is_named_and_a_foreign_one_is_a_wrong_configuration() {
-        let taken = tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+        let taken = bind_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
         let at = Address::Tcp(taken.local_addr().unwrap());
-        assert!(listen(&at, true).is_ok(), "any port will do");
-        let quit = listen(&at, false).err().unwrap();
+        assert!(listen(&at, true, HTTP_FLAG).is_ok(), "any port will do");
+        let quit = listen(&at, false, HTTP_FLAG).err().unwrap();
         assert_eq!(quit.exit, Exit::Failed);
         assert!(
             quit.message.ends_with("is in use") && quit.hint.unwrap().contains("--http-listen"),
             "{}",
             quit.message
         );
-        let foreign = listen(&Address::Tcp("192.0.2.1:1".parse().unwrap()), true).err().unwrap();
+        let foreign = listen(&Address::Tcp("192.0.2.1:1".parse().unwrap()), true, HTTP_FLAG).err().unwrap();
         assert_eq!(foreign.exit, Exit::Config);
     }
 

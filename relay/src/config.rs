@@ -2,34 +2,43 @@
 //!
 //! Must never open, bind or resolve anything: a configuration is right or wrong by itself.
 
+mod listeners;
 mod settings;
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use culvert_hop::limits::Bounds;
 use culvert_hop::request::ForwardPolicy;
-use culvert_model::name::{Grant, ServiceName};
+use culvert_model::name::{Grant, Label, ServiceName};
 use culvert_model::token::Endpoint;
 use culvert_ops::config::{Flags, Load, Loaded, Source};
 use culvert_ops::drain::Plan;
-use culvert_ops::exit::{Exit, Quit};
+use culvert_ops::exit::Quit;
 use culvert_ops::load::Environment;
 use culvert_ops::log;
 use culvert_ops::program::Program;
 
 use crate::access_log::Target;
 use crate::cli::RunArgs;
+use crate::front::ArrivalBounds;
 use crate::registry;
 use crate::router::{Route, Router, Select};
+pub(crate) use listeners::listener_of;
 pub(crate) use settings::SETTINGS;
+
+/// Bytes that a head may be allowed: with less hyper cannot work, and each connection may hold as much.
+const HEADS: RangeInclusive<usize> = 8 << 10..=1 << 20;
 
 /// The whole configuration, settled.
 #[derive(Debug, Clone)]
 pub(crate) struct Settled {
     pub(crate) wireguard: WireGuard,
     pub(crate) listeners: Vec<Listener>,
+    pub(crate) tcp: Vec<Tcp>,
     /// Where an address is taken, another port will do (`dev`).
     pub(crate) any_port: bool,
     /// Nobody wrote a listener: sockets of the service manager stand in their place.
@@ -65,19 +74,68 @@ pub(crate) struct Listener {
     pub(crate) address: Address,
     pub(crate) select: Select,
     pub(crate) forward: ForwardPolicy,
+    /// None = clear text.
+    pub(crate) tls: Option<TlsFiles>,
+    /// Every connection has to begin with a PROXY header.
+    pub(crate) proxy_protocol: bool,
+    /// Callers have to say who they are, and prove it.
+    pub(crate) identified: bool,
+    /// Who of them may call; none = every known gateway.
+    pub(crate) gateways: Option<Vec<Label>>,
     /// None = all.
     pub(crate) services: Option<Vec<Grant>>,
-    pub(crate) identified: bool,
-    pub(crate) gateways: Option<Vec<culvert_model::name::Label>>,
+}
+
+/// The files of a listener that speaks TLS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TlsFiles {
+    pub(crate) cert: PathBuf,
+    pub(crate) key: PathBuf,
+    pub(crate) client_ca: Option<PathBuf>,
+}
+
+/// One `[[tcp]]`: a listener whose connections are one service's, byte for byte.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Tcp {
+    pub(crate) address: Address,
+    pub(crate) service: ServiceName,
+    /// Every connection has to begin with a PROXY header.
+    pub(crate) proxy_protocol: bool,
 }
 
 /// `[limits]` and `[service.NAME.limits]`.
 #[derive(Debug, Clone)]
 pub(crate) struct Limits {
     pub(crate) connections: usize,
+    pub(crate) front: FrontLimits,
     pub(crate) process: Bounds,
+    /// Of each connector.
+    pub(crate) connector: Bounds,
+    /// Of each gateway.
+    pub(crate) gateway: Bounds,
     pub(crate) service: ServiceLimits,
     pub(crate) services: HashMap<ServiceName, ServiceLimits>,
+}
+
+/// What callers' connections and heads are held to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FrontLimits {
+    /// Bytes of a head.
+    pub(crate) head: usize,
+    /// Fields of a head.
+    pub(crate) fields: usize,
+    /// From a head's first byte to its last.
+    pub(crate) head_time: Duration,
+    /// Without a byte of a request's body that is waited for.
+    pub(crate) body_idle: Duration,
+    /// A connection without a request.
+    pub(crate) keep_alive: Duration,
+    /// HTTP/2: exchanges at once on a connection.
+    pub(crate) streams: u32,
+    /// HTTP/2: how long an answer that is there may be left unread.
+    pub(crate) unread_time: Duration,
+    /// What comes before the first head.
+    pub(crate) arrival: ArrivalBounds,
 }
 
 /// The limits of one service.
@@ -145,7 +203,8 @@ pub(crate) fn settle(loaded: &Loaded) -> Result<Settled, Quit> {
     let limits = limits(loaded, &raw)?;
     Ok(Settled {
         wireguard,
-        listeners: listeners(loaded, &raw)?,
+        listeners: listeners::listeners(loaded, &raw)?,
+        tcp: listeners::tcp(loaded, &raw)?,
         any_port: false,
         listeners_are_default: raw.http.listener.is_empty() && loaded.source("http.listen") == Source::Default,
         router: Router::new(routes, &raw.http.domain),
@@ -175,6 +234,24 @@ pub(crate) fn settle(loaded: &Loaded) -> Result<Settled, Quit> {
 }
 
 impl Limits {
+    /// The same bounds for everything.
+    #[cfg(test)]
+    pub(crate) fn same(bounds: Bounds) -> Self {
+        let front = FrontLimits {
+            head: 64 * 1024,
+            fields: 100,
+            head_time: Duration::from_secs(30),
+            body_idle: Duration::from_secs(3_600),
+            keep_alive: Duration::from_secs(120),
+            streams: 100,
+            unread_time: Duration::from_secs(120),
+            arrival: ArrivalBounds { within: Duration::from_secs(10), at_once: 100 },
+        };
+        let service = ServiceLimits { bounds, body: None };
+        let (connector, gateway) = (bounds, bounds);
+        Self { connections: 10, front, process: bounds, connector, gateway, service, services: HashMap::new() }
+    }
+
     /// The limits of one service.
     pub(crate) fn of(&self, service: &ServiceName) -> ServiceLimits {
         self.services.get(service).copied().unwrap_or(self.service)
@@ -221,89 +298,6 @@ fn route(loaded: &Loaded, place: usize, raw: &settings::RawRoute) -> Result<Rout
     Ok(Route { host: raw.host.clone(), path, service })
 }
 
-fn listeners(loaded: &Loaded, raw: &settings::Raw) -> Result<Vec<Listener>, Quit> {
-    let mut listeners = Vec::new();
-    let short_is_default = loaded.source("http.listen") == Source::Default;
-    if raw.http.listener.is_empty() || !short_is_default {
-        for text in &raw.http.listen {
-            let address = address(loaded, "http.listen", text)?;
-            if let Address::Tcp(at) = address {
-                exposed(at, false, false, "a [[http.listener]] table with it")?;
-            }
-            let (select, forward) = (Select::Host, ForwardPolicy::Append);
-            listeners.push(Listener { address, select, forward, services: None, identified: false, gateways: None });
-        }
-    }
-    for (place, listener) in raw.http.listener.iter().enumerate() {
-        let key = format!("http.listener[{place}].listen");
-        let Some(text) = &listener.listen else {
-            return Err(loaded.wrong(&key, "a listener needs an address").into());
-        };
-        let address = address(loaded, &key, text)?;
-        if let Address::Tcp(at) = address {
-            exposed(at, listener.open, listener.cleartext, "its [[http.listener]] table")?;
-        }
-        let forward = match listener.forwarded.as_deref() {
-            Some("replace") => ForwardPolicy::Replace,
-            None if listener.open => ForwardPolicy::Replace,
-            Some(_) | None => ForwardPolicy::Append,
-        };
-        let select = if listener.select.as_deref() == Some("header") { Select::Header } else { Select::Host };
-        let services = listener.services.as_ref().map(|globs| globs.iter().map(|glob| glob.parse()).collect());
-        let services: Option<Vec<Grant>> =
-            services.transpose().map_err(|error| loaded.wrong(&format!("http.listener[{place}].services"), error))?;
-        listeners.push(Listener { address, select, forward, services, identified: false, gateways: None });
-    }
-    let twice = listeners.iter().enumerate().find(|(place, one)| {
-        let port_0 = matches!(one.address, Address::Tcp(at) if at.port() == 0);
-        !port_0 && listeners.iter().skip(place + 1).any(|other| other.address == one.address)
-    });
-    match twice {
-        Some((_, twice)) => Err(loaded.wrong("http.listen", format_args!("{} is there twice", twice.address)).into()),
-        None => Ok(listeners),
-    }
-}
-
-fn address(loaded: &Loaded, key: &str, text: &str) -> Result<Address, Quit> {
-    match text.strip_prefix("unix:") {
-        Some(path) => Ok(Address::Unix(path.into())),
-        None => socket(loaded, key, text).map(Address::Tcp),
-    }
-}
-
-/// The listener that a service manager's socket is, where none is configured.
-///
-/// # Errors
-/// 78 when it is not on loopback.
-pub(crate) fn listener_of(address: Address) -> Result<Listener, Quit> {
-    if let Address::Tcp(at) = address {
-        exposed(at, false, false, "a [[http.listener]] table with this address")?;
-    }
-    Ok(Listener { address, select: Select::Host, forward: ForwardPolicy::Append, services: None, identified: false, gateways: None })
-}
-
-/// Refuses a listener that others than this host's processes can reach, unless its owner said that this is meant.
-fn exposed(at: SocketAddr, open: bool, cleartext: bool, place: &str) -> Result<(), Quit> {
-    if is_loopback(at.ip()) {
-        return Ok(());
-    }
-    let missing: Vec<&str> = [(open, "open = true"), (cleartext, "cleartext = true")]
-        .into_iter()
-        .filter_map(|(set, what)| (!set).then_some(what))
-        .collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let message = format!("http listener {at} is not on loopback: callers are neither known nor encrypted there");
-    let hint =
-        format!("set {} in {place} if that is meant, or listen on 127.0.0.1 or a unix socket", missing.join(" and "));
-    Err(Quit::new(Exit::Config, message).hint(hint))
-}
-
-fn is_loopback(ip: IpAddr) -> bool {
-    ip.to_canonical().is_loopback()
-}
-
 fn limits(loaded: &Loaded, raw: &settings::Raw) -> Result<Limits, Quit> {
     let own = &raw.limits;
     let process = Bounds { running: own.concurrent, waiting: own.queue, wait: own.queue_time };
@@ -320,7 +314,22 @@ fn limits(loaded: &Loaded, raw: &settings::Raw) -> Result<Limits, Quit> {
         };
         services.insert(name, ServiceLimits { bounds, body: raw.body.or(own.body) });
     }
-    Ok(Limits { connections: own.connections, process, service, services })
+    if !HEADS.contains(&own.head) {
+        return Err(loaded.wrong("limits.head", "8KiB to 1MiB are expected").into());
+    }
+    let front = FrontLimits {
+        head: own.head,
+        fields: own.fields,
+        head_time: own.head_time,
+        body_idle: own.body_idle,
+        keep_alive: own.keep_alive,
+        streams: own.streams,
+        unread_time: own.unread_time,
+        arrival: ArrivalBounds { within: own.handshake_time, at_once: own.handshakes },
+    };
+    let connector = Bounds { running: own.connector_concurrent, ..process };
+    let gateway = Bounds { running: own.gateway_concurrent, ..process };
+    Ok(Limits { connections: own.connections, front, process, connector, gateway, service, services })
 }
 
 #[cfg(test)]

@@ -21,7 +21,8 @@ use crate::command::{
     self, Change, Command, Facts, Live, LiveConnector, LiveService, LiveStatus, Outcome, Reply, Request,
 };
 use crate::config::Settled;
-use crate::exchange::{Door, Exchanges};
+use crate::door::{Door, TcpDoor, tls_of};
+use crate::exchange::Exchanges;
 use crate::front::Front;
 use crate::identity::Identity;
 use crate::metrics::{Gathered, RelayMetrics};
@@ -44,6 +45,7 @@ pub(crate) struct Control {
     pub(crate) front: Arc<Front>,
     pub(crate) metrics: Arc<RelayMetrics>,
     pub(crate) doors: Vec<Arc<Door>>,
+    pub(crate) tcp_doors: Vec<Arc<TcpDoor>>,
     /// `wireguard`, `http` or `admin`, and the address.
     pub(crate) listeners: Vec<(String, String)>,
     pub(crate) started: SystemTime,
@@ -73,6 +75,10 @@ impl Control {
     pub(crate) async fn reload(&self) -> Result<Outcome, Quit> {
         let _one = self.changing.lock().await;
         let (loaded, settled) = (self.reload)()?;
+        let mut tls = Vec::new();
+        for listener in &settled.listeners {
+            tls.push(tls_of(listener)?);
+        }
         let mut notes = loaded.warnings.clone();
         let log = &self.exchanges.log;
         if settled.access_log == self.current().1.access_log {
@@ -87,9 +93,19 @@ impl Control {
         *self.exchanges.router.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(settled.router.clone());
         self.exchanges.in_flight.set(settled.limits.process);
         self.exchanges.directory.set_limits(settled.limits.clone());
+        self.exchanges.gateway_lanes.set(settled.limits.gateway);
+        self.exchanges.bounds.set(&settled.limits.front);
+        self.front.set(settled.limits.front);
         for door in &self.doors {
-            if let Some(listener) = settled.listeners.iter().find(|listener| listener.address == door.address()) {
-                door.set(listener.clone());
+            let mut listeners = settled.listeners.iter().zip(&tls);
+            if let Some((listener, tls)) = listeners.find(|(listener, _)| listener.address == door.address()) {
+                door.set(listener.clone(), tls.clone());
+            }
+        }
+        for door in &self.tcp_doors {
+            let address = &door.now().address;
+            if let Some(tcp) = settled.tcp.iter().find(|tcp| tcp.address == *address) {
+                door.set(tcp.clone());
             }
         }
         let restart = {
@@ -156,6 +172,12 @@ impl Control {
         }
     }
 
+    /// When each listener's certificate ends.
+    fn certificates(&self) -> Vec<(String, SystemTime)> {
+        let ends = |door: &Arc<Door>| Some((door.address().to_string(), door.tls()?.expires()?));
+        self.doors.iter().filter_map(ends).collect()
+    }
+
     fn current(&self) -> MutexGuard<'_, (Loaded, Settled)> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -190,6 +212,8 @@ impl Admin for Control {
             handshakes: self.sessions.last_handshakes().into_iter().map(|(id, at)| (id.into(), at)).collect(),
             registry: self.registry.degraded().is_none(),
             callers: self.front.open(),
+            turned_away: self.front.turned_away().all(),
+            certificates: self.certificates(),
             log_lines_dropped: self.exchanges.log.dropped(),
             engine: self.plane.stats().engine,
         };

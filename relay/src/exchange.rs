@@ -2,30 +2,33 @@
 //!
 //! Must never let anything but the selected service decide who may call, nor answer a failure without its name.
 
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use culvert_hop::body::Body;
 use culvert_hop::exchange::Answer;
-use culvert_hop::fault::{self, Audience, Fault};
+use culvert_hop::fault::{self, Audience, Fault, Side};
 use culvert_hop::limits::InFlight;
 use culvert_hop::request::{self, Caller, ForwardPolicy, Head};
 use culvert_hop::response;
 use culvert_hop::upgrade::{self, Protocol, Spliced};
-use culvert_model::control::SERVICE_FIELD;
+use culvert_model::control::{SERVICE_FIELD, TCP_PROTOCOL};
 use culvert_model::name::ServiceName;
 use culvert_model::reason::Reason;
 use culvert_ops::drain::Drain;
 use culvert_ops::task::Owner;
 use http::request::Parts;
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body::Body as _;
 use tokio::time::sleep;
 
 use crate::access_log::AccessLog;
-use crate::config::{Address, Listener};
+use crate::config::{FrontLimits, Listener};
+use crate::door::Door;
 use crate::front::{LongRunning, Running, Turn};
 use crate::gateways::{Gateway, Gateways, PeerCertificate};
+use crate::lane::GatewayLanes;
 use crate::metrics::ServiceMetrics;
 use crate::pick;
 use crate::record::Record;
@@ -47,6 +50,10 @@ pub(crate) struct Exchanges {
     pub(crate) log: Arc<AccessLog>,
     /// Leave to run, for the whole process.
     pub(crate) in_flight: InFlight,
+    /// Leave to run, for each gateway.
+    pub(crate) gateway_lanes: GatewayLanes,
+    /// What heads and bodies are held to.
+    pub(crate) bounds: MessageBounds,
     /// Counts what names no known service.
     pub(crate) no_service: Arc<ServiceMetrics>,
     /// This relay's id in `Via`.
@@ -57,28 +64,30 @@ pub(crate) struct Exchanges {
     pub(crate) switched: Mutex<Owner>,
 }
 
-/// What all requests of one listener share; a reload changes it.
+/// What heads and bodies are held to; a reload changes it.
 #[derive(Debug)]
-pub(crate) struct Door(Mutex<Arc<Listener>>);
+pub(crate) struct MessageBounds {
+    fields: AtomicUsize,
+    body_idle_ms: AtomicU64,
+}
 
-impl Door {
-    /// As the listener is configured.
-    pub(crate) fn new(listener: Listener) -> Self {
-        Self(Mutex::new(Arc::new(listener)))
+impl MessageBounds {
+    /// As configured.
+    pub(crate) fn new(limits: &FrontLimits) -> Self {
+        let bounds = Self { fields: AtomicUsize::new(0), body_idle_ms: AtomicU64::new(0) };
+        bounds.set(limits);
+        bounds
     }
 
-    /// Takes other settings, for requests from now on.
-    pub(crate) fn set(&self, listener: Listener) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(listener);
+    /// Takes others, for requests from now on.
+    pub(crate) fn set(&self, limits: &FrontLimits) {
+        self.fields.store(limits.fields, Ordering::Relaxed);
+        let millis = u64::try_from(limits.body_idle.as_millis()).unwrap_or(u64::MAX);
+        self.body_idle_ms.store(millis, Ordering::Relaxed);
     }
 
-    /// The address it was configured with.
-    pub(crate) fn address(&self) -> Address {
-        self.now().address.clone()
-    }
-
-    fn now(&self) -> Arc<Listener> {
-        Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    fn body_idle(&self) -> Duration {
+        Duration::from_millis(self.body_idle_ms.load(Ordering::Relaxed))
     }
 }
 
@@ -92,9 +101,11 @@ impl Exchanges {
         running: &Arc<Running>,
         request: Request<Body>,
     ) -> Response<Body> {
-        let turn = running.begin(Instant::now());
+        // HTTP/2 carries many at once, and says by itself that the connection closes.
+        let is_http2 = request.version() == Version::HTTP_2;
+        let turn = running.begin(is_http2, Instant::now());
         let mut response = self.answer(door, (&caller, certificate), turn, request).await;
-        if self.drain.is_draining() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        if self.drain.is_draining() && !is_http2 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
@@ -111,7 +122,11 @@ impl Exchanges {
         match self.forward(&door.now(), who, &mut head, parts, body, &mut record).await {
             Ok(Answered::Response(response)) => {
                 record.answered(response.status().as_u16(), None);
-                response.map(|body| body.on_end(move |ending| record.ended(ending)))
+                let cut = record.cuttable();
+                response.map(|body| {
+                    let body = if let Some(cut) = cut { cut.over(body) } else { body };
+                    body.on_end(move |ending| record.ended(ending))
+                })
             }
             Ok(Answered::Switched(response, sent)) => self.switch(record, head, response, *sent),
             Err(fault) => fail(record, &fault, &head.audience),
@@ -127,15 +142,29 @@ impl Exchanges {
         body: Body,
         record: &mut Record,
     ) -> Result<Answered, Fault> {
+        if parts.headers.len() > self.bounds.fields.load(Ordering::Relaxed) {
+            return Err(Fault::new(Reason::HeadTooLarge));
+        }
+        if head.upgrade.as_ref().is_some_and(|asked| asks_for_tcp(&asked.protocol)) {
+            // Raw TCP has listeners of its own: who may call a service may not take its bytes past them.
+            return Err(Fault::new(Reason::UpgradeRefused).side(Side::Caller).log("asked for raw TCP over HTTP"));
+        }
         if door.identified {
             let proof = (certificate.map(Arc::as_ref), caller.address);
             record.gateway = Some(self.gateways.admit(&parts.headers, proof, door.gateways.as_deref()).await?);
         }
         let service = self.select(door, record.gateway.as_deref(), head, &parts)?;
         record.service = Some(Arc::clone(&service));
+        if let Some(gateway) = &record.gateway {
+            let permit = self.gateway_lanes.enter(&gateway.name).await?;
+            record.permits.push(permit);
+        }
         record.permits.push(self.in_flight.enter().await?);
         record.permits.push(service.lane.in_flight.enter().await?);
         let mut body = body.counted(Arc::clone(&record.bytes_in));
+        if !body.is_end_stream() {
+            body = body.idle_timeout(self.bounds.body_idle(), Reason::RequestTimeout);
+        }
         if let Some(limit) = service.lane.body_limit() {
             if body.size_hint().lower() > limit {
                 return Err(Fault::new(Reason::TooLarge));
@@ -164,13 +193,14 @@ impl Exchanges {
         match answer {
             Answer::Response(response) => {
                 let (mut parts, body) = response.into_parts();
+                response::refuse_success(&parts, head)?;
                 response::accept(&mut parts)?;
                 Ok(Answered::Response(Response::from_parts(parts, body)))
             }
             Answer::Switched(response, raw) => {
                 let (mut parts, ()) = response.into_parts();
                 let asked = head.upgrade.as_ref().ok_or_else(|| Fault::new(Reason::UpgradeRefused))?;
-                response::accept_switch(&mut parts, &asked.protocol)?;
+                response::accept_switch(&mut parts, asked)?;
                 let idle = pair.timeouts.idle_ms.map(Duration::from_millis);
                 let response = Response::from_parts(parts, Body::empty());
                 Ok(Answered::Switched(response, Box::new(Switched { raw, idle })))
@@ -254,6 +284,11 @@ enum Answered {
 struct Switched {
     raw: upgrade::Raw<culvert_plane::Stream>,
     idle: Option<Duration>,
+}
+
+fn asks_for_tcp(protocol: &HeaderValue) -> bool {
+    let mut asked = protocol.as_bytes().split(|byte| *byte == b',');
+    asked.any(|one| one.trim_ascii().eq_ignore_ascii_case(TCP_PROTOCOL.as_bytes()))
 }
 
 /// The number by which requests alike in what the balance names go to one connector.

@@ -2,11 +2,13 @@
 //!
 //! Must never know who serves it.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use culvert_hop::limits::InFlight;
-use culvert_model::name::ServiceName;
+use culvert_hop::fault::Fault;
+use culvert_hop::limits::{Bounds, InFlight, Permit};
+use culvert_model::name::{Label, ServiceName};
 use culvert_model::reason::Reason;
 
 use crate::config::{Limits, ServiceLimits};
@@ -64,9 +66,47 @@ impl Lanes {
         *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
     }
 
+    /// The limits of one connector.
+    pub(crate) fn connector(&self) -> Bounds {
+        self.limits.lock().unwrap_or_else(PoisonError::into_inner).connector
+    }
+
     /// The limits of one service.
     pub(crate) fn limits_of(&self, service: &ServiceName) -> ServiceLimits {
         self.limits.lock().unwrap_or_else(PoisonError::into_inner).of(service)
+    }
+}
+
+/// Who may run, of each gateway. Gateways are few and made by the operator, so what is known of one stays.
+pub(crate) struct GatewayLanes(Mutex<(Bounds, HashMap<Label, InFlight>)>);
+
+impl GatewayLanes {
+    /// Each under these bounds.
+    pub(crate) fn new(bounds: Bounds) -> Self {
+        Self(Mutex::new((bounds, HashMap::new())))
+    }
+
+    /// Takes other bounds, for requests from now on.
+    pub(crate) fn set(&self, bounds: Bounds) {
+        let mut lanes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        lanes.0 = bounds;
+        lanes.1.values().for_each(|lane| lane.set(bounds));
+    }
+
+    /// Waits for leave to run a request of this gateway, as long as the bounds say.
+    ///
+    /// # Errors
+    /// `gateway_limit`.
+    pub(crate) async fn enter(&self, gateway: &Label) -> Result<Permit, Fault> {
+        let lane = {
+            let mut lanes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let bounds = lanes.0;
+            match lanes.1.get(gateway) {
+                Some(lane) => lane.clone(),
+                None => lanes.1.entry(gateway.clone()).or_insert(InFlight::new(bounds, Reason::GatewayLimit)).clone(),
+            }
+        };
+        lane.enter().await
     }
 }
 

@@ -8,6 +8,7 @@ mod command;
 mod config;
 mod control;
 mod dev;
+mod door;
 mod enrol;
 mod exchange;
 mod front;

@@ -26,6 +26,8 @@ pub(crate) struct RelayMetrics {
     last_handshake: Gauges<1>,
     registry_up: Gauge,
     callers: Gauge,
+    turned_away: Counters<1>,
+    certificate_expiry: Gauges<1>,
     log_lines_dropped: Counter,
     datagrams: Counter,
     drops: Counters<1>,
@@ -56,6 +58,10 @@ pub(crate) struct Gathered {
     pub(crate) registry: bool,
     /// Connections of callers.
     pub(crate) callers: usize,
+    /// Connections that never came to speak, by why.
+    pub(crate) turned_away: [(&'static str, u64); 4],
+    /// When the certificates of listeners end.
+    pub(crate) certificates: Vec<(String, SystemTime)>,
     /// Lines that the access log lost.
     pub(crate) log_lines_dropped: u64,
     /// The engine's own counters.
@@ -85,6 +91,16 @@ impl RelayMetrics {
             last_handshake: all.gauges("culvert_last_handshake_seconds", "Since the last handshake", ["connector"]),
             registry_up: all.gauge("culvert_registry_up", "Whether the registry can be reached"),
             callers: all.gauge("culvert_caller_connections", "Connections of callers"),
+            turned_away: all.counters(
+                "culvert_caller_connections_turned_away_total",
+                "Connections of callers that never came to speak",
+                ["reason"],
+            ),
+            certificate_expiry: all.gauges(
+                "culvert_certificate_expiry_seconds",
+                "Until a listener's certificate ends",
+                ["listener"],
+            ),
             log_lines_dropped: all.counter("culvert_access_log_lines_dropped_total", "Access log lines lost"),
             datagrams: all.counter("culvert_datagrams_total", "Datagrams received"),
             drops: all.counters("culvert_datagrams_dropped_total", "Datagrams that came to nothing", ["reason"]),
@@ -114,6 +130,14 @@ impl RelayMetrics {
         self.last_handshake.replace(gathered.handshakes.iter().map(|(id, at)| ([id.as_str()], since(at))));
         self.registry_up.set(f64::from(u8::from(gathered.registry)));
         self.callers.set(as_f64(gathered.callers));
+        for (reason, count) in gathered.turned_away {
+            self.turned_away.with([reason]).raise_to(count);
+        }
+        let until = |at: &SystemTime| match at.duration_since(now) {
+            Ok(left) => left.as_secs_f64(),
+            Err(past) => -past.duration().as_secs_f64(),
+        };
+        self.certificate_expiry.replace(gathered.certificates.iter().map(|(at, end)| ([at.as_str()], until(end))));
         self.log_lines_dropped.raise_to(gathered.log_lines_dropped);
         self.datagrams.raise_to(gathered.engine.datagrams);
         self.handshakes.raise_to(gathered.engine.sessions);
@@ -183,6 +207,8 @@ mod tests {
             handshakes: vec![("con_a".to_owned(), now - Duration::from_secs(30))],
             registry: true,
             callers: 4,
+            turned_away: [("proxy_header", 0), ("tls", 2), ("slow", 0), ("crowded", 0)],
+            certificates: vec![("0.0.0.0:443".to_owned(), now + Duration::from_secs(60))],
             log_lines_dropped: 0,
             engine: Stats::default(),
         };
@@ -199,6 +225,8 @@ mod tests {
             "culvert_service_up{service=\"orders\"} 1",
             "culvert_last_handshake_seconds{connector=\"con_a\"} 30",
             "culvert_registry_up 1",
+            "culvert_certificate_expiry_seconds{listener=\"0.0.0.0:443\"} 60",
+            "culvert_caller_connections_turned_away_total{reason=\"tls\"} 2",
         ] {
             assert!(text.lines().any(|have| have.starts_with(line)), "{line} is missing in\n{text}");
         }

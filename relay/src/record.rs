@@ -14,13 +14,16 @@ use http::request::Parts;
 use http::{HeaderValue, Method, Uri};
 
 use crate::access_log::{AccessLog, Entry};
-use crate::front::Turn;
+use crate::front::{Cut, Turn};
 use crate::gateways::Gateway;
 use crate::metrics::ServiceMetrics;
 use crate::sessions::{Member, Service};
 
 /// Counts a request as running over a connector until it is dropped.
-pub(crate) struct InUse(Arc<Member>);
+pub(crate) struct InUse {
+    member: Arc<Member>,
+    _room: Permit,
+}
 
 /// One request.
 pub(crate) struct Record {
@@ -52,14 +55,14 @@ pub(crate) struct Record {
 
 impl InUse {
     /// Counts it; the connector's pair knows when it was silent before ([`Member::begin`]).
-    pub(crate) fn new(member: Arc<Member>) -> Self {
-        Self(member)
+    pub(crate) fn new(member: Arc<Member>, room: Permit) -> Self {
+        Self { member, _room: room }
     }
 }
 
 impl Drop for InUse {
     fn drop(&mut self) {
-        self.0.end(Instant::now());
+        self.member.end(Instant::now());
     }
 }
 
@@ -100,6 +103,11 @@ impl Record {
         self.turn.streaming();
     }
 
+    /// What ends its answer alone, where it shares its connection.
+    pub(crate) fn cuttable(&self) -> Option<Cut> {
+        self.turn.cuttable()
+    }
+
     /// When it came.
     pub(crate) fn started(&self) -> Instant {
         self.started
@@ -124,7 +132,7 @@ impl Record {
 impl Drop for Record {
     fn drop(&mut self) {
         let duration = self.started.elapsed();
-        let member = self.in_use.as_ref().map(|in_use| &in_use.0);
+        let member = self.in_use.as_ref().map(|in_use| &in_use.member);
         self.log.record(|| Entry {
             time: self.time,
             request_id: self.request_id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or_default(),

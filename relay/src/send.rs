@@ -74,10 +74,14 @@ impl Sender {
                 }
                 (Err(_), Some((_, first))) => return Err(first),
             };
+            let room = match pair.member.room.enter().await {
+                Ok(room) => room,
+                Err(fault) => return Err(Failed { fault, in_use: None }),
+            };
             let keep = !last && (idempotent || service.has_others(&pair));
             let (now, mut again) = if keep { kept(request) } else { (request, None) };
             let silent = pair.member.begin(Instant::now());
-            let in_use = InUse::new(Arc::clone(&pair.member));
+            let in_use = InUse::new(Arc::clone(&pair.member), room);
             // In a box: the futures around this one are moved several times on their way to their task.
             let tried = match silent && idempotent && service.has_others(&pair) {
                 true => Box::pin(self.hedged(service, pair, in_use, now, &mut again)).await,
@@ -168,9 +172,10 @@ impl Sender {
         let (Ok(other), Some(request)) = (other, again.take().and_then(|again| again.request(&doubt))) else {
             return first.await;
         };
+        let Ok(room) = other.member.room.enter().await else { return first.await };
         tracing::debug!(service = %service.name(), connector = %other.member.id, "asking another connector too");
         let _ = other.member.begin(Instant::now());
-        let in_use = InUse::new(Arc::clone(&other.member));
+        let in_use = InUse::new(Arc::clone(&other.member), room);
         let second = once(other, in_use, request);
         tokio::pin!(second);
         tokio::select! {

@@ -3,6 +3,7 @@
 //! Must never give a value a meaning: that is [`super::settle`]'s.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use culvert_ops::config::{Kind, Setting};
@@ -24,11 +25,21 @@ pub(crate) const SETTINGS: &[Setting] = &[
     Setting::new("http.access_log", Kind::WordOrPath(&["stdout", "stderr", "off"]), "stdout, stderr, off, or a file")
         .or("stdout"),
     Setting::new("http.listener[].listen", Kind::Address, "address or unix:PATH").restart(),
+    Setting::new("http.listener[].tls.cert", Kind::Path, "our certificate and its chain (PEM): callers speak TLS"),
+    Setting::new("http.listener[].tls.key", Kind::Path, "its key (PEM)"),
+    Setting::new("http.listener[].tls.client_ca", Kind::Path, "authorities of callers' certificates (PEM)"),
+    Setting::new("http.listener[].proxy_protocol", Kind::Bool, "every connection starts with a PROXY header, v1 or v2"),
+    Setting::new("http.listener[].gateways", Kind::List(&Kind::Text), "who may call here; absent: every known gateway"),
     Setting::new("http.listener[].services", Kind::List(&Kind::Text), "services that may be called here; absent: all"),
     Setting::new("http.listener[].select", Kind::Choice(&["host", "header"]), "how a request names its service"),
     Setting::new("http.listener[].forwarded", Kind::Choice(&["append", "replace"]), "what becomes of X-Forwarded-*"),
     Setting::new("http.listener[].open", Kind::Bool, "callers need no identity"),
     Setting::new("http.listener[].cleartext", Kind::Bool, "callers may speak without TLS off loopback"),
+    Setting::new("tcp[].listen", Kind::Address, "address or unix:PATH whose connections are one service's").restart(),
+    Setting::new("tcp[].service", Kind::Text, "the service they lead to"),
+    Setting::new("tcp[].proxy_protocol", Kind::Bool, "every connection starts with a PROXY header, v1 or v2"),
+    Setting::new("tcp[].open", Kind::Bool, "anybody may connect off loopback"),
+    Setting::new("tcp[].cleartext", Kind::Bool, "nothing is encrypted by the relay off loopback"),
     Setting::new("route[].host", Kind::Text, "host of the request; absent: any"),
     Setting::new("route[].path", Kind::Text, "path prefix by whole segments; absent: any"),
     Setting::new("route[].service", Kind::Text, "the service it leads to"),
@@ -37,6 +48,20 @@ pub(crate) const SETTINGS: &[Setting] = &[
     Setting::new("limits.queue", COUNT_OR_NONE, "requests waiting for one of them to end").or("1000"),
     Setting::new("limits.queue_time", Kind::Duration, "how long they wait").or("1s"),
     Setting::new("limits.body", Kind::OptionalSize, "bytes of a request's body").or("off"),
+    Setting::new("limits.connector_concurrent", COUNT, "requests at once over one connector; more wait in the queue")
+        .or("4000"),
+    Setting::new("limits.gateway_concurrent", COUNT, "requests at once of one gateway; more wait in the queue")
+        .or("10000"),
+    Setting::new("limits.head", Kind::Size, "bytes of a request's head, 8KiB to 1MiB").or("64KiB"),
+    Setting::new("limits.fields", Kind::Integer { min: 1, max: 100 }, "fields of a request's head").or("100"),
+    Setting::new("limits.head_time", Kind::Duration, "from the first byte of a head to its last").or("30s"),
+    Setting::new("limits.body_idle", Kind::Duration, "without a byte of a request's body that is waited for").or("1h"),
+    Setting::new("limits.keep_alive", Kind::Duration, "a caller's connection without a request").or("120s"),
+    Setting::new("limits.streams", Kind::Integer { min: 1, max: 10_000 }, "HTTP/2: requests at once on a connection")
+        .or("100"),
+    Setting::new("limits.unread_time", Kind::Duration, "HTTP/2: an answer that its caller does not read").or("120s"),
+    Setting::new("limits.handshake_time", Kind::Duration, "a caller's PROXY header and TLS handshake").or("10s"),
+    Setting::new("limits.handshakes", COUNT, "of those at once; past it the slowest goes").or("512"),
     Setting::new("service.*.limits.concurrent", COUNT, "requests of the service at once"),
     Setting::new("service.*.limits.queue", COUNT_OR_NONE, "requests waiting for one of them to end"),
     Setting::new("service.*.limits.queue_time", Kind::Duration, "how long they wait"),
@@ -58,6 +83,8 @@ pub(crate) const SETTINGS: &[Setting] = &[
 pub(super) struct Raw {
     pub(super) wireguard: RawWireGuard,
     pub(super) http: RawHttp,
+    #[serde(default)]
+    pub(super) tcp: Vec<RawTcp>,
     #[serde(default)]
     pub(super) route: Vec<RawRoute>,
     pub(super) limits: RawLimits,
@@ -89,9 +116,32 @@ pub(super) struct RawHttp {
 #[derive(Debug, Deserialize)]
 pub(super) struct RawListener {
     pub(super) listen: Option<String>,
+    pub(super) tls: Option<RawTls>,
+    #[serde(default)]
+    pub(super) proxy_protocol: bool,
+    pub(super) gateways: Option<Vec<String>>,
     pub(super) services: Option<Vec<String>>,
     pub(super) select: Option<String>,
     pub(super) forwarded: Option<String>,
+    #[serde(default)]
+    pub(super) open: bool,
+    #[serde(default)]
+    pub(super) cleartext: bool,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct RawTls {
+    pub(super) cert: Option<PathBuf>,
+    pub(super) key: Option<PathBuf>,
+    pub(super) client_ca: Option<PathBuf>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct RawTcp {
+    pub(super) listen: Option<String>,
+    pub(super) service: Option<String>,
+    #[serde(default)]
+    pub(super) proxy_protocol: bool,
     #[serde(default)]
     pub(super) open: bool,
     #[serde(default)]
@@ -114,6 +164,22 @@ pub(super) struct RawLimits {
     pub(super) queue_time: Duration,
     #[serde(default, with = "culvert_ops::config::optional_size")]
     pub(super) body: Option<u64>,
+    pub(super) connector_concurrent: usize,
+    pub(super) gateway_concurrent: usize,
+    pub(super) head: usize,
+    pub(super) fields: usize,
+    #[serde(with = "culvert_ops::config::duration")]
+    pub(super) head_time: Duration,
+    #[serde(with = "culvert_ops::config::duration")]
+    pub(super) body_idle: Duration,
+    #[serde(with = "culvert_ops::config::duration")]
+    pub(super) keep_alive: Duration,
+    pub(super) streams: u32,
+    #[serde(with = "culvert_ops::config::duration")]
+    pub(super) unread_time: Duration,
+    #[serde(with = "culvert_ops::config::duration")]
+    pub(super) handshake_time: Duration,
+    pub(super) handshakes: usize,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -1,6 +1,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use culvert_ops::exit::Exit;
+
 use super::*;
 use crate::cli::Place;
 use crate::router::Ask;
@@ -68,24 +70,53 @@ fn flags_replace_the_lists_of_the_file() {
 
 #[test]
 fn a_listener_off_loopback_is_refused_naming_what_to_set() {
-    for (text, named) in [
-        ("[http]\nlisten = [\"0.0.0.0:8080\"]", "set open = true and cleartext = true in"),
-        ("[[http.listener]]\nlisten = \"0.0.0.0:8080\"", "set open = true and cleartext = true in"),
-        ("[[http.listener]]\nlisten = \"10.0.0.1:80\"\nopen = true", "set cleartext = true in"),
-        ("[[http.listener]]\nlisten = \"[::]:80\"\ncleartext = true", "set open = true in"),
-        ("[[http.listener]]\nlisten = \"[::ffff:10.0.0.1]:80\"\nopen = true", "set cleartext = true in"),
-    ] {
-        let quit = refused(text);
+    let long = |rest: &str| format!("[[http.listener]]\nlisten = \"10.0.0.1:80\"\n{rest}");
+    let mapped = "[[http.listener]]\nlisten = \"[::ffff:10.0.0.1]:80\"\nopen = true".to_owned();
+    for text in ["[http]\nlisten = [\"0.0.0.0:8080\"]".to_owned(), long(""), long("open = true"), mapped] {
+        let quit = refused(&text);
         assert_eq!(quit.exit, Exit::Config, "{text}");
-        assert!(quit.hint.as_deref().unwrap_or_default().starts_with(named), "{text}: {:?}", quit.hint);
+        let hint = quit.hint.unwrap_or_default();
+        assert!(hint.starts_with("set tls = { cert, key } or cleartext = true in"), "{text}: {hint}");
     }
-    for text in [
-        "[[http.listener]]\nlisten = \"0.0.0.0:8080\"\nopen = true\ncleartext = true",
-        "[[http.listener]]\nlisten = \"[::1]:8080\"",
-        "[[http.listener]]\nlisten = \"unix:/run/x.sock\"",
+    let tls = "tls = { cert = \"relay.pem\", key = \"relay.key\" }";
+    for (text, identified) in [
+        (long("open = true\ncleartext = true"), false),
+        (long("cleartext = true"), true),
+        (long(tls), true),
+        (long(&format!("{tls}\nopen = true")), false),
+        ("[[http.listener]]\nlisten = \"[::1]:8080\"".to_owned(), false),
+        ("[[http.listener]]\nlisten = \"unix:/run/x.sock\"".to_owned(), false),
+        ("[[http.listener]]\nlisten = \"[::1]:8080\"\ngateways = [\"kong\"]".to_owned(), true),
+        ("[[http.listener]]\nlisten = \"unix:/run/x.sock\"\ngateways = []".to_owned(), true),
     ] {
-        assert!(settled(text).is_ok(), "{text}");
+        let settled = settled(&text).unwrap_or_else(|quit| panic!("{text}: {quit}"));
+        assert_eq!(settled.listeners[0].identified, identified, "{text}");
     }
+}
+
+#[test]
+fn a_tcp_listener_has_a_service_and_off_loopback_both_words() {
+    let tcp = settled("[[tcp]]\nlisten = \"127.0.0.1:5432\"\nservice = \"db\"\nproxy_protocol = true").unwrap().tcp;
+    assert_eq!((tcp[0].service.as_str(), tcp[0].proxy_protocol), ("db", true));
+    let exposed = "[[tcp]]\nlisten = \"10.0.0.1:5432\"\nservice = \"db\"\n";
+    for (rest, named) in [("", "set open = true and cleartext = true in"), ("open = true", "set cleartext = true in")] {
+        let quit = refused(&format!("{exposed}{rest}"));
+        assert_eq!(quit.exit, Exit::Config);
+        assert!(quit.hint.as_deref().unwrap_or_default().starts_with(named), "{:?}", quit.hint);
+    }
+    assert!(settled(&format!("{exposed}open = true\ncleartext = true")).is_ok());
+}
+
+#[test]
+fn the_files_of_tls_are_relative_to_the_file_that_names_them() {
+    let host = Host::with(
+        "[[http.listener]]\nlisten = \"127.0.0.1:1\"\ntls = { cert = \"a.pem\", key = \"/b.key\", client_ca = \"c.pem\" }",
+    );
+    let (_, settled) = load(&host.args(), &BTreeMap::new()).unwrap();
+    let files = settled.listeners[0].tls.clone().unwrap();
+    assert_eq!(files.cert, host.dir.path().join("a.pem"));
+    assert_eq!(files.key, std::path::Path::new("/b.key"));
+    assert_eq!(files.client_ca, Some(host.dir.path().join("c.pem")));
 }
 
 #[test]
@@ -119,7 +150,12 @@ fn what_is_wrong_is_named_with_its_line() {
         ("[[route]]\npath = \"/o\"\nservice = \"A_B\"", 3, "is not a name"),
         ("[registry]\nurl = \"postgres://x\"", 2, "sqlite:FILE is expected"),
         ("[http]\ndomian = \"x\"", 2, "unknown key \"http.domian\"; did you mean \"http.domain\"?"),
-        ("[[http.listener]]\nlisten = \"127.0.0.1:1\"\nproxy_protocol = true", 3, "unknown key"),
+        ("[[http.listener]]\nlisten = \"127.0.0.1:1\"\nproxy_protocl = true", 3, "unknown key"),
+        ("[[http.listener]]\nlisten = \"127.0.0.1:1\"\ntls = { cert = \"a\" }", 3, "cert and key are needed"),
+        ("[[http.listener]]\nlisten = \"127.0.0.1:1\"\ngateways = [\"a\"]\nopen = true", 3, "either open = true or"),
+        ("[[http.listener]]\nlisten = \"127.0.0.1:1\"\ngateways = [\"A_B\"]", 3, "is not a name"),
+        ("[[tcp]]\nlisten = \"127.0.0.1:1\"", 2, "a TCP listener needs a service"),
+        ("[[tcp]]\nservice = \"db\"", 2, "a listener needs an address"),
         ("[service.Orders-]\nlimits = { queue = 1 }", 2, "is not a name"),
         ("[log]\nfilter = \"relay=loud\"", 2, "is not a log filter"),
         ("[limits]\nconcurrent = 0", 2, "limits.concurrent"),

@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 
 use super::*;
 use crate::access_log::Target;
-use crate::config::{Limits, ServiceLimits};
+use crate::config::{Address, Limits, ServiceLimits};
 use crate::lane::Lanes;
 use crate::metrics::RelayMetrics;
 use crate::router::Route;
@@ -33,7 +33,7 @@ async fn an_unknown_service_is_404_and_a_known_one_without_a_connector_503() {
 #[tokio::test]
 async fn a_listener_for_some_services_does_not_tell_whether_others_exist() {
     let rig = Rig::new();
-    rig.door.set(Listener { services: Some(vec!["bill*".parse().unwrap()]), ..listener() });
+    rig.door.set(Listener { services: Some(vec!["bill*".parse().unwrap()]), ..listener() }, None);
     for (host, expected) in [("orders", "not_allowed"), ("nobody", "not_allowed"), ("billing", "no_connector")] {
         let (_, reason) = rig.ask(&format!("GET / HTTP/1.1\r\nhost: {host}\r\n")).await;
         assert_eq!(reason, expected, "{host}");
@@ -43,7 +43,7 @@ async fn a_listener_for_some_services_does_not_tell_whether_others_exist() {
 #[tokio::test]
 async fn a_listener_that_selects_by_header_believes_one_such_field_and_nothing_else() {
     let rig = Rig::new();
-    rig.door.set(Listener { select: Select::Header, ..listener() });
+    rig.door.set(Listener { select: Select::Header, ..listener() }, None);
     for (fields, expected) in [
         ("host: orders\r\nculvert-service: billing\r\n", "billing no_connector"),
         ("host: orders\r\n", " no_such_service"),
@@ -53,7 +53,7 @@ async fn a_listener_that_selects_by_header_believes_one_such_field_and_nothing_e
         let line = rig.log().pop().unwrap();
         assert_eq!(format!("{} {reason}", line["service"].as_str().unwrap_or_default()), expected, "{fields}");
     }
-    rig.door.set(listener());
+    rig.door.set(listener(), None);
     let (_, reason) = rig.ask("GET / HTTP/1.1\r\nhost: nobody\r\nculvert-service: orders\r\n").await;
     assert_eq!(reason, "no_such_service", "elsewhere the field selects nothing");
 }
@@ -132,10 +132,10 @@ impl Rig {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let bounds = Bounds { running: 10, waiting: 0, wait: Duration::ZERO };
-        let service = ServiceLimits { bounds, body: None };
         let small = ServiceLimits { bounds: Bounds { running: 1, ..bounds }, body: Some(10) };
         let services = HashMap::from([("billing".parse().unwrap(), small)]);
-        let limits = Limits { connections: 10, process: bounds, service, services };
+        let limits = Limits { services, ..Limits::same(bounds) };
+        let front = limits.front;
         let metrics = Arc::new(RelayMetrics::new());
         let directory = Arc::new(Directory::new(Lanes::new(Arc::clone(&metrics), limits)));
         directory.know(&HashSet::from(["orders".parse().unwrap(), "billing".parse().unwrap()]));
@@ -151,13 +151,15 @@ impl Rig {
             sender: Sender::default(),
             log: Arc::new(AccessLog::open(&Target::File(dir.path().join("access.log"))).unwrap()),
             in_flight: InFlight::new(bounds, Reason::Overloaded),
+            gateway_lanes: GatewayLanes::new(bounds),
+            bounds: MessageBounds::new(&front),
             no_service: Arc::new(metrics.no_service()),
             relay: "test".to_owned(),
             drain: Drain::new(),
             long: Arc::default(),
             switched: Mutex::new(Owner::new()),
         };
-        Self { exchanges: Arc::new(exchanges), door: Arc::new(Door::new(listener())), dir }
+        Self { exchanges: Arc::new(exchanges), door: Arc::new(Door::new(listener(), None)), dir }
     }
 
     /// The status and the reason of the answer to a request with this head.
@@ -204,5 +206,5 @@ impl Rig {
 
 fn listener() -> Listener {
     let address = Address::Tcp("127.0.0.1:8080".parse().unwrap());
-    Listener { address, select: Select::Host, forward: ForwardPolicy::Append, services: None, identified: false, gateways: None }
+    crate::config::listener_of(address).unwrap()
 }

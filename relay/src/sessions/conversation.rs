@@ -117,7 +117,8 @@ impl<'a> Session<'a> {
         let known = table.connectors.get(id)?;
         let (tunnel, drained) = (known.tunnel.clone(), known.drained);
         let label = table.tunnel(&tunnel)?.name.clone();
-        let member = Arc::new(Member::new(id.clone(), label, connection.clone(), drained, now));
+        let member =
+            Arc::new(Member::new(id.clone(), label, connection.clone(), drained, shared.directory.room(), now));
         let live = Live { member: Arc::clone(&member), pairs: Vec::new(), refused: Vec::new() };
         let old = table.connectors.get_mut(id)?.live.replace(live);
         drop(table);

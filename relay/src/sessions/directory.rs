@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use culvert_hop::limits::InFlight;
 use culvert_model::control::{AnnouncedService, Health, ServiceTimeouts};
 use culvert_model::name::ServiceName;
 use culvert_model::reason::Reason;
@@ -217,10 +218,17 @@ impl Directory {
 
     /// Takes other limits, for requests from now on.
     pub(crate) fn set_limits(&self, limits: Limits) {
+        let connector = limits.connector;
         self.lanes.set(limits);
         for service in lock(&self.services).values() {
             service.lane.set(self.lanes.limits_of(&service.name));
+            lock(&service.pairs).iter().for_each(|pair| pair.member.room.set(connector));
         }
+    }
+
+    /// What a connector that comes now has room for.
+    pub(super) fn room(&self) -> InFlight {
+        InFlight::new(self.lanes.connector(), Reason::Overloaded)
     }
 
     /// Finds a service by its name in lower case.
@@ -345,7 +353,6 @@ mod tests {
     use culvert_hop::limits::Bounds;
 
     use super::*;
-    use crate::config::ServiceLimits;
     use crate::metrics::RelayMetrics;
 
     #[test]
@@ -360,9 +367,7 @@ mod tests {
 
     fn directory() -> Directory {
         let bounds = Bounds { running: 1, waiting: 0, wait: Duration::ZERO };
-        let service = ServiceLimits { bounds, body: None };
-        let limits = Limits { connections: 1, process: bounds, service, services: HashMap::new() };
-        Directory::new(Lanes::new(Arc::new(RelayMetrics::new()), limits))
+        Directory::new(Lanes::new(Arc::new(RelayMetrics::new()), Limits::same(bounds)))
     }
 
     #[test]

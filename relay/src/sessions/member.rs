@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use culvert_hop::limits::InFlight;
 use culvert_model::control::ToConnector;
 use culvert_model::id::ConnectorId;
 use culvert_model::name::Label;
@@ -27,6 +28,8 @@ pub(crate) struct Member {
     pub(crate) tunnel: Label,
     /// Requests go this way.
     pub(crate) upstream: Upstream,
+    /// Leave to run over it.
+    pub(crate) room: InFlight,
     connection: Connection,
     identity: u64,
     in_flight: AtomicU32,
@@ -52,9 +55,17 @@ const NEVER: u64 = u64::MAX;
 
 impl Member {
     /// A connector whose announcement has just been read.
-    pub(crate) fn new(id: ConnectorId, tunnel: Label, connection: Connection, drained: bool, now: Instant) -> Self {
+    pub(crate) fn new(
+        id: ConnectorId,
+        tunnel: Label,
+        connection: Connection,
+        drained: bool,
+        room: InFlight,
+        now: Instant,
+    ) -> Self {
         Self {
             upstream: Upstream::new(connection.clone()),
+            room,
             identity: pick::hash(id.as_str().as_bytes()),
             id,
             tunnel,

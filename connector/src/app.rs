@@ -379,7 +379,7 @@ async fn next_over(members: &mut [Member]) -> Over {
 }
 
 fn refused_for_good(refused: &Refused) -> Quit {
-    let (why, hint) = words::refusal(refused.refusal, refused.at.as_deref());
+    let (why, hint) = words::refusal(refused);
     Quit::config(why).hint(hint)
 }
 

@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use culvert_model::address::BOOTSTRAP_INNER;
 use culvert_model::close::CloseCode;
-use culvert_model::control::{self, Enrol, Enrolled, Refusal, ToConnector, ToRelay};
+use culvert_model::control::{self, Enrol, Enrolled, Refusal, Subject, ToConnector, ToRelay};
 use culvert_model::key::PublicKey;
 use culvert_model::token::Token;
 use culvert_plane::{Connection, PskEpoch};
@@ -38,6 +38,8 @@ pub struct Refused {
     pub refusal: Refusal,
     /// When that came to be, where the relay knows.
     pub at: Option<String>,
+    /// What it is about, where the relay says.
+    pub of: Option<Subject>,
 }
 
 /// Asks every relay, the first one first, until one of them admits or refuses this connector for good.
@@ -93,7 +95,9 @@ pub async fn ask(shared: &Shared, token: &Token, candidate: &Candidate, relay: &
                 Reached::Connection(connection) => connection,
                 Reached::Rebuild => break,
                 Reached::Silence => continue,
-                Reached::Revoked => return Err(Refused { refusal: Refusal::Revoked, at: None }),
+                Reached::Revoked => {
+                    return Err(Refused { refusal: Refusal::Revoked, at: None, of: Some(Subject::Token) });
+                }
             };
             link.handle_up(way.remote(), now());
             match exchange(shared, &connection, candidate, relay).await {
@@ -132,7 +136,7 @@ async fn exchange(
         loop {
             match incoming.next::<ToConnector>().await? {
                 ToConnector::Enrolled(enrolled) => return Ok(Ok(enrolled)),
-                ToConnector::Refused { refusal, at } => return Ok(Err(Refused { refusal, at })),
+                ToConnector::Refused { refusal, at, of } => return Ok(Err(Refused { refusal, at, of })),
                 ToConnector::Ping { id } => outgoing.send(&ToRelay::Pong { id }).await?,
                 ToConnector::Welcome(_)
                 | ToConnector::Drain

@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use culvert_model::close::CloseCode;
-use culvert_model::control::Refusal;
+use culvert_model::control::{Refusal, Subject};
 use culvert_model::kem::KemKey;
 use culvert_plane::PskEpoch;
 use tokio::sync::{Mutex, watch};
@@ -20,7 +20,7 @@ use crate::shared::Shared;
 
 /// How long one question as the token may take while the own key finds no answer.
 const QUESTION: Duration = Duration::from_secs(10);
-/// The token's word that this connector is revoked is checked: its own key gets this long to find an answer.
+/// An older relay's word `revoked` may be about the token alone: the own key gets this long to find an answer.
 const RECHECK: Duration = Duration::from_secs(4);
 /// And how often it is asked.
 const QUESTION_AGAIN: Duration = Duration::from_secs(600);
@@ -45,8 +45,8 @@ pub async fn stay(
 ) -> Over {
     let mut link = Link::new(rand::random(), now());
     let mut asked = None;
-    // The token's word alone is no proof: it may be the token that was revoked, and not this connector. But a relay that
-    // answers the token twice and stays silent to the key in between has forgotten the key.
+    // Where a relay does not say what is revoked, it may be the token and not this connector. But a relay that answers
+    // the token twice and stays silent to the key in between has forgotten the key.
     let mut recheck: Option<Instant> = None;
     loop {
         let mut gone = retired.clone();
@@ -65,9 +65,11 @@ pub async fn stay(
             };
             match enrolled {
                 Ok(()) => continue,
-                Err(Refused { refusal: Refusal::Revoked, .. }) => return Over::Revoked,
+                Err(Refused { refusal: Refusal::Revoked, of: None | Some(Subject::Connector), .. }) => {
+                    return Over::Revoked;
+                }
                 Err(refused) => {
-                    let (why, _) = crate::words::refusal(refused.refusal, refused.at.as_deref());
+                    let (why, _) = crate::words::refusal(&refused);
                     tracing::warn!(relay, why, "this relay does not take the token");
                     shared.board.set_problem(relay, &why);
                     drained.await;
@@ -120,8 +122,15 @@ pub async fn stay(
                     match timeout(QUESTION, enrol(shared, identity, relay)).await {
                         // The relay had forgotten this connector: it comes back as what it is now.
                         Ok(Ok(())) => break,
-                        Ok(Err(Refused { refusal: Refusal::Revoked, .. })) if rechecks => return Over::Revoked,
-                        Ok(Err(Refused { refusal: Refusal::Revoked, .. })) => recheck = Some(now() + RECHECK),
+                        Ok(Err(Refused { refusal: Refusal::Revoked, of: Some(Subject::Connector), .. })) => {
+                            return Over::Revoked;
+                        }
+                        Ok(Err(Refused { refusal: Refusal::Revoked, of: None, .. })) if rechecks => {
+                            return Over::Revoked;
+                        }
+                        Ok(Err(Refused { refusal: Refusal::Revoked, of: None, .. })) => {
+                            recheck = Some(now() + RECHECK);
+                        }
                         Ok(Err(_)) | Err(_) => {}
                     }
                 }

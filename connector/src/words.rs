@@ -3,8 +3,9 @@
 //! Must never name a key's or token's text.
 
 use culvert_model::close::CloseCode;
-use culvert_model::control::Refusal;
+use culvert_model::control::{Refusal, Subject};
 
+use crate::join::Refused;
 use crate::link::Problem;
 
 /// Why there is no session with the relay at `endpoint`, and what to do about it.
@@ -64,16 +65,23 @@ pub fn closed(code: CloseCode) -> String {
 }
 
 /// Why the relay refused to enrol, for good, and what to do about it.
-pub fn refusal(refusal: Refusal, at: Option<&str>) -> (String, String) {
-    let when = at.map(|at| format!(" ({at})")).unwrap_or_default();
+pub fn refusal(refused: &Refused) -> (String, String) {
+    let when = refused.at.as_deref().map(|at| format!(" ({at})")).unwrap_or_default();
     let create = "make a new one at the relay: culvert-relay token create TUNNEL".to_owned();
-    match refusal {
+    match refused.refusal {
         Refusal::Expired => (format!("the token has expired{when}"), create),
         Refusal::UsedUp => (
             format!("the token is used up{when}"),
             "make another at the relay: culvert-relay token create TUNNEL (--uses N for several connectors)".to_owned(),
         ),
-        Refusal::Revoked => (format!("the token, its tunnel or this connector was revoked{when}"), create),
+        Refusal::Revoked => {
+            let what = match refused.of {
+                Some(Subject::Token) => "the token or its tunnel",
+                Some(Subject::Connector) => "this connector's key",
+                Some(Subject::Other) | None => "the token, its tunnel or this connector",
+            };
+            (format!("{what} was revoked{when}"), create)
+        }
         Refusal::Malformed => (
             "the relay could not make sense of this connector's request".to_owned(),
             "upgrade the older of the two".to_owned(),
@@ -118,18 +126,20 @@ mod tests {
             Problem::Version("relay 3, connector 1".to_owned()),
         ];
         let refusals = [
-            Refusal::Expired,
-            Refusal::UsedUp,
-            Refusal::Revoked,
-            Refusal::Malformed,
-            Refusal::Version,
-            Refusal::Source,
-            Refusal::Other,
+            (Refusal::Expired, None),
+            (Refusal::UsedUp, None),
+            (Refusal::Revoked, None),
+            (Refusal::Revoked, Some(Subject::Token)),
+            (Refusal::Revoked, Some(Subject::Connector)),
+            (Refusal::Malformed, None),
+            (Refusal::Version, None),
+            (Refusal::Source, None),
+            (Refusal::Other, None),
         ];
         let lines: BTreeSet<String> = problems
             .iter()
             .map(|one| problem(one, "relay.example:51820"))
-            .chain(refusals.iter().map(|one| refusal(*one, None).0))
+            .chain(refusals.map(|(refusal, of)| self::refusal(&Refused { refusal, at: None, of }).0))
             .collect();
         assert_eq!(lines.len(), problems.len() + refusals.len());
         assert!(lines.iter().all(|line| !line.contains('\n')));

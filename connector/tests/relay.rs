@@ -12,7 +12,7 @@ use culvert_connector::config::{self, Given, Settled};
 use culvert_connector::identity::Store;
 use culvert_connector::{Start, run};
 use culvert_model::close::CloseCode;
-use culvert_model::control::{Refusal, ToConnector, ToRelay};
+use culvert_model::control::{Refusal, Subject, ToConnector, ToRelay};
 use culvert_model::token::Token;
 use culvert_ops::drain::{Drain, Plan};
 use culvert_ops::exit::{Exit, Quit};
@@ -183,10 +183,26 @@ async fn a_connector_that_was_revoked_while_away_learns_it_from_its_token() {
     let member = relay.announced().await;
     assert_eq!(connector.drained().await, Exit::Ok);
     relay.plane().remove_peer(member.connection.peer(), CloseCode::Revoked).await;
+    relay.answer(Answer::Revoked(Subject::Connector));
+    let quit = Connector::start(start(&[], &state, Some(&token))).ended().await.unwrap_err();
+    assert!(quit.exit == Exit::Config && quit.message.contains("revoked"), "{}", quit.message);
+    assert_eq!(relay.enrolments(), 2, "asked once: the relay said that it is the key");
+}
+
+#[tokio::test]
+async fn an_older_relay_is_asked_again_because_its_word_may_be_about_the_token() {
+    let mut relay = PlayedRelay::start();
+    let token = token_for(&[&relay]);
+    relay.accept(&token);
+    let state = StateDir::temporary().unwrap();
+    let connector = Connector::start(start(&[], &state, Some(&token)));
+    let member = relay.announced().await;
+    assert_eq!(connector.drained().await, Exit::Ok);
+    relay.plane().remove_peer(member.connection.peer(), CloseCode::Revoked).await;
     relay.answer(Answer::Refuse(Refusal::Revoked));
     let quit = Connector::start(start(&[], &state, Some(&token))).ended().await.unwrap_err();
     assert!(quit.exit == Exit::Config && quit.message.contains("revoked"), "{}", quit.message);
-    assert_eq!(relay.enrolments(), 3, "asked twice, because the first word may be about the token alone");
+    assert_eq!(relay.enrolments(), 3);
 }
 
 #[tokio::test]
@@ -199,7 +215,7 @@ async fn a_connector_whose_token_was_revoked_stays() {
     let member = relay.announced().await;
     assert_eq!(connector.drained().await, Exit::Ok);
     relay.plane().remove_peer(member.connection.peer(), CloseCode::Shutdown).await;
-    relay.answer(Answer::Refuse(Refusal::Revoked));
+    relay.answer(Answer::Revoked(Subject::Token));
     let connector = Connector::start(start(&[], &state, Some(&token)));
     relay.enrolled().await;
     // The relay was only slow to know the key again.

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use culvert_engine::PskEpoch;
-use culvert_model::control::{Enrol, Enrolled, Refusal, VERSION};
+use culvert_model::control::{Enrol, Enrolled, Refusal, Subject, VERSION};
 use culvert_model::id::{ConnectorId, TokenId};
 use culvert_model::kem;
 use culvert_model::key::{Psk, PublicKey};
@@ -43,6 +43,8 @@ pub(crate) enum Refused {
         refusal: Refusal,
         /// RFC 3339, where known.
         at: Option<String>,
+        /// The token, or the connector's own key.
+        of: Subject,
     },
     /// The token is not known any more: close without a word.
     #[error("no such token")]
@@ -69,7 +71,7 @@ pub(crate) async fn enrol(
     source: SocketAddr,
     now: SystemTime,
 ) -> Result<Admitted, Refused> {
-    let for_good = |refusal| Refused::ForGood { refusal, at: None };
+    let for_good = |refusal| Refused::ForGood { refusal, at: None, of: Subject::Token };
     if request.version != VERSION {
         return Err(for_good(Refusal::Version));
     }
@@ -100,7 +102,12 @@ pub(crate) async fn enrol(
             let psks = psks_of(&connector, identity)?;
             Ok(Admitted { answer, connector: *connector, psks, repeated })
         }
-        Enrolment::Refused { refusal, at } => Err(Refused::ForGood { refusal, at: at.map(rfc3339) }),
+        Enrolment::Refused { refusal, at } => {
+            Err(Refused::ForGood { refusal, at: at.map(rfc3339), of: Subject::Token })
+        }
+        Enrolment::Gone { at } => {
+            Err(Refused::ForGood { refusal: Refusal::Revoked, at: Some(rfc3339(at)), of: Subject::Connector })
+        }
         Enrolment::Unknown => Err(Refused::Unknown),
     }
 }
@@ -182,7 +189,11 @@ mod tests {
         assert_eq!(again.psks.last().unwrap().psk, joiner.psk(&again.answer, &relay), "the last answer counts");
         assert_eq!(relay.registry.load().await.unwrap().connectors.len(), 1);
         let other = relay.enrol(Joiner::new().request()).await.unwrap_err();
-        let spent = Refused::ForGood { refusal: Refusal::UsedUp, at: Some("1970-01-01T00:00:00Z".to_owned()) };
+        let spent = Refused::ForGood {
+            refusal: Refusal::UsedUp,
+            at: Some("1970-01-01T00:00:00Z".to_owned()),
+            of: Subject::Token,
+        };
         assert_eq!(other, spent);
     }
 
@@ -206,7 +217,10 @@ mod tests {
             (Enrol { kem_key: "AAAA".to_owned(), ..good.clone() }, Refusal::Malformed),
             (Enrol { kem_key: "not base64!".to_owned(), ..good.clone() }, Refusal::Malformed),
         ] {
-            assert_eq!(relay.enrol(request).await.unwrap_err(), Refused::ForGood { refusal, at: None });
+            assert_eq!(
+                relay.enrol(request).await.unwrap_err(),
+                Refused::ForGood { refusal, at: None, of: Subject::Token }
+            );
         }
         assert!(relay.enrol(good).await.is_ok());
         let never = TokenId::new();

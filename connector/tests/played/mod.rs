@@ -11,7 +11,7 @@ use culvert_connector::control::{Incoming, Outgoing};
 use culvert_engine::{Config as EngineConfig, HandshakeLimits, Shard};
 use culvert_model::address::{BOOTSTRAP_INNER, RELAY_INNER, connector_inner};
 use culvert_model::close::CloseCode;
-use culvert_model::control::{Announce, Enrol, Enrolled, Refusal, ToConnector, ToRelay, VERSION, Welcome};
+use culvert_model::control::{Announce, Enrol, Enrolled, Refusal, Subject, ToConnector, ToRelay, VERSION, Welcome};
 use culvert_model::id::{ConnectorId, InstanceId};
 use culvert_model::kem;
 use culvert_model::key::{PrivateKey, Psk, PublicKey};
@@ -60,8 +60,10 @@ pub struct Member {
 pub enum Answer {
     /// With an id.
     Admit,
-    /// For good.
+    /// For good, as an older relay says it.
     Refuse(Refusal),
+    /// For good: this is revoked.
+    Revoked(Subject),
     /// Not at all: the connection is closed instead.
     Lose,
 }
@@ -251,7 +253,8 @@ async fn enrol(plane: Plane, stage: &Stage, connection: Connection, tell: mpsc::
             connection.close(CloseCode::Overloaded);
             return None;
         }
-        Answer::Refuse(refusal) => ToConnector::Refused { refusal, at: Some("2026-11-21T00:00:00Z".to_owned()) },
+        Answer::Refuse(refusal) => refused(refusal, None),
+        Answer::Revoked(of) => refused(Refusal::Revoked, Some(of)),
         Answer::Admit => {
             let (ciphertext, psk) = kem::encapsulate(&kem_key, &stage.private_key.public_key(), &public_key).unwrap();
             let known = Known { public_key, id: ConnectorId::new(), psk, epoch: 1 };
@@ -269,6 +272,10 @@ async fn enrol(plane: Plane, stage: &Stage, connection: Connection, tell: mpsc::
     outgoing.send(&message).await.ok()?;
     connection.closed().await;
     Some(())
+}
+
+fn refused(refusal: Refusal, of: Option<Subject>) -> ToConnector {
+    ToConnector::Refused { refusal, at: Some("2026-11-21T00:00:00Z".to_owned()), of }
 }
 
 async fn converse(stage: &Stage, connection: Connection, tell: mpsc::UnboundedSender<Heard>) -> Option<()> {

@@ -24,6 +24,11 @@ pub(crate) enum Verdict {
         /// Since when.
         at: Option<SystemTime>,
     },
+    /// Tell it that its key is revoked, whatever its token is worth.
+    Gone {
+        /// Since when.
+        at: SystemTime,
+    },
     /// Say nothing.
     Silence,
 }
@@ -57,7 +62,7 @@ fn by_state(token: &TokenRow, known: Option<&ConnectorRow>, now: SystemTime) -> 
     }
     let refuse = |refusal| Verdict::Refuse { refusal, at: token.ended(now) };
     if let Some(at) = known.and_then(|connector| connector.revoked) {
-        return Verdict::Refuse { refusal: Refusal::Revoked, at: Some(at) };
+        return Verdict::Gone { at };
     }
     let state = token.state(now);
     if state == TokenState::Revoked {
@@ -131,7 +136,10 @@ mod tests {
         let refused = Verdict::Refuse { refusal: Refusal::Revoked, at: Some(MADE) };
         assert_eq!(judge(&revoked, Some(&member), HERE, MADE), refused);
         let gone = ConnectorRow { revoked: Some(MADE), ..member };
-        assert_eq!(judge(&row, Some(&gone), HERE, MADE + 100 * TOMBSTONE), refused);
+        for token in [&row, &revoked] {
+            assert_eq!(judge(token, Some(&gone), HERE, MADE + TOMBSTONE / 2), Verdict::Gone { at: MADE });
+        }
+        assert_eq!(judge(&row, Some(&gone), HERE, MADE + 100 * TOMBSTONE), Verdict::Gone { at: MADE });
     }
 
     #[test]

@@ -227,6 +227,11 @@ pub(crate) enum Enrolment {
         /// Since when that is so.
         at: Option<SystemTime>,
     },
+    /// Its key is revoked, and that does not hang on the token.
+    Gone {
+        /// Since when.
+        at: SystemTime,
+    },
     /// No such token: silence is the answer.
     Unknown,
 }

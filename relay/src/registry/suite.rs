@@ -245,7 +245,7 @@ pub(super) async fn a_revoked_connector_learns_it_from_its_token(registry: Subje
     let row = registry.load().await.unwrap().connectors.remove(0);
     assert_eq!((row.revoked, row.psks.len()), (Some(START + MINUTE), 0));
     let told = registry.enrol(Candidate { now: START + TOMBSTONE * 2, ..member }).await.unwrap();
-    assert_eq!(told, Enrolment::Refused { refusal: Refusal::Revoked, at: Some(START + MINUTE) });
+    assert_eq!(told, Enrolment::Gone { at: START + MINUTE });
     let unknown = ConnectorId::new();
     let gone = registry.revoke_connector(unknown.clone(), root(), START).await;
     assert_eq!(gone, Err(Rule::NoSuchConnector(unknown).into()));

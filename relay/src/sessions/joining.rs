@@ -75,9 +75,9 @@ async fn answer(shared: &Shared, connection: &Connection, token: &TokenId) -> Re
                 info!(connector = %row.id, token = %token, repeated = admitted.repeated, "connector joined");
                 frames.send(&ToConnector::Enrolled(admitted.answer)).await?;
             }
-            Err(Refused::ForGood { refusal, at }) => {
-                info!(token = %token, refusal = ?refusal, source = %source.remote, "joining refused");
-                frames.send(&ToConnector::Refused { refusal, at }).await?;
+            Err(Refused::ForGood { refusal, at, of }) => {
+                info!(token = %token, refusal = ?refusal, of = ?of, source = %source.remote, "joining refused");
+                frames.send(&ToConnector::Refused { refusal, at, of: Some(of) }).await?;
             }
             Err(Refused::Unknown) => return Ok(()),
             Err(error @ (Refused::Later(_) | Refused::Broken(_))) => {

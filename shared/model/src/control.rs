@@ -74,6 +74,9 @@ pub enum ToConnector {
         refusal: Refusal,
         /// When the token expired, was used up or revoked: RFC 3339, where known.
         at: Option<String>,
+        /// What it is about; absent from an older relay.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        of: Option<Subject>,
     },
     /// Answers [`ToRelay::Announce`].
     Welcome(Welcome),
@@ -149,6 +152,19 @@ pub enum Refusal {
     /// The token may not be used from this address.
     Source,
     /// A refusal of a later version.
+    #[serde(other)]
+    Other,
+}
+
+/// What a [`Refusal`] is about: one word, `revoked`, stands for both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Subject {
+    /// The token, or its tunnel: a connector that joined with it may still be welcome as itself.
+    Token,
+    /// The very key that asks.
+    Connector,
+    /// Something of a later version.
     #[serde(other)]
     Other,
 }
@@ -299,6 +315,19 @@ mod tests {
         let mut bytes = Vec::new();
         encode(&serde_json::json!({"type": "teleport", "to": "mars"}), &mut bytes).unwrap();
         assert_eq!(decode(&bytes).map(|read| read.map(|(m, _)| m)), Ok(Some(ToConnector::Unknown)));
+    }
+
+    #[test]
+    fn a_refusal_says_what_it_is_about_and_an_older_one_need_not() {
+        let older = serde_json::json!({"type": "refused", "refusal": "revoked", "at": null});
+        let newer = serde_json::json!({"type": "refused", "refusal": "revoked", "at": null, "of": "connector"});
+        let later = serde_json::json!({"type": "refused", "refusal": "revoked", "at": null, "of": "planet"});
+        for (json, expected) in [(older, None), (newer, Some(Subject::Connector)), (later, Some(Subject::Other))] {
+            let read: ToConnector = serde_json::from_value(json).unwrap();
+            assert_eq!(read, ToConnector::Refused { refusal: Refusal::Revoked, at: None, of: expected });
+        }
+        let silent = ToConnector::Refused { refusal: Refusal::Expired, at: None, of: None };
+        assert!(serde_json::to_value(silent).unwrap().get("of").is_none());
     }
 
     #[test]

@@ -130,6 +130,11 @@ pub(super) fn enrol(db: &Connection, candidate: &Candidate) -> Result<Enrolment>
             seldom(db, candidate.now, token.id.as_str(), "connector.refused", token.id.as_str(), &what)?;
             return Ok(Enrolment::Refused { refusal, at });
         }
+        Verdict::Gone { at } => {
+            let what = format!("its key is revoked, from {}", candidate.source.ip());
+            seldom(db, candidate.now, token.id.as_str(), "connector.refused", token.id.as_str(), &what)?;
+            return Ok(Enrolment::Gone { at });
+        }
         Verdict::Repeat => true,
         Verdict::Join => false,
     };

@@ -4,6 +4,8 @@
 #![allow(missing_docs, reason = "read by the tests beside it alone")]
 
 pub mod caller;
+pub mod corpus;
+pub mod logged;
 pub mod origin;
 pub mod site;
 pub mod strict;

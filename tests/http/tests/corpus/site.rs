@@ -1,42 +1,15 @@
-//! The programs, and an origin that logs every byte.
+//! The programs, and an origin that logs what comes.
 //!
-//! Must never answer what the strict reader does not take for one whole request.
+//! Must never forget a request that came late.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
-use bytes::BytesMut;
-use culvert_http_tests::strict::{self, Decoder, Fields, Step};
+use anyhow::{Context as _, Result, ensure};
+use culvert_http_tests::logged::{Fact, serve};
 use culvert_http_tests::wire::Wire;
-use culvert_lab::{Connector, Relay, wait};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
-
-/// Every answer of the origin.
-const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
-
-/// A request as the origin understood it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Seen {
-    pub(crate) method: String,
-    pub(crate) target: String,
-    pub(crate) host: String,
-    pub(crate) body: Vec<u8>,
-    pub(crate) fields: Fields,
-    pub(crate) trailers: Fields,
-}
-
-/// What one connection of the origin came to.
-#[derive(Debug, Clone)]
-pub(crate) enum Fact {
-    Whole(Seen),
-    /// It ended in the middle of this.
-    Cut(Vec<u8>),
-    /// It was not HTTP.
-    Flaw(String, Vec<u8>),
-}
+use culvert_lab::{Connector, Relay};
+use tokio::net::TcpListener;
 
 pub(crate) struct Site {
     pub(crate) relay: Relay,
@@ -53,11 +26,7 @@ impl Site {
         let facts = Arc::clone(&log);
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let facts = Arc::clone(&facts);
-                tokio::spawn(async move {
-                    let fact = serve(stream, &facts).await;
-                    facts.lock().unwrap_or_else(PoisonError::into_inner).extend(fact);
-                });
+                tokio::spawn(serve(stream, Arc::clone(&facts)));
             }
         });
         let mut relay = Relay::new()?;
@@ -93,11 +62,6 @@ impl Site {
         Ok(facts)
     }
 
-    /// Waits until the origin has seen one whole request, or the end of one.
-    pub(crate) async fn fact(&self) -> Result<Fact> {
-        wait::until("a request at the origin", Duration::from_secs(5), || async { self.log().pop() }).await
-    }
-
     /// Nothing came that no entry asked for.
     pub(crate) fn no_strangers(&self) -> Result<()> {
         let left = self.log();
@@ -108,54 +72,4 @@ impl Site {
     fn log(&self) -> std::sync::MutexGuard<'_, Vec<Fact>> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-async fn serve(mut stream: TcpStream, facts: &Mutex<Vec<Fact>>) -> Option<Fact> {
-    let mut bytes = BytesMut::new();
-    loop {
-        let start = bytes.clone();
-        match read(&mut stream, &mut bytes).await {
-            Ok(Some(seen)) => {
-                facts.lock().unwrap_or_else(PoisonError::into_inner).push(Fact::Whole(seen));
-                stream.write_all(ANSWER).await.ok()?;
-            }
-            Ok(None) => return None,
-            Err(error) if error.is::<strict::Flaw>() => {
-                return Some(Fact::Flaw(error.to_string(), [&start[..], &bytes[..]].concat()));
-            }
-            Err(_) => return Some(Fact::Cut(bytes.to_vec())),
-        }
-    }
-}
-
-/// One whole request.
-async fn read(stream: &mut TcpStream, bytes: &mut BytesMut) -> Result<Option<Seen>> {
-    let head = loop {
-        if let Some((head, taken)) = strict::head(bytes)? {
-            let _ = bytes.split_to(taken);
-            break head;
-        }
-        if stream.read_buf(bytes).await? == 0 {
-            ensure!(bytes.is_empty(), "cut");
-            return Ok(None);
-        }
-    };
-    let mut decoder = Decoder::new(head.request_framing()?);
-    let mut body = Vec::new();
-    let trailers = loop {
-        match decoder.step(bytes)? {
-            Step::Data(data) => body.extend_from_slice(&data),
-            Step::End(trailers) => break trailers,
-            Step::More => {
-                if stream.read_buf(bytes).await? == 0 {
-                    bail!("cut");
-                }
-            }
-        }
-    };
-    let line = head.line()?;
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let host = text(head.fields.one("host").ok_or(strict::Flaw("no Host, or two"))?);
-    let (method, target) = (text(line.method), text(line.target));
-    Ok(Some(Seen { method, target, host, body, fields: head.fields, trailers }))
 }

@@ -1,6 +1,6 @@
 //! How long a body is, said twice, oddly or by two means.
 
-use crate::entry::{Entry, bad, passes};
+use super::{Entry, bad, passes};
 
 fn post(lines: &str, body: &str) -> String {
     format!("POST /a HTTP/1.1\r\nHost: orders\r\n{lines}\r\n{body}")

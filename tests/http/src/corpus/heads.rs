@@ -1,6 +1,6 @@
 //! Lines, names, values, versions, methods and sizes of heads.
 
-use crate::entry::{Entry, bad, passes, refused};
+use super::{Entry, bad, passes, refused};
 
 fn get(lines: &str) -> String {
     format!("GET /a HTTP/1.1\r\nHost: orders\r\n{lines}\r\n")

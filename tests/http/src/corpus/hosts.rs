@@ -1,6 +1,6 @@
 //! Whom a request is for, said oddly or in two ways; what `Connection` may take away; offers to change the protocol.
 
-use crate::entry::{Entry, bad, passes, refused};
+use super::{Entry, bad, passes, refused};
 
 fn host(host: &str) -> String {
     format!("GET /a HTTP/1.1\r\n{host}\r\n")

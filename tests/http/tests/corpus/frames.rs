@@ -1,1 +1,0 @@
-//! The same in HTTP/2, in frames written by hand.

@@ -60,6 +60,12 @@ fn certificate(why: &CertificateError) -> String {
              ca in [service.tls]"
                 .to_owned()
         }
+        CertificateError::Other(other)
+            if matches!(other.0.downcast_ref(), Some(webpki::Error::UnsupportedCertVersion)) =>
+        {
+            "the origin's certificate is of version 1, which names no host: make it anew with a subjectAltName"
+                .to_owned()
+        }
         other => format!("the origin's certificate cannot be accepted: {other}"),
     }
 }

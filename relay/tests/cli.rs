@@ -6,6 +6,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use culvert_model::gateway::{Credential, GatewaySecret};
 use culvert_model::key::PrivateKey;
 use culvert_model::token::Token;
 use culvert_ops::state::StateDir;
@@ -156,6 +157,39 @@ fn a_tunnel_lives_from_create_to_delete_without_a_relay() {
     assert_eq!(at(&state, &["tunnel", "rm", "dc1"]).status, 0);
     assert_eq!(at(&state, &["tunnel", "list", "--json"]).stdout, "[]\n");
     assert_eq!(at(&state, &["tunnel", "show", "dc1"]).status, 1);
+}
+
+#[test]
+fn a_gateway_lives_from_create_to_revoke_without_a_relay_and_its_secret_is_alone_on_stdout() {
+    let state = state();
+    create(&state, "dc1", &["orders"]);
+    let created = at(&state, &["gateway", "create", "kong", "--service", "orders"]);
+    assert_eq!((created.status, created.stdout.lines().count()), (0, 1), "{}", created.stderr);
+    let credential = created.stdout.trim_end();
+    assert!(credential.parse::<Credential>().is_ok_and(|read| read.name.as_str() == "kong"));
+    assert!(!created.stderr.contains("culvert_g1_"));
+    let secret = credential.split_once(':').unwrap().1;
+    let database = fs::read(state.path().join("registry.db")).unwrap();
+    assert!(!database.windows(20).any(|window| secret.as_bytes().windows(20).any(|part| part == window)));
+    let listed = at(&state, &["gateway", "list", "--json"]).json();
+    assert_eq!((&listed[0]["name"], &listed[0]["last_used"]), (&Value::from("kong"), &Value::Null));
+    assert!(!listed.to_string().contains("culvert_g1_"));
+    let set = ["gateway", "set", "kong", "--add-service", "billing-*", "--cert-san", "kong.example", "--json"];
+    let set = at(&state, &set).json();
+    assert_eq!(set["services"], serde_json::json!(["orders", "billing-*"]));
+    assert_eq!(set["certificate"], "san:kong.example");
+    let rotated = at(&state, &["gateway", "rotate", "kong", "--grace", "0s", "--json"]).json();
+    assert_eq!(rotated["secrets"], 1);
+    assert!(rotated["secret"].as_str().unwrap().parse::<GatewaySecret>().is_ok());
+    for words in [vec!["gateway", "revoke", credential], vec!["gateway", "list", secret]] {
+        let ended = at(&state, &words);
+        assert_eq!(ended.status, 2, "{words:?}");
+        assert!(!ended.stderr.contains(secret), "{}", ended.stderr);
+    }
+    let revoked = at(&state, &["gateway", "rm", "kong"]);
+    assert_eq!((revoked.status, revoked.stdout.as_str()), (0, ""));
+    assert_eq!(at(&state, &["gateway", "list", "--json"]).stdout, "[]\n");
+    assert_eq!(at(&state, &["gateway", "revoke", "kong"]).status, 1);
 }
 
 #[test]

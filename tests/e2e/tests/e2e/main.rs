@@ -2,6 +2,7 @@
 
 mod activation;
 mod bad_input;
+mod callers;
 mod clones;
 mod confined;
 mod deploy;

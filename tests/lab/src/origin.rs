@@ -10,6 +10,8 @@
 //! | `/sink` | the length of the body, which is thrown away |
 //! | `/slow/MS` | `slow`, after MS milliseconds |
 //! | `/sse/N/MS` | N events, one each MS milliseconds |
+//! | `/flood` | large events for ever, as fast as they are taken |
+//! | `/feed` | an event for each [`Origin::tell`] from now on; the first says `ready` |
 //! | `/status/N` | that status |
 //! | `/cut` | promises 1000 bytes, sends 10 and closes |
 //! | `/ws` | a WebSocket that echoes |
@@ -32,7 +34,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper_util::rt::TokioIo;
 use sha2::{Digest as _, Sha256};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 
 use crate::netns::Namespace;
 use crate::websocket;
@@ -47,9 +49,10 @@ pub struct Origin {
 }
 
 /// What an origin remembers.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Seen {
     name: String,
+    feed: broadcast::Sender<Bytes>,
     by_id: Mutex<HashMap<String, usize>>,
     by_path: Mutex<HashMap<String, usize>>,
     heads: Mutex<Vec<serde_json::Value>>,
@@ -69,7 +72,13 @@ impl Origin {
     /// # Errors
     /// It could not bind there.
     pub async fn start_at(name: &str, at: SocketAddr, namespace: Option<&Namespace>) -> Result<Self> {
-        let seen = Arc::new(Seen { name: name.to_owned(), ..Seen::default() });
+        let seen = Arc::new(Seen {
+            name: name.to_owned(),
+            feed: broadcast::channel(64).0,
+            by_id: Mutex::default(),
+            by_path: Mutex::default(),
+            heads: Mutex::default(),
+        });
         let (stop, stopped) = watch::channel(false);
         let (bound, address) = tokio::sync::oneshot::channel();
         let served = Arc::clone(&seen);
@@ -122,6 +131,12 @@ impl Origin {
     /// How many requests came at all under a path.
     pub fn requests(&self, path: &str) -> usize {
         lock(&self.seen.by_path).get(path).copied().unwrap_or(0)
+    }
+
+    /// Sends an event to everybody who reads `/feed`.
+    pub fn tell(&self, data: &str) {
+        // Nobody there is nobody to tell.
+        let _ = self.seen.feed.send(Bytes::from(format!("data: {data}\n\n")));
     }
 
     /// How many requests came at all.
@@ -282,9 +297,29 @@ async fn answer(mut request: Request<Incoming>, seen: &Seen) -> Response<Pieces>
                     tokio::time::sleep(pause).await;
                 }
             });
-            let mut response = Response::new(pieces);
-            response.headers_mut().insert("content-type", http::HeaderValue::from_static("text/event-stream"));
-            response
+            events(pieces)
+        }
+        "flood" => {
+            let (sender, pieces) = Pieces::channel();
+            tokio::spawn(async move {
+                let event = Bytes::from(format!("data: {}\n\n", "x".repeat(16 * 1024)));
+                while sender.send(Ok(event.clone())).await.is_ok() {}
+            });
+            events(pieces)
+        }
+        "feed" => {
+            let mut feed = seen.feed.subscribe();
+            let (sender, pieces) = Pieces::channel();
+            tokio::spawn(async move {
+                let mut next = Ok(Bytes::from_static(b"data: ready\n\n"));
+                while let Ok(event) = next {
+                    if sender.send(Ok(event)).await.is_err() {
+                        break;
+                    }
+                    next = feed.recv().await;
+                }
+            });
+            events(pieces)
         }
         "status" => {
             let mut response = Response::new(Pieces::whole(format!("status {}", number(1))));
@@ -308,6 +343,12 @@ async fn answer(mut request: Request<Incoming>, seen: &Seen) -> Response<Pieces>
         "ws" => upgrade(request),
         _ => Response::new(Pieces::whole(format!("hello from {}\n", seen.name))),
     }
+}
+
+fn events(pieces: Pieces) -> Response<Pieces> {
+    let mut response = Response::new(pieces);
+    response.headers_mut().insert("content-type", http::HeaderValue::from_static("text/event-stream"));
+    response
 }
 
 fn upgrade(mut request: Request<Incoming>) -> Response<Pieces> {

@@ -1,4 +1,4 @@
-//! WebSocket frames (RFC 6455 §5), as much as a test needs: unfragmented text, close and their echo.
+//! WebSocket frames (RFC 6455 §5), as much as a test needs: unfragmented text below 64 KiB, close, their echo.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use base64::Engine as _;
@@ -7,6 +7,7 @@ use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
 use sha1::{Digest as _, Sha1};
 use std::net::SocketAddr;
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -70,6 +71,22 @@ impl WebSocket {
         write(&mut self.io, 1, text.as_bytes(), true).await
     }
 
+    /// Sends large messages without reading until nothing has been taken for `pause`. The mask is zero, so that
+    /// neither end spends its time on it.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    pub async fn fill(&mut self, pause: Duration) -> Result<()> {
+        let payload = 32 * 1024_u16;
+        let [high, low] = payload.to_be_bytes();
+        let mut frame = vec![0x81, 0x80 | 126, high, low, 0, 0, 0, 0];
+        frame.resize(frame.len() + usize::from(payload), b'x');
+        while let Ok(sent) = tokio::time::timeout(pause, self.io.write_all(&frame)).await {
+            sent?;
+        }
+        Ok(())
+    }
+
     /// Waits for the next message.
     ///
     /// # Errors
@@ -97,9 +114,12 @@ pub async fn echo<S: AsyncRead + AsyncWrite + Unpin>(mut io: S) -> Result<()> {
 }
 
 async fn write<S: AsyncWrite + Unpin>(io: &mut S, opcode: u8, payload: &[u8], masked: bool) -> Result<()> {
-    ensure!(payload.len() < 126, "test messages are short");
-    let length = u8::try_from(payload.len())?;
-    let mut frame = vec![0x80 | opcode, length | if masked { 0x80 } else { 0 }];
+    // Shorter than 126 fits the first length; 126 says that two bytes of length follow.
+    let length = u8::try_from(payload.len()).ok().filter(|length| *length < 126);
+    let mut frame = vec![0x80 | opcode, length.unwrap_or(126) | if masked { 0x80 } else { 0 }];
+    if length.is_none() {
+        frame.extend_from_slice(&u16::try_from(payload.len())?.to_be_bytes());
+    }
     if masked {
         let mask = [0x11, 0x22, 0x33, 0x44];
         frame.extend_from_slice(&mask);
@@ -120,16 +140,25 @@ async fn read<S: AsyncRead + Unpin>(io: &mut S) -> Result<Message> {
         Err(error) => return Err(error.into()),
     }
     let [first, second] = head;
-    let length = usize::from(second & 0x7f);
-    ensure!(length < 126, "test messages are short");
+    let length = match second & 0x7f {
+        127 => bail!("test messages are below 64 KiB"),
+        126 => {
+            let mut length = [0; 2];
+            io.read_exact(&mut length).await?;
+            usize::from(u16::from_be_bytes(length))
+        }
+        length => usize::from(length),
+    };
     let mut mask = [0; 4];
     if second & 0x80 != 0 {
         io.read_exact(&mut mask).await?;
     }
     let mut payload = vec![0; length];
     io.read_exact(&mut payload).await?;
-    for (byte, mask) in payload.iter_mut().zip(mask.iter().cycle()) {
-        *byte ^= mask;
+    if mask != [0; 4] {
+        for (byte, mask) in payload.iter_mut().zip(mask.iter().cycle()) {
+            *byte ^= mask;
+        }
     }
     match first & 0x0f {
         1 => Ok(Message::Text(String::from_utf8(payload)?)),

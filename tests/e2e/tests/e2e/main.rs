@@ -8,6 +8,7 @@ mod confined;
 mod deploy;
 mod dev;
 mod gateways;
+mod grpc;
 mod health;
 mod joining;
 mod main_path;
@@ -20,6 +21,7 @@ mod secrets;
 mod settings;
 mod silence;
 mod state_directory;
+mod streams;
 
 use anyhow::Result;
 use culvert_lab::{Connector, Origin, Relay};

@@ -113,11 +113,8 @@ impl Call {
     /// It is gone.
     pub async fn two_over(requests: SendRequest<Bytes>, ask: &Ask, is_tls: bool) -> Result<Self> {
         let scheme = if is_tls { "https" } else { "http" };
-        let uri = if ask.target == "*" {
-            format!("{scheme}://{}", ask.host)
-        } else {
-            format!("{scheme}://{}{}", ask.host, ask.target)
-        };
+        let uri = http::Uri::builder().scheme(scheme).authority(ask.host.as_str()).path_and_query(ask.target.as_str());
+        let uri = uri.build()?;
         let mut request =
             http::Request::builder().method(ask.method).uri(uri).version(http::Version::HTTP_2).body(())?;
         *request.headers_mut() = two::map(&ask.fields)?;

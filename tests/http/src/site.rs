@@ -60,11 +60,7 @@ impl Front {
 
     /// What this relay has not yet, said aloud and counted.
     pub fn pending(self) -> Option<&'static str> {
-        match self {
-            Self::One | Self::Unix => None,
-            Self::Two => Some("the relay does not speak HTTP/2 yet"),
-            Self::OneTls | Self::TwoTls => Some("the relay does not speak TLS yet"),
-        }
+        None
     }
 }
 
@@ -99,9 +95,8 @@ impl Kind {
     /// What this connector has not yet, said aloud and counted.
     pub fn pending(self) -> Option<&'static str> {
         match self {
-            Self::Http | Self::Https | Self::Unix => None,
-            Self::H2c => Some("the connector has no h2c origins yet"),
             Self::HttpsTwo => Some("the connector does not offer HTTP/2 to https origins yet"),
+            Self::Http | Self::H2c | Self::Https | Self::Unix => None,
         }
     }
 }

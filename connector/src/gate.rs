@@ -51,6 +51,9 @@ pub struct Gate {
     settings: Arc<ServerSettings>,
 }
 
+/// How often a request that was refused unread is sent again.
+const REFUSALS: u32 = 4;
+
 /// Tasks that outlive a stream's exchanges: upgraded connections. They end with the relay's connection.
 type Upgraded = Arc<std::sync::Mutex<Owner>>;
 
@@ -197,35 +200,39 @@ impl Gate {
     }
 }
 
-/// Sends once, and once more where the first try met an idle connection that the origin had closed meanwhile.
+/// Sends once; once more where the first try met an idle connection that the origin had closed meanwhile; and a few
+/// times where it was refused unread on a shared one, which an origin does that ends its connections now and then.
 async fn send(
     upstream: &Upstream,
-    request: Request<Body>,
+    mut request: Request<Body>,
     deadlines: &culvert_hop::exchange::Deadlines,
 ) -> Result<Answer<OriginIo>, Fault> {
-    let stale_is_possible = upstream.may_be_stale(now());
-    let keep = stale_is_possible && is_idempotent(request.method()) && request.body().is_end_stream();
-    let (request, again) = if keep {
-        let (request, again) = Again::keep(request);
-        (request, Some(again))
-    } else {
-        (request, None)
-    };
-    let pool = upstream.pool_for(request.headers().contains_key(http::header::UPGRADE));
-    let SendError { fault, request } = match pool.send(request, deadlines).await {
-        Ok(answer) => {
-            upstream.note_used(now());
-            return Ok(answer);
+    let mut stale_is_possible = upstream.may_be_stale(now());
+    let mut left = if upstream.is_shared() { REFUSALS } else { 0 };
+    loop {
+        let keep = left > 0 || stale_is_possible && is_idempotent(request.method()) && request.body().is_end_stream();
+        let again = if keep {
+            let (kept, again) = Again::keep(request);
+            request = kept;
+            Some(again)
+        } else {
+            None
+        };
+        let SendError { fault, request: untouched } = match upstream.pool.send(request, deadlines).await {
+            Ok(answer) => {
+                upstream.note_used(now());
+                return Ok(answer);
+            }
+            Err(error) => error,
+        };
+        let is_refused = left > 0 && fault.retry == Retry::Safe;
+        if fault.reason != Reason::OriginClosed || !(stale_is_possible || is_refused) {
+            return Err(fault);
         }
-        Err(error) => error,
-    };
-    if fault.reason != Reason::OriginClosed || !stale_is_possible {
-        return Err(fault);
-    }
-    let again = request.map(|untouched| *untouched).or_else(|| again.and_then(|again| again.request(&fault)));
-    match again {
-        Some(request) => pool.send(request, deadlines).await.map_err(|error| error.fault),
-        None => Err(fault),
+        left = left.saturating_sub(1);
+        stale_is_possible = false;
+        let next = untouched.map(|request| *request).or_else(|| again.and_then(|again| again.request(&fault)));
+        request = next.ok_or(fault)?;
     }
 }
 

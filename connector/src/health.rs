@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::origin_io::OriginIo;
 use crate::origins::{Origins, Upstream};
+use crate::tls::Offer;
 
 /// After a first failure the check is repeated so soon, and only then believed.
 const CONFIRM: Duration = Duration::from_millis(250);
@@ -194,7 +195,7 @@ async fn check(upstream: &Upstream) -> Option<Down> {
 
 /// A connection, ended at once and in good order.
 async fn knock(upstream: &Upstream) -> Result<(), Fault> {
-    let mut io = upstream.pool.opener().connect().await?;
+    let mut io = upstream.pool.opener().connect(Offer::Either).await?;
     if let Some(version) = upstream.service.proxy_protocol {
         // Some servers log a connection without the header that they are set to expect.
         let _ = io.write_all(&version.header(None)).await;

@@ -8,13 +8,14 @@ use std::sync::{Arc, OnceLock, RwLock};
 use std::time::{Duration, Instant};
 
 use culvert_hop::fault::{Fault, Retry, Side};
-use culvert_hop::pool::{Lost, Opener, Pool, PoolSettings};
+use culvert_hop::pool::{Lost, Opener, Pool, PoolSettings, Speak};
 use culvert_model::reason::Reason;
 
 use crate::connect::{Admission, Way, connect, reason_of};
 use crate::health::Health;
 use crate::metrics::ServiceMetrics;
 use crate::names::Names;
+use crate::origin::Scheme;
 use crate::origin_io::OriginIo;
 use crate::reach::now;
 use crate::service::Service;
@@ -28,7 +29,7 @@ const IDLE: Duration = Duration::from_secs(4);
 const SURELY_OPEN: Duration = Duration::from_millis(100);
 /// No exchange yet.
 const NEVER: u64 = u64::MAX;
-/// HTTP/2 exchanges at once on a connection.
+/// HTTP/2: exchanges at once on a connection, as many as common servers permit.
 const EXCHANGES: u32 = 100;
 /// The largest response head.
 const MAX_HEAD: usize = 64 * 1024;
@@ -52,8 +53,6 @@ pub struct Upstream {
     pub service: Service,
     /// Connections to its origin.
     pub pool: Pool<Dial>,
-    /// Connections that can be upgraded, where `pool`'s may turn out to speak HTTP/2.
-    upgradable: Option<Pool<Dial>>,
     /// Whether its origin answers.
     pub health: Health,
     /// Its figures, once a request asked for them.
@@ -66,7 +65,6 @@ pub struct Upstream {
 /// How a pool reaches an origin.
 pub struct Dial {
     service: Service,
-    offer: Offer,
     admission: Admission,
     names: Names,
     health: Health,
@@ -104,7 +102,7 @@ impl Origins {
         *self.table.write().unwrap_or_else(std::sync::PoisonError::into_inner) = table;
         for (name, upstream) in &old.upstreams {
             if !kept.contains(name) {
-                upstream.close();
+                upstream.pool.close();
             }
         }
     }
@@ -126,31 +124,25 @@ impl Upstream {
     /// A service with no connection yet.
     pub fn new(service: Service, admission: Admission, names: Names) -> Self {
         let health = Health::new();
-        let pool = |offer| {
-            let settings = PoolSettings {
-                max_idle: MAX_IDLE,
-                idle_timeout: IDLE,
-                max_head: MAX_HEAD,
-                exchanges_per_connection: EXCHANGES,
-                ..PoolSettings::default()
-            };
-            let (service, admission) = (service.clone(), admission.clone());
-            Pool::new(Dial { service, offer, admission, names: names.clone(), health: health.clone() }, settings)
+        let dial = Dial { service: service.clone(), admission, names, health: health.clone() };
+        let settings = PoolSettings {
+            max_idle: MAX_IDLE,
+            idle_timeout: IDLE,
+            max_head: MAX_HEAD,
+            preserve_case: true,
+            // https origins have their say by ALPN.
+            http2: if service.origin.scheme() == Some(Scheme::H2c) { Speak::Always } else { Speak::Never },
+            exchanges_per_connection: EXCHANGES,
+            ..PoolSettings::default()
         };
         Self {
-            pool: pool(Offer::Either),
-            upgradable: service.origin.is_tls().then(|| pool(Offer::Http1)),
+            pool: Pool::new(dial, settings),
             service,
             health,
             metrics: OnceLock::new(),
             last_used: AtomicU64::new(NEVER),
             started: now(),
         }
-    }
-
-    /// The connections for a request that asks to be upgraded, or for one that does not.
-    pub fn pool_for(&self, is_upgrade: bool) -> &Pool<Dial> {
-        self.upgradable.as_ref().filter(|_| is_upgrade).unwrap_or(&self.pool)
     }
 
     /// A connection of its own, which no pool keeps.
@@ -161,18 +153,9 @@ impl Upstream {
         self.pool.opener().open().await
     }
 
-    /// Closes connections that were idle for too long. Call it every few seconds.
-    pub fn sweep(&self, now: tokio::time::Instant) {
-        self.pools().for_each(|pool| pool.sweep(now));
-    }
-
-    /// Closes idle connections, and the others when their exchange is over.
-    fn close(&self) {
-        self.pools().for_each(Pool::close);
-    }
-
-    fn pools(&self) -> impl Iterator<Item = &Pool<Dial>> {
-        std::iter::once(&self.pool).chain(&self.upgradable)
+    /// Whether several exchanges may share a connection: then the origin may refuse one without having looked at it.
+    pub const fn is_shared(&self) -> bool {
+        matches!(self.service.origin.scheme(), Some(Scheme::Https | Scheme::H2c))
     }
 
     /// An exchange with the origin ended well.
@@ -202,7 +185,6 @@ impl Upstream {
         Self {
             service: self.service.clone(),
             pool: self.pool.clone(),
-            upgradable: self.upgradable.clone(),
             health: self.health.clone(),
             metrics: self.metrics.clone(),
             last_used: AtomicU64::new(self.last_used.load(Ordering::Relaxed)),
@@ -222,10 +204,19 @@ impl Dial {
     ///
     /// # Errors
     /// As [`connect`].
-    pub async fn connect(&self) -> Result<OriginIo, Fault> {
-        let Self { service, offer, admission, names, .. } = self;
-        let way = Way { origin: &service.origin, tls: service.tls.as_ref(), offer: *offer, admission, names };
+    pub async fn connect(&self, offer: Offer) -> Result<OriginIo, Fault> {
+        let Self { service, admission, names, .. } = self;
+        let way = Way { origin: &service.origin, tls: service.tls.as_ref(), offer, admission, names };
         connect(way, service.timeouts.connect).await
+    }
+
+    async fn dial(&self, offer: Offer) -> Result<OriginIo, Fault> {
+        let opened = self.connect(offer).await;
+        // A request learns before the next check does: let the check confirm it now.
+        if opened.is_err() || !self.health.is_up() {
+            self.health.doubt();
+        }
+        opened
     }
 }
 
@@ -233,12 +224,19 @@ impl Opener for Dial {
     type Io = OriginIo;
 
     async fn open(&self) -> Result<OriginIo, Fault> {
-        let opened = self.connect().await;
-        // A request learns before the next check does: let the check confirm it now.
-        if opened.is_err() || !self.health.is_up() {
-            self.health.doubt();
+        self.dial(Offer::Either).await
+    }
+
+    async fn open_http1(&self) -> Result<OriginIo, Fault> {
+        if self.service.origin.scheme() == Some(Scheme::H2c) {
+            let why = "an h2c:// origin changes no protocol: its HTTP/1.1 is another origin";
+            return Err(Fault::new(Reason::UpgradeRefused).side(Side::Here).retry(Retry::Never).log(why));
         }
-        opened
+        self.dial(Offer::Http1).await
+    }
+
+    fn is_http2(io: &OriginIo) -> Option<bool> {
+        io.is_http2()
     }
 
     fn lost(&self, lost: Lost<'_>) -> Fault {

@@ -105,7 +105,7 @@ impl ClientTls {
         };
         config.resumption = Resumption::in_memory_sessions(8);
         let mut http1 = config.clone();
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         http1.alpn_protocols = vec![b"http/1.1".to_vec()];
         // A resumed session keeps the protocol that was agreed on in it.
         http1.resumption = Resumption::in_memory_sessions(8);

@@ -164,7 +164,7 @@ fn a_wrong_configuration_ends_78_with_file_and_line() {
     let host = Host::new();
     for (text, says) in [
         ("[[service]]\nnme = \"a\"\n", ":2: unknown key \"service.nme\"; did you mean \"service.name\"?"),
-        ("[[service]]\nname = \"a\"\norigin = \"tcp://x:1\"\n", ":3: service[0].origin: origins of the kind \"tcp\""),
+        ("[[service]]\nname = \"a\"\norigin = \"ftp://x:1\"\n", ":3: service[0].origin: origins of the kind \"ftp\""),
         ("[service]\n", "[[service]]"),
         ("not toml", ":1: "),
     ] {

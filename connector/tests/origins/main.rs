@@ -2,6 +2,7 @@
 #![expect(unreachable_pub, reason = "modules of one test binary")]
 
 mod behaviour;
+mod http2;
 mod pki;
 mod scripted;
 mod stand;

@@ -101,7 +101,7 @@ async fn an_https_origin_is_reached_only_where_its_certificate_holds() {
     let site = Site::start().await;
     let good = site.get(GOOD, "orders.test", site.ca()).await;
     assert!(good.starts_with("HTTP/1.1 200 "), "{good}");
-    assert!(good.contains(&format!("host=orders.test:{GOOD} sni=orders.test")), "{good}");
+    assert!(good.contains(&format!("HTTP/2.0 host=orders.test:{GOOD} sni=orders.test")), "{good}");
     let http1 = site.get(HTTP1, "orders.test", site.ca()).await;
     assert!(http1.contains("HTTP/1.1 host="), "{http1}");
 

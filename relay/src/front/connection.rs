@@ -10,6 +10,7 @@ use std::time::Duration;
 use culvert_hop::body::Body;
 use culvert_hop::request::Caller;
 use culvert_hop::server::serve;
+use culvert_hop::wakes::Quiet;
 use culvert_ops::drain::InFlight;
 use http::Request;
 use tokio::sync::OwnedSemaphorePermit;
@@ -113,7 +114,7 @@ async fn speak(front: &Front, io: CallerIo, visit: Visit, speaks: Speaks, _open:
     let settings = front.settings(speaks);
     tokio::select! {
         () = serve(io, &settings, answer, idle) => {}
-        () = visit.running.cut(&exchanges.drain, &exchanges.long) => reset.store(true, Ordering::Relaxed),
+        () = Quiet::new(visit.running.cut(&exchanges.drain, &exchanges.long)) => reset.store(true, Ordering::Relaxed),
     }
 }
 

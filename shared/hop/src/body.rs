@@ -52,8 +52,12 @@ pub enum Outcome {
 
 /// Drives the connection that a response's body comes on.
 pub(crate) trait Drive: Send {
-    /// Moves bytes. Never completes: the body itself tells its end.
-    fn poll_drive(&mut self, cx: &mut Context<'_>);
+    /// The body's next frame, and what has to move on the connection for it.
+    fn poll_frame(
+        &mut self,
+        incoming: &mut Incoming,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>>;
 
     /// Why the body ended early. Called after it failed.
     fn poll_fault(&mut self, cx: &mut Context<'_>) -> Poll<Fault>;
@@ -354,25 +358,18 @@ impl Kind {
                 // hyper does not tell a caller that went away from one that broke the framing.
                 Fault::new(Reason::BadRequest).side(Side::Caller).log(error)
             }),
-            Self::Answer(incoming, drive) => {
-                let mut polled = Pin::new(&mut *incoming).poll_frame(cx);
-                if polled.is_pending() {
-                    drive.poll_drive(cx);
-                    polled = Pin::new(incoming).poll_frame(cx);
+            Self::Answer(incoming, drive) => match drive.poll_frame(incoming, cx) {
+                Poll::Ready(Some(Err(_))) => {
+                    let Self::Answer(_, drive) = std::mem::replace(self, Self::Failed) else {
+                        return Poll::Ready(None);
+                    };
+                    *self = Self::Failing(Some(drive));
+                    self.poll_frame(cx)
                 }
-                match polled {
-                    Poll::Ready(Some(Err(_))) => {
-                        let Self::Answer(_, drive) = std::mem::replace(self, Self::Failed) else {
-                            return Poll::Ready(None);
-                        };
-                        *self = Self::Failing(Some(drive));
-                        self.poll_frame(cx)
-                    }
-                    Poll::Ready(Some(Ok(frame))) => Poll::Ready(Some(Ok(frame))),
-                    Poll::Ready(None) => Poll::Ready(None),
-                    Poll::Pending => Poll::Pending,
-                }
-            }
+                Poll::Ready(Some(Ok(frame))) => Poll::Ready(Some(Ok(frame))),
+                Poll::Ready(None) => Poll::Ready(None),
+                Poll::Pending => Poll::Pending,
+            },
             Self::Failing(drive) => match drive.as_mut().map(|drive| drive.poll_fault(cx)) {
                 Some(Poll::Ready(fault)) => Poll::Ready(Some(Err(fault))),
                 Some(Poll::Pending) => Poll::Pending,

@@ -3,6 +3,7 @@
 //! Must never be given back to its pool while anything of an exchange is still to come.
 
 use std::error::Error as _;
+use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,6 +11,10 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
+use http::{Request, Response};
+use http_body::{Body as _, Frame};
+use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::{Builder, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -20,6 +25,7 @@ use culvert_model::reason::Reason;
 use crate::body::{Body, Drive, Flag};
 use crate::fault::{Fault, Retry};
 use crate::pool::{Inner, Lost, Opener, PoolSettings};
+use crate::wakes::Wakes;
 
 /// Set while the request's body is not fully taken.
 const UPLOADING: u32 = 1;
@@ -30,6 +36,8 @@ const STARVED: u32 = 2;
 pub(crate) struct Client<O: Opener> {
     pub(crate) sender: SendRequest<Body>,
     connection: Option<Connection<TokioIo<Wire<O::Io>>, Body>>,
+    /// None while it is polled.
+    wakes: Option<Wakes>,
     ended: bool,
     error: Option<hyper::Error>,
     bits: Arc<AtomicU32>,
@@ -59,6 +67,7 @@ impl<O: Opener> Client<O> {
         Ok(Box::new(Self {
             sender,
             connection: Some(connection),
+            wakes: Some(Wakes::new()),
             ended: false,
             error: None,
             bits: Arc::new(AtomicU32::new(0)),
@@ -91,9 +100,34 @@ impl<O: Opener> Client<O> {
         }
     }
 
+    /// Polls the connection together with its user, so that what they wake each other for does not wake their task.
+    pub(crate) fn poll_quietly<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut poll: impl FnMut(&mut Self, &mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
+        let Some(wakes) = self.wakes.take() else { return poll(self, cx) };
+        let polled = wakes.poll(cx, |cx| poll(self, cx));
+        self.wakes = Some(wakes);
+        polled
+    }
+
+    /// Hands over a request; poll the connection for it with [`Self::poll_quietly`].
+    pub(crate) fn send(
+        &mut self,
+        request: Request<Body>,
+    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<Body>>>> + use<O> {
+        let Self { sender, wakes, .. } = self;
+        match wakes {
+            Some(wakes) => wakes.hush(|| sender.try_send_request(request)),
+            None => sender.try_send_request(request),
+        }
+    }
+
     /// Whether an idle connection can take a request.
     pub(crate) fn poll_usable(&mut self, cx: &mut Context<'_>) -> bool {
-        self.poll_connection(cx).is_pending() && self.sender.is_ready()
+        let polled = self.poll_quietly(cx, |client, cx| client.poll_connection(cx));
+        polled.is_pending() && self.sender.is_ready()
     }
 
     /// Bytes that the stream has taken.
@@ -181,8 +215,19 @@ impl<O: Opener> Client<O> {
 }
 
 impl<O: Opener> Drive for Client<O> {
-    fn poll_drive(&mut self, cx: &mut Context<'_>) {
-        let _ = self.poll_connection(cx);
+    fn poll_frame(
+        &mut self,
+        incoming: &mut Incoming,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        self.poll_quietly(cx, |client, cx| {
+            let polled = Pin::new(&mut *incoming).poll_frame(cx);
+            if polled.is_ready() {
+                return polled;
+            }
+            let _ = client.poll_connection(cx);
+            Pin::new(&mut *incoming).poll_frame(cx)
+        })
     }
 
     fn poll_fault(&mut self, _: &mut Context<'_>) -> Poll<Fault> {

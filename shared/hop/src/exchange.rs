@@ -7,14 +7,15 @@
 //! not hang on how fast the response is read.
 
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, UPGRADE};
 use http::{Request, Response, StatusCode};
-use http_body::Body as _;
+use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
@@ -100,16 +101,19 @@ async fn ask<O: Opener>(
 ) -> Result<Response<Incoming>, SendError> {
     let due = |from: Instant| from.checked_add(first_byte).into_iter().chain(whole).min();
     let mut sleep = pin!(sleep_until(due(now).unwrap_or(now)));
-    let mut answer = pin!(client.sender.try_send_request(request));
+    let mut answer = pin!(client.send(request));
     let mut taken = client.written();
     let outcome = poll_fn(|cx| {
-        let is_over = client.poll_connection(cx).is_ready();
-        let mut polled = answer.as_mut().poll(cx);
-        if is_over && polled.is_pending() {
-            // The request is still in hyper's queue.
-            client.disconnect();
-            polled = answer.as_mut().poll(cx);
-        }
+        let polled = client.poll_quietly(cx, |client, cx| {
+            let is_over = client.poll_connection(cx).is_ready();
+            let mut polled = answer.as_mut().poll(cx);
+            if is_over && polled.is_pending() {
+                // The request is still in hyper's queue.
+                client.disconnect();
+                polled = answer.as_mut().poll(cx);
+            }
+            polled
+        });
         if let Poll::Ready(result) = polled {
             return Poll::Ready(Ok(result));
         }
@@ -203,7 +207,13 @@ impl Apart {
 }
 
 impl Drive for Apart {
-    fn poll_drive(&mut self, _: &mut Context<'_>) {}
+    fn poll_frame(
+        &mut self,
+        incoming: &mut Incoming,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        Pin::new(incoming).poll_frame(cx)
+    }
 
     fn poll_fault(&mut self, cx: &mut Context<'_>) -> Poll<Fault> {
         pin!(&mut self.fault)

@@ -3,7 +3,7 @@
 //! Must never reorder what stays.
 
 use http::header::{CONNECTION, TE, TRANSFER_ENCODING, UPGRADE};
-use http::{HeaderMap, HeaderName, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 /// `Keep-Alive`.
 pub(crate) const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -11,6 +11,8 @@ pub(crate) const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 pub(crate) const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 /// `HTTP2-Settings`: belongs to an h2c upgrade, which ends here.
 pub(crate) const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+/// The most fields that are taken out and put back.
+const MAX_TAIL: usize = 4;
 /// Every field whose name starts so speaks for Culvert.
 pub(crate) const CULVERT_PREFIX: &str = "culvert-";
 
@@ -67,24 +69,25 @@ pub(crate) fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iter
 
 /// Drops the fields that `is_unwanted` names; the rest keeps its order.
 ///
-/// `HeaderMap::remove` moves the last field into the gap, so it is used only when there is no gap.
+/// `HeaderMap::remove` moves the last field into the gap, so fields are taken from the end up to the first unwanted one,
+/// and those that stay are put back. A map with repeated fields, or with many to take, is built anew.
 pub(crate) fn drop_fields(headers: &mut HeaderMap, is_unwanted: impl Fn(&HeaderName) -> bool) {
-    let names = headers.keys_len();
-    let mut unwanted: [Option<HeaderName>; 4] = [const { None }; 4];
-    let (mut count, mut first) = (0, names);
-    for (place, name) in headers.keys().enumerate() {
-        if is_unwanted(name) {
-            if let Some(slot) = unwanted.get_mut(count) {
-                *slot = Some(name.clone());
-            }
-            count += 1;
-            first = first.min(place);
+    let Some(first) = headers.keys().position(&is_unwanted) else { return };
+    let mut tail: [Option<HeaderName>; MAX_TAIL] = [const { None }; MAX_TAIL];
+    if headers.keys_len() == headers.len() && headers.len() - first <= MAX_TAIL {
+        for (slot, name) in tail.iter_mut().zip(headers.keys().skip(first)) {
+            *slot = Some(name.clone());
         }
-    }
-    if count == 0 {
-    } else if first + count == names && count <= unwanted.len() {
-        for name in unwanted.iter().rev().flatten() {
-            headers.remove(name);
+        let mut kept: [Option<HeaderValue>; MAX_TAIL] = [const { None }; MAX_TAIL];
+        for (name, value) in tail.iter().zip(&mut kept).rev() {
+            if let Some(name) = name {
+                *value = headers.remove(name).filter(|_| !is_unwanted(name));
+            }
+        }
+        for (name, value) in tail.into_iter().zip(kept) {
+            if let (Some(name), Some(value)) = (name, value) {
+                headers.insert(name, value);
+            }
         }
     } else {
         let mut kept = HeaderMap::with_capacity(headers.len());
@@ -103,8 +106,6 @@ pub(crate) fn drop_fields(headers: &mut HeaderMap, is_unwanted: impl Fn(&HeaderN
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
 
     fn map(lines: &[(&'static str, &'static str)]) -> HeaderMap {
@@ -117,6 +118,19 @@ mod tests {
 
     fn names(headers: &HeaderMap) -> Vec<String> {
         headers.iter().map(|(name, value)| format!("{name}:{}", value.to_str().unwrap())).collect()
+    }
+
+    #[test]
+    fn what_stays_keeps_its_order_where_no_field_repeats() {
+        for unwanted in [&[][..], &["a"], &["b"], &["d"], &["e"], &["c", "e"], &["a", "e"], &["a", "b", "c", "d", "e"]]
+        {
+            let mut headers = map(&[("a", "1"), ("b", "1"), ("c", "1"), ("d", "1"), ("e", "1")]);
+            let all = names(&headers);
+            let expected: Vec<_> =
+                all.into_iter().filter(|line| !unwanted.iter().any(|name| line.starts_with(name))).collect();
+            drop_fields(&mut headers, |name| unwanted.contains(&name.as_str()));
+            assert_eq!(names(&headers), expected, "without {unwanted:?}");
+        }
     }
 
     #[test]

@@ -52,4 +52,5 @@ mod served;
 pub mod server;
 mod stream;
 pub mod upgrade;
+pub mod wakes;
 mod websocket;

@@ -181,8 +181,16 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
     {
         return id.clone();
     }
-    let id = format!("{:032x}", rand::random::<u128>());
-    HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("-"))
+    let mut id = [0; 32];
+    let random = rand::random::<[u8; 16]>();
+    for (digits, byte) in id.chunks_exact_mut(2).zip(random) {
+        digits.copy_from_slice(&[hex_digit(byte >> 4), hex_digit(byte & 15)]);
+    }
+    HeaderValue::from_bytes(&id).unwrap_or(HeaderValue::from_static("-"))
+}
+
+const fn hex_digit(nibble: u8) -> u8 {
+    if nibble < 10 { b'0' + nibble } else { b'a' + nibble - 10 }
 }
 
 /// The rules; on success where in `Host` the name ends, the port, and `Host`.

@@ -26,6 +26,7 @@ use http::{Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::body::Body;
+use crate::wakes::Quiet;
 
 pub(crate) use http2::{SMALL_FRAMES, connection_window};
 pub(crate) use stream::SwitchAccepted;
@@ -139,7 +140,7 @@ where
     S: Fn(Request<Body>) -> F,
     F: Future<Output = Result<Response<Body>, Infallible>>,
 {
-    let mut drain = pin!(drain);
+    let mut drain = pin!(Quiet::new(drain));
     let (io, first) = if settings.http2 == Http2::Always {
         (io, Bytes::new())
     } else {

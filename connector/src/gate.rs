@@ -154,7 +154,7 @@ impl Gate {
         request::deliver(&mut parts, &head);
         match &service.host {
             HostPolicy::Preserve => {}
-            HostPolicy::Origin => request::set_host(&mut parts, service.origin.authority()),
+            HostPolicy::Origin => request::set_host(&mut parts, upstream.authority.clone()),
             HostPolicy::Literal(host) => request::set_host(&mut parts, host.clone()),
         }
         for set in &service.headers {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use culvert_hop::fault::{Fault, Retry, Side};
 use culvert_hop::pool::{Lost, Opener, Pool, PoolSettings, Speak};
 use culvert_model::reason::Reason;
+use http::HeaderValue;
 
 use crate::connect::{Admission, Way, connect, reason_of};
 use crate::health::Health;
@@ -51,6 +52,8 @@ pub struct Table {
 pub struct Upstream {
     /// What it is.
     pub service: Service,
+    /// The origin's authority, as a Host.
+    pub authority: HeaderValue,
     /// Connections to its origin.
     pub pool: Pool<Dial>,
     /// Whether its origin answers.
@@ -136,6 +139,7 @@ impl Upstream {
             ..PoolSettings::default()
         };
         Self {
+            authority: service.origin.authority(),
             pool: Pool::new(dial, settings),
             service,
             health,
@@ -184,6 +188,7 @@ impl Upstream {
     fn same(&self) -> Self {
         Self {
             service: self.service.clone(),
+            authority: self.authority.clone(),
             pool: self.pool.clone(),
             health: self.health.clone(),
             metrics: self.metrics.clone(),

@@ -11,6 +11,7 @@ mod gateways;
 mod grpc;
 mod health;
 mod joining;
+mod long_answers;
 mod main_path;
 mod many;
 mod promises;

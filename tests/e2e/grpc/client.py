@@ -187,6 +187,11 @@ def unavailable():
     expect(error.code(), grpc.StatusCode.UNAVAILABLE)
 
 
+def unauthenticated():
+    error = error_of(lambda: channel.unary_unary(path("Unary"))(b"", timeout=PATIENCE))
+    expect(error.code(), grpc.StatusCode.UNAUTHENTICATED)
+
+
 def no_such_service():
     error = error_of(lambda: channel.unary_unary(path("Unary"))(b"", timeout=PATIENCE))
     expect(error.code(), grpc.StatusCode.UNIMPLEMENTED)

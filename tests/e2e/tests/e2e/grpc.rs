@@ -35,6 +35,9 @@ struct Site {
     relay: Relay,
     connector: Connector,
     server: Process,
+    /// Where the relay wants to know which gateway calls, and what nginx says then.
+    guarded: SocketAddr,
+    identity: String,
 }
 
 impl Site {
@@ -46,12 +49,20 @@ impl Site {
         let line = server.line("listening ", Duration::from_secs(20)).await?;
         let port = line.split(' ').nth(1).context("a port")?;
         let mut relay = Relay::new()?;
+        let guarded = address::at(relay.http.ip(), 31_082);
+        relay.config(&format!(
+            "[http]\nlisten = [\"{}\"]\n[[http.listener]]\nlisten = \"{guarded}\"\ngateways = [\"edge\"]\n",
+            relay.http
+        ))?;
         relay.start().await?;
+        let said = relay.cli(&["gateway", "create", "edge", "--service", "orders"]).await?;
+        ensure!(said.status == 0, "{said:?}");
+        let identity = said.stdout.trim().to_owned();
         let token = relay.tunnel("main", &["orders"]).await?;
         let mut connector = Connector::new(&token, &[&format!("orders=h2c://127.0.0.1:{port}")])?;
         connector.start().await?;
         relay.up("orders").await?;
-        Ok(Self { relay, connector, server })
+        Ok(Self { relay, connector, server, guarded, identity })
     }
 
     /// Runs scenarios of the client against `to`, calling it `authority`.
@@ -78,11 +89,11 @@ async fn nginx(site: &Site) -> Result<(Gateway, SocketAddr)> {
     let ip = address::own_loopback();
     let (http, grpc) = (address::at(ip, 31_081), address::at(ip, 31_051));
     let secret = site.relay.directory().join("culvert-gateway");
-    std::fs::write(&secret, "default \"edge:secret\";\n")?;
+    std::fs::write(&secret, format!("default \"{}\";\n", site.identity))?;
     let changes = [
         ("listen 80;", &*format!("listen {http};")),
         ("listen 50051 ", &*format!("listen {grpc} ")),
-        ("127.0.0.1:8080", &*site.relay.http.to_string()),
+        ("127.0.0.1:8080", &*site.guarded.to_string()),
         ("/etc/nginx/culvert-gateway", &*secret.display().to_string()),
     ];
     let gateway = Gateway::nginx(grpc, &shipped("nginx.conf", &changes)?).await?;
@@ -116,6 +127,7 @@ async fn a_grpc_client_learns_what_is_missing_by_status() -> Result<()> {
     let mut site = Site::new().await?;
     let (_gateway, grpc) = nginx(&site).await?;
     site.calls(site.relay.http, "nobody.internal", &["no_such_service"]).await?;
+    site.calls(site.guarded, "orders.internal", &["unauthenticated"]).await?;
     site.server.kill()?;
     site.calls(site.relay.http, "orders.internal", &["unavailable"]).await?;
     site.calls(grpc, "api.example.com", &["unavailable"]).await

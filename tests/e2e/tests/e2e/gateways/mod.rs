@@ -45,7 +45,12 @@ struct Site {
 impl Behind {
     async fn new() -> Result<Self> {
         let mut relay = Relay::new()?;
+        // Loopback would not ask for an identity; here the gateway's must arrive.
+        relay.config(&format!("[[http.listener]]\nlisten = \"{}\"\ngateways = [\"edge\"]\n", relay.http))?;
         relay.start().await?;
+        let said = relay.cli(&["gateway", "create", "edge"]).await?;
+        ensure!(said.status == 0, "{said:?}");
+        let identity = said.stdout.trim().to_owned();
         let (orders, billing) = (Origin::start("orders").await?, Origin::start("billing").await?);
         let token = relay.tunnel("main", &["orders", "billing"]).await?;
         let services = [format!("orders={}", orders.url()), format!("billing={}", billing.url())];
@@ -54,7 +59,7 @@ impl Behind {
         relay.up("orders").await?;
         relay.up("billing").await?;
         let listen = address::at(address::own_loopback(), 31_081);
-        Ok(Self { relay, connector, orders, billing, listen, identity: "edge:secret".to_owned() })
+        Ok(Self { relay, connector, orders, billing, listen, identity })
     }
 
     /// The addresses that every shipped configuration has, and this site's own.
@@ -128,6 +133,10 @@ async fn the_origin_learns_who_called_from_the_gateway(site: &Site) -> Result<()
     }
     ensure!(head.values("x-kept") == ["kept"], "{head:?}");
     ensure!(head.names().iter().all(|name| !name.starts_with("culvert")), "{head:?}");
+    // The relay asked who calls: without the gateway's secret nobody gets in.
+    let answer = site.behind.relay.get("orders", "/orders/head").await?;
+    ensure!(answer.status == 401, "{answer:?}");
+    ensure!(!text.contains("culvert_g1_"), "{text}");
     Ok(())
 }
 

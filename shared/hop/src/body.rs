@@ -200,6 +200,11 @@ impl Body {
         Self::of(Kind::Phantom(length))
     }
 
+    /// Whether it is a length without bytes.
+    pub(crate) fn is_phantom(&self) -> bool {
+        matches!(self.kind, Kind::Phantom(_))
+    }
+
     pub(crate) fn answer(incoming: Incoming, drive: Box<dyn Drive>) -> Self {
         Self::of(Kind::Answer(incoming, drive))
     }

@@ -4,6 +4,7 @@
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
@@ -93,11 +94,15 @@ pub(super) async fn exchange<S, F>(
 
 async fn answer_with(
     head: http::response::Parts,
-    body: Body,
+    mut body: Body,
     mut respond: SendResponse<Bytes>,
     settings: &ServerSettings,
     ledger: &Ledger,
 ) {
+    if body.is_phantom() {
+        // Its head ends the stream: a DATA frame, be it empty, would not fit the length.
+        let _ = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
+    }
     let is_empty = body.is_end_stream();
     let Ok(mut send) = respond.send_response(Response::from_parts(head, ()), is_empty) else { return };
     if is_empty {

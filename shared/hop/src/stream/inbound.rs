@@ -43,18 +43,22 @@ impl Inbound {
             self.is_wanted = true;
             self.owner.wanted();
         }
-        let failed = match ready!(self.stream.poll_data(cx)) {
-            Some(Ok(data)) => {
-                self.left = self.left.map(|left| left.saturating_sub(u64::try_from(data.len()).unwrap_or(u64::MAX)));
-                // Whoever took the bytes asks for more only when they are gone.
-                let _ = self.stream.flow_control().release_capacity(data.len());
-                return Poll::Ready(Some(Ok(Frame::data(data))));
+        let failed = loop {
+            match ready!(self.stream.poll_data(cx)) {
+                Some(Ok(data)) if data.is_empty() => {}
+                Some(Ok(data)) => {
+                    self.left =
+                        self.left.map(|left| left.saturating_sub(u64::try_from(data.len()).unwrap_or(u64::MAX)));
+                    // Whoever took the bytes asks for more only when they are gone.
+                    let _ = self.stream.flow_control().release_capacity(data.len());
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                Some(Err(error)) => break error,
+                None => match ready!(self.stream.poll_trailers(cx)) {
+                    Ok(trailers) => return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers)))),
+                    Err(error) => break error,
+                },
             }
-            Some(Err(error)) => error,
-            None => match ready!(self.stream.poll_trailers(cx)) {
-                Ok(trailers) => return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers)))),
-                Err(error) => error,
-            },
         };
         Poll::Ready(Some(Err(self.owner.fault(&failed))))
     }

@@ -64,6 +64,7 @@ pub(crate) struct Options {
     pub(crate) deadlines: Deadlines,
     pub(crate) retries: bool,
     pub(crate) buffer: usize,
+    pub(crate) pool: PoolSettings,
 }
 
 impl Default for Options {
@@ -74,6 +75,7 @@ impl Default for Options {
             deadlines: Deadlines::default(),
             retries: false,
             buffer: 64 * 1024,
+            pool: PoolSettings::default(),
         }
     }
 }
@@ -95,7 +97,7 @@ impl Rig {
 
     pub(crate) fn with(options: Options) -> Self {
         let (caller, ours) = tokio::io::duplex(options.buffer);
-        let (pool, origins) = pool(options.buffer, PoolSettings::default());
+        let (pool, origins) = pool(options.buffer, options.pool.clone());
         let (drain, draining) = watch::channel(false);
         let endings = Arc::new(Mutex::new(Vec::new()));
         let faults = Arc::new(Mutex::new(Vec::new()));
@@ -206,7 +208,7 @@ async fn hop(
             if let Some(fault) = failure::take(&mut parts.headers) {
                 return fail(fault, &head.audience);
             }
-            if let Err(fault) = response::accept(&mut parts) {
+            if let Err(fault) = response::refuse_success(&parts, &head).and_then(|()| response::accept(&mut parts)) {
                 return fail(fault, &head.audience);
             }
             let body = body.on_end(move |ending| endings.lock().unwrap().push(ending));

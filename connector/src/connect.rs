@@ -11,6 +11,7 @@ use std::time::Duration;
 use culvert_hop::fault::{Fault, Retry, Side};
 use culvert_model::reason::Reason;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_rustls::TlsConnector;
@@ -24,6 +25,11 @@ use crate::tls::{ClientTls, Offer, refusal};
 
 /// The head start of each address over the next (RFC 8305 §5).
 const STAGGER: Duration = Duration::from_millis(250);
+
+/// How long bytes may wait for the origin's acknowledgement.
+const UNACKNOWLEDGED_MS: u32 = 20_000;
+/// How long a connection may be silent before the origin's host is asked whether it is there.
+const KEEPALIVE_SECONDS: u32 = 60;
 
 /// Which addresses of an origin may be dialled.
 #[derive(Debug, Clone)]
@@ -162,7 +168,7 @@ async fn race(addresses: &[SocketAddr], deadline: Instant) -> Result<TcpStream, 
             biased;
             Some((address, result)) = dialling.next() => match result {
                 Ok(stream) => {
-                    let _ = stream.set_nodelay(true);
+                    tune(&stream);
                     return Ok(stream);
                 }
                 Err(error) => {
@@ -183,6 +189,16 @@ async fn race(addresses: &[SocketAddr], deadline: Instant) -> Result<TcpStream, 
         Some((address, error)) => fault(reason_of(&error)).log(format_args!("{address}: {error}")),
         None => fault(Reason::OriginDns),
     })
+}
+
+/// An origin that vanished without a word must not hold a shared connection, and all who share it, for the quarter of an
+/// hour that the system would try for. What cannot be set changes nothing else.
+fn tune(stream: &TcpStream) {
+    let _ = stream.set_nodelay(true);
+    let _ = setsockopt(stream, sockopt::TcpUserTimeout, &UNACKNOWLEDGED_MS);
+    let _ = setsockopt(stream, sockopt::TcpKeepIdle, &KEEPALIVE_SECONDS);
+    let _ = setsockopt(stream, sockopt::TcpKeepInterval, &(KEEPALIVE_SECONDS / 4));
+    let _ = setsockopt(stream, sockopt::KeepAlive, &true);
 }
 
 /// Whether an address's failure says more of the origin than another's: a host that answered no more than one that has

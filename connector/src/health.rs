@@ -10,6 +10,7 @@ use culvert_hop::body::Body;
 use culvert_hop::exchange::{Answer, Deadlines};
 use culvert_hop::fault::Fault;
 use culvert_model::control::{Health as Told, ServiceHealth};
+use culvert_model::name::ServiceName;
 use culvert_model::reason::Reason;
 use culvert_ops::task::Owner;
 use http::{Method, Request, header};
@@ -17,6 +18,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::moves::Moves;
 use crate::origin_io::OriginIo;
 use crate::origins::{Origins, Upstream};
 use crate::tls::Offer;
@@ -131,7 +133,8 @@ impl Checks {
     pub fn restart(&self) {
         let mut owner = Owner::new();
         for upstream in self.origins.table().iter() {
-            owner.spawn("connector.health", check_for_ever(upstream.clone(), self.news.clone()));
+            let name = upstream.service.name.clone();
+            owner.spawn("connector.health", check_for_ever(self.origins.clone(), name, self.news.clone()));
         }
         *self.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = owner;
         self.news.send_modify(|version| *version += 1);
@@ -149,10 +152,11 @@ pub fn told(origins: &Origins) -> Vec<ServiceHealth> {
     table.iter().map(|up| ServiceHealth { name: up.service.name.clone(), health: up.health.told() }).collect()
 }
 
-async fn check_for_ever(upstream: Arc<Upstream>, news: watch::Sender<u64>) {
-    let name = &upstream.service.name;
-    let health = &upstream.health;
+async fn check_for_ever(origins: Origins, name: ServiceName, news: watch::Sender<u64>) {
+    let mut moves = Moves::default();
     loop {
+        let Some(upstream) = origins.table().upstream(name.as_str()).cloned() else { return };
+        let health = &upstream.health;
         let mut found = check(&upstream).await;
         if found.is_some() && health.is_up() && health.inner.seen_up.load(Ordering::Relaxed) {
             tokio::time::sleep(CONFIRM).await;
@@ -167,6 +171,12 @@ async fn check_for_ever(upstream: Arc<Upstream>, news: watch::Sender<u64>) {
                 None => tracing::info!(service = %name, "origin is up"),
             }
             news.send_modify(|version| *version += 1);
+        }
+        if let Some(addresses) = upstream.addresses().await
+            && moves.note(&addresses, Instant::now())
+        {
+            tracing::info!(service = %name, "the origin's name has left an address");
+            origins.renew(name.as_str());
         }
         let interval = upstream.service.health.interval;
         let next = Instant::now() + if health.is_up() { interval } else { interval.min(WHILE_DOWN) };

@@ -20,6 +20,7 @@ pub mod join;
 pub mod link;
 pub mod liveness;
 pub mod metrics;
+pub mod moves;
 pub mod names;
 pub mod origin;
 pub mod origin_io;

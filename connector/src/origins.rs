@@ -3,6 +3,7 @@
 //! Must never be changed in place: a reload builds a new table, which takes over the pools of what stayed the same.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, RwLock};
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ use crate::connect::{Admission, Way, connect, reason_of};
 use crate::health::Health;
 use crate::metrics::ServiceMetrics;
 use crate::names::Names;
-use crate::origin::Scheme;
+use crate::origin::{Host, Origin, Scheme};
 use crate::origin_io::OriginIo;
 use crate::reach::now;
 use crate::service::Service;
@@ -66,6 +67,7 @@ pub struct Upstream {
 }
 
 /// How a pool reaches an origin.
+#[derive(Clone)]
 pub struct Dial {
     service: Service,
     admission: Admission,
@@ -109,6 +111,17 @@ impl Origins {
             }
         }
     }
+
+    /// Gives a service a new pool: no request takes an old connection again, and those in use end with their exchange.
+    pub fn renew(&self, name: &str) {
+        let mut table = self.table.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let Some(old) = table.upstreams.get(name).cloned() else { return };
+        let renewed = Arc::new(Upstream { pool: pool(old.pool.opener().clone()), ..old.same() });
+        let mut upstreams = table.upstreams.clone();
+        upstreams.insert(name.into(), renewed);
+        *table = Arc::new(Table { upstreams });
+        old.pool.close();
+    }
 }
 
 impl Table {
@@ -128,19 +141,9 @@ impl Upstream {
     pub fn new(service: Service, admission: Admission, names: Names) -> Self {
         let health = Health::new();
         let dial = Dial { service: service.clone(), admission, names, health: health.clone() };
-        let settings = PoolSettings {
-            max_idle: MAX_IDLE,
-            idle_timeout: IDLE,
-            max_head: MAX_HEAD,
-            preserve_case: true,
-            // https origins have their say by ALPN.
-            http2: if service.origin.scheme() == Some(Scheme::H2c) { Speak::Always } else { Speak::Never },
-            exchanges_per_connection: EXCHANGES,
-            ..PoolSettings::default()
-        };
         Self {
             authority: service.origin.authority(),
-            pool: Pool::new(dial, settings),
+            pool: pool(dial),
             service,
             health,
             metrics: OnceLock::new(),
@@ -185,6 +188,14 @@ impl Upstream {
         self.last_used.store(NEVER, Ordering::Relaxed);
     }
 
+    /// The addresses of the origin's name as of now; none for an address, a socket file, or where nobody knows.
+    pub async fn addresses(&self) -> Option<Arc<[SocketAddr]>> {
+        match &self.service.origin {
+            Origin::Net { host: Host::Name(name), .. } => self.pool.opener().names.addresses(name).await.ok(),
+            Origin::Net { .. } | Origin::Unix(_) => None,
+        }
+    }
+
     fn same(&self) -> Self {
         Self {
             service: self.service.clone(),
@@ -202,6 +213,20 @@ impl Upstream {
         (&own.origin, &own.tls, own.proxy_protocol, own.timeouts.connect, &own.health)
             == (&other.origin, &other.tls, other.proxy_protocol, other.timeouts.connect, &other.health)
     }
+}
+
+fn pool(dial: Dial) -> Pool<Dial> {
+    let settings = PoolSettings {
+        max_idle: MAX_IDLE,
+        idle_timeout: IDLE,
+        max_head: MAX_HEAD,
+        preserve_case: true,
+        // https origins have their say by ALPN.
+        http2: if dial.service.origin.scheme() == Some(Scheme::H2c) { Speak::Always } else { Speak::Never },
+        exchanges_per_connection: EXCHANGES,
+        ..PoolSettings::default()
+    };
+    Pool::new(dial, settings)
 }
 
 impl Dial {
@@ -284,6 +309,19 @@ mod tests {
         assert!(origins.table().upstream("billing").is_none());
         origins.replace(Vec::new());
         assert!(origins.table().upstream("orders").is_none());
+    }
+
+    #[tokio::test]
+    async fn a_renewed_service_is_the_same_with_other_connections() {
+        let origins = Origins::default();
+        origins.replace(vec![service("a", "http://127.0.0.1:1"), service("b", "http://127.0.0.1:2")]);
+        let of = |name: &str| origins.table().upstream(name).unwrap().clone();
+        let (a, b) = (of("a"), of("b"));
+        a.health.set(Some(Reason::OriginRefused.into()));
+        origins.renew("a");
+        origins.renew("no-such");
+        assert!(Arc::ptr_eq(&b, &of("b")) && !Arc::ptr_eq(&a, &of("a")));
+        assert!(!of("a").health.is_up());
     }
 
     #[tokio::test]

@@ -1,6 +1,7 @@
 use tokio::net::TcpListener;
 
 use super::*;
+use crate::names::played::Played;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -42,9 +43,103 @@ async fn failures_have_names() {
         (io::ErrorKind::TimedOut, Reason::OriginConnectTimeout),
         (io::ErrorKind::ConnectionReset, Reason::OriginClosed),
     ];
+    for errno in [libc::EMFILE, libc::EADDRNOTAVAIL] {
+        assert_eq!(reason_of(&io::Error::from_raw_os_error(errno)), Reason::Overloaded);
+    }
     for (kind, reason) in kinds {
         assert_eq!(reason_of(&kind.into()), reason);
     }
+}
+
+/// Dials a name that is at these addresses, in this order.
+async fn dial_name(port: u16, addresses: &[&str]) -> Result<OriginIo, Reason> {
+    let played = Arc::new(Played::default());
+    played.says("orders", addresses);
+    let (origin, names) = (format!("http://orders:{port}").parse().unwrap(), Names::by(played));
+    let way = Way { origin: &origin, tls: None, offer: Offer::Either, admission: &Admission::Declared, names: &names };
+    connect(way, PATIENCE).await.map_err(|fault| fault.reason)
+}
+
+fn reached(io: &OriginIo) -> String {
+    match io {
+        OriginIo::Tcp(stream) => stream.peer_addr().unwrap().ip().to_string(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn an_address_that_refuses_hands_on_to_the_next_at_once() {
+    let listener = TcpListener::bind("127.0.0.3:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let started = Instant::now();
+    let io = dial_name(port, &["127.0.0.1", "127.0.0.2", "127.0.0.3"]).await.unwrap();
+    assert_eq!(reached(&io), "127.0.0.3");
+    assert!(started.elapsed() < STAGGER, "a refusal is not waited for");
+}
+
+#[tokio::test]
+async fn an_address_that_says_nothing_costs_a_quarter_of_a_second() {
+    // A listener whose queue is full answers no SYN.
+    let silent = full_listener("127.0.0.1:0").await;
+    let port = silent.0.local_addr().unwrap().port();
+    let listener = TcpListener::bind(("127.0.0.2", port)).await.unwrap();
+    let started = Instant::now();
+    let io = dial_name(port, &["127.0.0.1", "127.0.0.2"]).await.unwrap();
+    assert_eq!(reached(&io), "127.0.0.2");
+    let took = started.elapsed();
+    assert!(took >= STAGGER && took < PATIENCE / 2, "{took:?}");
+    listener.accept().await.unwrap();
+    drop(silent);
+}
+
+/// A listener that takes no connection any more, and the connections in its queue.
+async fn full_listener(at: &str) -> (std::net::TcpListener, Vec<TcpStream>) {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(at.parse().unwrap()).unwrap();
+    let listener = socket.listen(0).unwrap().into_std().unwrap();
+    let mut queue = Vec::new();
+    while let Ok(connected) = tokio::time::timeout(STAGGER, TcpStream::connect(listener.local_addr().unwrap())).await {
+        queue.push(connected.unwrap());
+    }
+    (listener, queue)
+}
+
+#[tokio::test]
+async fn of_several_failures_the_one_that_says_most_is_told() {
+    let port = {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        listener.local_addr().unwrap().port()
+    };
+    // Nobody can connect to the broadcast address.
+    for addresses in [&["255.255.255.255", "127.0.0.1"], &["127.0.0.1", "255.255.255.255"]] {
+        assert_eq!(dial_name(port, addresses).await.unwrap_err(), Reason::OriginRefused, "{addresses:?}");
+    }
+    assert_eq!(dial_name(port, &["255.255.255.255"]).await.unwrap_err(), Reason::OriginUnreachable);
+}
+
+#[tokio::test]
+async fn a_name_whose_addresses_all_failed_is_asked_anew() {
+    let played = Arc::new(Played::default());
+    let names = Names::by(played.clone());
+    let listener = TcpListener::bind("127.0.0.2:0").await.unwrap();
+    let origin = format!("http://orders:{}", listener.local_addr().unwrap().port()).parse().unwrap();
+    let way = Way { origin: &origin, tls: None, offer: Offer::Either, admission: &Admission::Declared, names: &names };
+    played.says("orders", &["127.0.0.1"]);
+    assert_eq!(connect(way, PATIENCE).await.unwrap_err().reason, Reason::OriginRefused);
+    played.says("orders", &["127.0.0.2"]);
+    assert!(connect(way, PATIENCE).await.is_ok(), "well before the answer's time is over");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resolver_that_does_not_answer_is_given_up_in_time() {
+    let played = Arc::new(Played::default());
+    played.says("orders", &["127.0.0.1"]);
+    played.takes(Duration::from_secs(60));
+    let (origin, names) = ("http://orders:1".parse().unwrap(), Names::by(played));
+    let way = Way { origin: &origin, tls: None, offer: Offer::Either, admission: &Admission::Declared, names: &names };
+    let started = Instant::now();
+    assert_eq!(connect(way, PATIENCE).await.unwrap_err().reason, Reason::OriginDns);
+    assert_eq!(started.elapsed(), PATIENCE);
 }
 
 /// An https origin on this host, and what trusts it.

@@ -345,3 +345,43 @@ async fn trailers_of_the_origin_arrive() {
     let rest = String::from_utf8(line.bytes("2\r\nok\r\n0\r\nx-sum: 7\r\n\r\n".len()).await).unwrap();
     assert_eq!(rest, "2\r\nok\r\n0\r\nx-sum: 7\r\n\r\n");
 }
+
+#[tokio::test]
+async fn connections_to_an_address_that_is_left_serve_their_exchange_and_no_other() {
+    let (left, half) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (tell, go_on) = (left.clone(), half.clone());
+    let connections = Arc::new(AtomicUsize::new(0));
+    let counted = connections.clone();
+    let origin = Scripted::start(move |mut conn, count| {
+        let (tell, go_on) = (tell.clone(), go_on.clone());
+        counted.fetch_add(1, Ordering::Relaxed);
+        async move {
+            conn.head().await?;
+            if count > 0 {
+                return conn.say(OK).await;
+            }
+            conn.say(OK).await?;
+            conn.head().await?;
+            conn.say("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nha").await?;
+            go_on.notified().await;
+            conn.say("lf").await?;
+            assert!(conn.head().await.is_none(), "nothing more comes on it");
+            tell.notify_one();
+            Some(())
+        }
+    })
+    .await;
+    let stand = stand(&origin).await;
+    assert!(stand.get("/").await.ends_with("ok"));
+    let mut line = stand.line();
+    line.ask("GET /", "", "").await;
+    line.head().await;
+    assert_eq!(line.bytes(2).await, b"ha");
+    assert_eq!(connections.load(Ordering::Relaxed), 1, "kept and used again");
+    stand.renew();
+    half.notify_one();
+    assert_eq!(line.bytes(2).await, b"lf");
+    left.notified().await;
+    assert!(stand.get("/").await.ends_with("ok"));
+    assert_eq!(connections.load(Ordering::Relaxed), 2);
+}

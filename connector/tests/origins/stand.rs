@@ -95,6 +95,11 @@ impl Stand {
         line.answer().await
     }
 
+    /// As when the origin's name has left an address.
+    pub fn renew(&self) {
+        self.origins.renew("orders");
+    }
+
     /// What a check of the origin's health found, in words.
     pub async fn why_down(&self) -> String {
         let checks = Checks::new(self.origins.clone());

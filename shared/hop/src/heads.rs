@@ -1,5 +1,6 @@
 //! Watches the bytes of requests for what hyper's parser repairs or forgives instead of refusing it: a bare LF at the
-//! end of a line, a length given twice or beside a transfer coding, a fragment in the target.
+//! end of a line, a length given twice or beside a transfer coding, a fragment in the target, a chunk's size followed by
+//! something that is no extension, a control in an extension, trailers whose lines end in LF.
 //!
 //! Must never change a byte, allocate, or be wrong about where a head begins: it follows bodies by their framing.
 
@@ -14,6 +15,8 @@ pub(crate) enum Flaw {
     Both,
     /// A `#` in the request line: what follows it would be dropped.
     Fragment,
+    /// A line between chunks, or behind them, that is not as RFC 9112 §7.1 has it. The request's head has passed.
+    Chunk,
 }
 
 /// Follows one connection's requests, of which it sees every byte once.
@@ -34,15 +37,25 @@ enum State {
     },
     ChunkSize {
         size: u64,
-        is_done: bool,
+        part: Part,
     },
     Trailers {
         is_blank: bool,
+        is_cr: bool,
     },
     /// After a head with `Upgrade`: another head, or another protocol.
     Perhaps,
     /// Another protocol, or beyond what can be followed.
     Off,
+}
+
+/// Where in the line of a chunk's size.
+#[derive(Debug, Clone, Copy)]
+enum Part {
+    Start,
+    Digits,
+    Extension,
+    Cr,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -71,7 +84,17 @@ impl Heads {
         self.state = State::Off;
     }
 
-    /// Sees the next bytes; a flaw, and where in `bytes` the request with it begins (0 if before them).
+    /// Whether a request has been seen whole, and nothing of the next.
+    pub(crate) fn is_between(&self) -> bool {
+        match self.state {
+            State::Head => !self.head.has_request_line && self.line.len == 0,
+            State::Perhaps => true,
+            State::Skip { .. } | State::ChunkSize { .. } | State::Trailers { .. } | State::Off => false,
+        }
+    }
+
+    /// Sees the next bytes; a flaw, and where in `bytes` the request with it begins (0 if before them), or for
+    /// [`Flaw::Chunk`] where it is itself.
     pub(crate) fn see(&mut self, bytes: &[u8]) -> Result<(), (Flaw, usize)> {
         let mut rest = bytes;
         let mut begin = 0;
@@ -88,14 +111,20 @@ impl Heads {
                     let step = usize::try_from(bytes).unwrap_or(usize::MAX).min(rest.len());
                     let left = bytes - u64::try_from(step).unwrap_or(bytes);
                     self.state = match (left, in_chunks) {
-                        (0, true) => State::ChunkSize { size: 0, is_done: false },
+                        (0, true) => State::ChunkSize { size: 0, part: Part::Start },
                         (0, false) => self.next(),
                         (bytes, in_chunks) => State::Skip { bytes, in_chunks },
                     };
                     rest.get(step..).unwrap_or_default()
                 }
-                State::ChunkSize { size, is_done } => self.see_size(rest, size, is_done),
-                State::Trailers { is_blank } => self.see_trailers(rest, is_blank),
+                State::ChunkSize { size, part } => {
+                    let before = bytes.len() - rest.len();
+                    self.see_size(rest, size, part).map_err(|at| (Flaw::Chunk, before + at))?
+                }
+                State::Trailers { is_blank, is_cr } => {
+                    let before = bytes.len() - rest.len();
+                    self.see_trailers(rest, is_blank, is_cr).map_err(|at| (Flaw::Chunk, before + at))?
+                }
             };
             if matches!(self.state, State::Head) && !self.head.has_request_line && self.line.len == 0 {
                 begin = bytes.len() - rest.len();
@@ -150,53 +179,54 @@ impl Heads {
 
     fn after_head(&mut self) -> State {
         match self.head {
-            Head { is_chunked: true, .. } => State::ChunkSize { size: 0, is_done: false },
+            Head { is_chunked: true, .. } => State::ChunkSize { size: 0, part: Part::Start },
             Head { length: Some(bytes @ 1..), .. } => State::Skip { bytes, in_chunks: false },
             Head { is_upgrade: true, .. } => State::Perhaps,
             Head { .. } => self.next(),
         }
     }
 
-    fn see_size<'a>(&mut self, bytes: &'a [u8], mut size: u64, mut is_done: bool) -> &'a [u8] {
+    /// Reads the line of a chunk's size; where it goes wrong.
+    fn see_size<'a>(&mut self, bytes: &'a [u8], mut size: u64, mut part: Part) -> Result<&'a [u8], usize> {
         for (at, byte) in bytes.iter().enumerate() {
-            match (byte, char::from(*byte).to_digit(16)) {
-                (b'\n', _) => {
-                    self.state = match size.checked_add(2) {
-                        Some(2) => State::Trailers { is_blank: true },
-                        Some(bytes) => State::Skip { bytes, in_chunks: true },
-                        None => State::Off,
-                    };
-                    return bytes.get(at + 1..).unwrap_or_default();
+            part = match (part, byte, char::from(*byte).to_digit(16)) {
+                (Part::Start | Part::Digits, _, Some(digit)) => {
+                    size = size.checked_mul(16).ok_or(at)? | u64::from(digit);
+                    Part::Digits
                 }
-                (_, Some(digit)) if !is_done => match size.checked_mul(16) {
-                    Some(more) => size = more | u64::from(digit),
-                    // hyper refuses it.
-                    None => {
-                        self.state = State::Off;
-                        return &[];
-                    }
-                },
-                _ => is_done = true,
-            }
+                (Part::Digits, b';', _) => Part::Extension,
+                (Part::Digits | Part::Extension, b'\r', _) => Part::Cr,
+                (Part::Extension, b'\t' | b' '..=b'~' | 0x80.., _) => Part::Extension,
+                (Part::Cr, b'\n', _) => {
+                    self.state = match size.checked_add(2) {
+                        Some(2) => State::Trailers { is_blank: true, is_cr: false },
+                        Some(bytes) => State::Skip { bytes, in_chunks: true },
+                        None => return Err(at),
+                    };
+                    return Ok(bytes.get(at + 1..).unwrap_or_default());
+                }
+                _ => return Err(at),
+            };
         }
-        self.state = State::ChunkSize { size, is_done };
-        &[]
+        self.state = State::ChunkSize { size, part };
+        Ok(&[])
     }
 
-    fn see_trailers<'a>(&mut self, bytes: &'a [u8], mut is_blank: bool) -> &'a [u8] {
+    fn see_trailers<'a>(&mut self, bytes: &'a [u8], mut is_blank: bool, mut is_cr: bool) -> Result<&'a [u8], usize> {
         for (at, byte) in bytes.iter().enumerate() {
-            match byte {
-                b'\n' if is_blank => {
+            match (byte, is_cr) {
+                (b'\n', true) if is_blank => {
                     self.state = self.next();
-                    return bytes.get(at + 1..).unwrap_or_default();
+                    return Ok(bytes.get(at + 1..).unwrap_or_default());
                 }
-                b'\n' => is_blank = true,
-                b'\r' => {}
-                _ => is_blank = false,
+                (b'\n', true) => (is_blank, is_cr) = (true, false),
+                (b'\n', false) | (_, true) => return Err(at),
+                (b'\r', false) => is_cr = true,
+                (_, false) => is_blank = false,
             }
         }
-        self.state = State::Trailers { is_blank };
-        &[]
+        self.state = State::Trailers { is_blank, is_cr };
+        Ok(&[])
     }
 }
 
@@ -294,6 +324,49 @@ mod tests {
                 let begin = heads.see(format!("{good}{bad}").as_bytes()).unwrap_err().1;
                 assert_eq!(begin, good.len(), "{good:?} {bad:?}");
             }
+        }
+    }
+
+    #[test]
+    fn a_line_between_chunks_is_as_it_should_be_or_a_flaw_at_its_place() {
+        let head = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
+        for (passed, flawed) in [
+            ("", " 1\r\n"),
+            ("", ";a\r\n"),
+            ("", "\r\n"),
+            ("1", " \r\n"),
+            ("1", "\t;a\r\n"),
+            ("1", "\n"),
+            ("1\r", "x"),
+            ("1\r", "\r\n"),
+            ("1;a", "\n"),
+            ("1;a", "\0\r\n"),
+            ("1\r\nx\r\n", " "),
+            ("ffffffffffffffff", "0"),
+            ("0\r\n", "\n"),
+            ("0\r\n\r", "x"),
+            ("0\r\nX: y", "\n\r\n"),
+            ("0\r\nX: y\r", "z"),
+            ("0\r\nX: y\r\n", "\n"),
+        ] {
+            let stream = format!("{head}{passed}{flawed}");
+            let seen = Heads::new().see(stream.as_bytes());
+            assert_eq!(seen, Err((Flaw::Chunk, head.len() + passed.len())), "{stream:?}");
+            for cut in [1, 2, 5] {
+                assert_eq!(see(stream.as_bytes(), cut), Err(Flaw::Chunk), "{stream:?} by {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn between_requests_is_after_one_and_before_the_next() {
+        for good in GOOD {
+            let mut heads = Heads::new();
+            heads.see(good.as_bytes()).unwrap();
+            assert!(heads.is_between(), "{good:?}");
+            let mut heads = Heads::new();
+            heads.see(good.get(..good.len() - 1).unwrap().as_bytes()).unwrap();
+            assert!(!heads.is_between(), "{good:?}");
         }
     }
 

@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use crate::fault;
-use crate::heads::Heads;
+use crate::heads::{Flaw, Heads};
 use crate::server::{Http2, ServerSettings};
 
 /// An answer is owed or under way.
@@ -54,6 +54,8 @@ pub(crate) struct Served<Io> {
     sniffed: Option<BytesMut>,
     heads: Option<Heads>,
     is_spoilt: bool,
+    /// Nothing behind a flaw in a body is read.
+    is_broken: bool,
     /// The other side has closed its sending side; when it is taken for gone.
     ended: Option<Pin<Box<Sleep>>>,
     half_close: Duration,
@@ -71,6 +73,7 @@ impl<Io> Served<Io> {
             sniffed: (settings.http2 == Http2::Sniff).then(BytesMut::new),
             heads: settings.strict.then(Heads::new),
             is_spoilt: false,
+            is_broken: false,
             ended: None,
             half_close: settings.half_close,
             has_written: false,
@@ -95,7 +98,9 @@ impl<Io> Served<Io> {
     /// Ready when hyper may be told that nothing more comes. It takes that for the end of the caller.
     fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            if !self.has(ANSWERING) || self.has(READING) || self.half_close.is_zero() {
+            // A body that came whole is not cut by the end behind it, however much of it is still to be read.
+            let is_cut = || self.has(READING) && !self.heads.as_ref().is_some_and(Heads::is_between);
+            if !self.has(ANSWERING) || self.half_close.is_zero() || is_cut() {
                 return Poll::Ready(());
             }
             let due = || Instant::now() + self.half_close;
@@ -119,8 +124,13 @@ impl<Io> Served<Io> {
         }
         let Err((flaw, begin)) = heads.see(out.filled().get(before..).unwrap_or_default()) else { return Ok(()) };
         tracing::debug!(?flaw, "refused a request");
-        self.is_spoilt = true;
         out.set_filled(before + begin);
+        if flaw == Flaw::Chunk {
+            // What is read now is a body, in which nothing looks spoilt.
+            self.is_broken = true;
+            return if begin == 0 { Err(io::ErrorKind::InvalidData.into()) } else { Ok(()) };
+        }
+        self.is_spoilt = true;
         if out.remaining() < SPOILT.len() {
             return Err(io::ErrorKind::InvalidData.into());
         }
@@ -188,6 +198,9 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Served<Io> {
         let this = &mut *self;
         if this.is_spoilt {
             return Poll::Pending;
+        }
+        if this.is_broken {
+            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
         }
         if this.ended.is_none() {
             let before = out.filled().len();

@@ -24,7 +24,7 @@ use culvert_ops::drain::{Drain, InFlight};
 use culvert_ops::task::Owner;
 use culvert_plane::{Closed, Connection, Stream};
 use http::request::Parts;
-use http::{Request, Response, StatusCode};
+use http::{Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
@@ -112,6 +112,8 @@ impl Gate {
     async fn answer(&self, request: Request<Body>, upgraded: &Upgraded, cut: Arc<AtomicU32>) -> Response<Body> {
         let started = Instant::now();
         let (mut parts, body) = request.into_parts();
+        // An HTTP/2 stream is reset with its reason by itself, and the tunnel's stream below it lives on.
+        let cut = (parts.version < Version::HTTP_2).then_some(cut);
         let Some(upstream) = self.upstream(&parts) else {
             self.metrics.failed(None, Reason::NoSuchService);
             tracing::debug!("request for a service that is not here");
@@ -259,14 +261,16 @@ impl Entered {
         failure::respond(fault)
     }
 
-    /// Counts the answer when its body has ended. A body that the origin cut tells the stream why it is reset.
-    fn respond(self, response: Response<Body>, cut: Arc<AtomicU32>) -> Response<Body> {
+    /// Counts the answer when its body has ended. A body that the origin cut tells the tunnel's stream why it is reset.
+    fn respond(self, response: Response<Body>, cut: Option<Arc<AtomicU32>>) -> Response<Body> {
         self.metrics.enter();
         let status = response.status();
         response.map(|body| {
             body.on_end(move |Ending { outcome, .. }| {
                 if let Outcome::Cut(reason) = outcome {
-                    cut.store(reason.reset_code(), Ordering::Relaxed);
+                    if let Some(cut) = cut {
+                        cut.store(reason.reset_code(), Ordering::Relaxed);
+                    }
                     self.all.failed(Some(&self.metrics), reason);
                 }
                 self.all.answered(&self.metrics, status, self.started.elapsed());

@@ -23,6 +23,16 @@ pub fn unless(test: &str, needs: &[Need]) -> bool {
     }
     let line = format!("SKIPPED: {test}: needs {}", missing.join(", "));
     assert!(std::env::var_os("CULVERT_TEST_NO_SKIP").is_none(), "{line}");
+    tell(&line);
+    true
+}
+
+/// Says as loudly that a part of a test has to wait for what is not built yet. Nothing that a machine could offer.
+pub fn later(test: &str, why: &str) {
+    tell(&format!("SKIPPED: {test}: {why}"));
+}
+
+fn tell(line: &str) {
     // Standard error of a passing test is swallowed; a terminal or log is not.
     eprintln!("{line}");
     if let Ok(path) = std::env::var("CULVERT_TEST_SKIPS") {
@@ -31,7 +41,6 @@ pub fn unless(test: &str, needs: &[Need]) -> bool {
             let _ = writeln!(file, "{line}");
         }
     }
-    true
 }
 
 fn is_met(need: Need) -> bool {

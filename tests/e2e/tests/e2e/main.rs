@@ -7,6 +7,7 @@ mod clones;
 mod confined;
 mod deploy;
 mod dev;
+mod failures;
 mod gateways;
 mod grpc;
 mod health;

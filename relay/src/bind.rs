@@ -20,6 +20,9 @@ use crate::front::Bound;
 
 /// Callers that wait to be accepted, as many as the system allows.
 const BACKLOG: u32 = 4_096;
+/// Bytes that the kernel takes for a caller beyond what is on its way to it. Left to itself it takes megabytes for one
+/// that does not read: memory, and a tunnel that is busy with what nobody reads.
+const UNSENT: u32 = 128 * 1024;
 /// The name of the front's sockets in a socket unit (`FileDescriptorName=`).
 const HTTP: &str = "http";
 
@@ -144,6 +147,7 @@ fn adopt(socket: Inherited) -> Result<(Bound, Address), Quit> {
     match socket {
         Inherited::Tcp(listener) => {
             let address = Address::Tcp(listener.local_addr().map_err(failed)?);
+            hold_little(&listener).map_err(failed)?;
             Ok((Bound::Tcp(TcpListener::from_std(listener).map_err(failed)?), address))
         }
         Inherited::Unix(listener) => {
@@ -188,7 +192,13 @@ fn bind_tcp(at: SocketAddr) -> io::Result<TcpListener> {
     // A restart must not wait for connections of the process before it.
     socket.set_reuseaddr(true)?;
     socket.bind(at)?;
+    hold_little(&socket)?;
     socket.listen(BACKLOG)
+}
+
+/// Connections inherit it from their listener.
+fn hold_little(socket: &impl std::os::fd::AsFd) -> io::Result<()> {
+    socket2::SockRef::from(socket).set_tcp_notsent_lowat(UNSENT)
 }
 
 /// A socket file that nobody listens on is a dead process's.

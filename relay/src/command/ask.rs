@@ -15,6 +15,7 @@ use serde_json::Value;
 use super::{Command, Facts, Offline, PATH, RELOAD_PATH, Reply, Request, carry_out};
 use crate::cli::{Ask, CheckArgs, Place, ReadyArgs, RunArgs};
 use crate::config;
+use crate::door::tls_of;
 use crate::identity;
 
 /// How long a command waits for another one, or for a relay that is starting.
@@ -100,7 +101,10 @@ pub(crate) async fn reload(place: Place) -> Result<Exit, Quit> {
 /// # Errors
 /// Status 78 with what is wrong.
 pub(crate) fn check(args: &CheckArgs) -> Result<Exit, Quit> {
-    let (loaded, _) = config::load(&args.run, &ProcessEnvironment)?;
+    let (loaded, settled) = config::load(&args.run, &ProcessEnvironment)?;
+    for listener in &settled.listeners {
+        tls_of(listener)?;
+    }
     for warning in &loaded.warnings {
         exit::say(format_args!("warning: {warning}"));
     }

@@ -189,3 +189,20 @@ fn addresses_need_a_restart_and_routes_do_not() {
     );
     assert_eq!(old.restart_needed(&loaded("[http]\nlisten = [\"127.0.0.1:1\"]")), ["http.listen"]);
 }
+
+#[test]
+fn the_example_is_right_with_what_it_has_commented_out_too() {
+    let text = include_str!("../../../deploy/examples/relay.toml");
+    // A setting that is off has its # at its very start; words have a space after it.
+    let whole: Vec<&str> = text
+        .lines()
+        .map(|line| match line.strip_prefix('#') {
+            Some(off) if !off.starts_with(' ') => off,
+            Some(_) | None => line,
+        })
+        .collect();
+    assert!(whole.iter().any(|line| line.starts_with("tls = ")));
+    let settled = settled(&whole.join("\n")).unwrap_or_else(|quit| panic!("{quit}"));
+    assert_eq!((settled.listeners.len(), settled.tcp.len()), (4, 1));
+    assert!(settled.listeners[1].identified && settled.listeners[1].tls.is_some());
+}

@@ -12,6 +12,7 @@ mod gateways;
 mod grpc;
 mod health;
 mod joining;
+mod listeners;
 mod long_answers;
 mod main_path;
 mod many;
@@ -22,8 +23,10 @@ mod restart;
 mod secrets;
 mod settings;
 mod silence;
+mod slow_callers;
 mod state_directory;
 mod streams;
+mod tcp;
 
 use anyhow::Result;
 use culvert_lab::{Connector, Origin, Relay};

@@ -104,12 +104,10 @@ pub async fn connect(way: Way<'_>, patience: Duration) -> Result<OriginIo, Fault
 
 /// Names an I/O error of a connection that was being made.
 pub fn reason_of(error: &io::Error) -> Reason {
-    match error.raw_os_error() {
-        // This process has no descriptor, port or memory left: not the origin's doing.
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EADDRNOTAVAIL) => {
-            return Reason::Overloaded;
-        }
-        _ => {}
+    // This process has no descriptor, port or memory left: not the origin's doing.
+    if let Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EADDRNOTAVAIL) = error.raw_os_error()
+    {
+        return Reason::Overloaded;
     }
     match error.kind() {
         io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => Reason::OriginRefused,

@@ -150,7 +150,7 @@ async fn what_an_origin_refused_unread_is_sent_again_whatever_it_is() {
     let origin = Played::start(move |mut request, mut respond, _| {
         let number = counted.fetch_add(1, Ordering::Relaxed);
         async move {
-            if number % 2 == 0 {
+            if number.is_multiple_of(2) {
                 return respond.send_reset(Code::REFUSED_STREAM);
             }
             let body = request.body_mut().data().await.unwrap().unwrap();

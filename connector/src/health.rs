@@ -8,23 +8,25 @@ use std::time::Duration;
 
 use culvert_hop::body::Body;
 use culvert_hop::exchange::{Answer, Deadlines};
-use culvert_hop::fault::Fault;
+use culvert_hop::fault::{Fault, Side};
 use culvert_model::control::{Health as Told, ServiceHealth};
 use culvert_model::name::ServiceName;
 use culvert_model::reason::Reason;
 use culvert_ops::task::Owner;
 use http::{Method, Request, header};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::moves::Moves;
 use crate::origin_io::OriginIo;
 use crate::origins::{Origins, Upstream};
-use crate::tls::Offer;
+use crate::tls::{Offer, refusal};
 
 /// After a first failure the check is repeated so soon, and only then believed.
 const CONFIRM: Duration = Duration::from_millis(250);
+/// How long an origin may take to object to our certificate, which with TLS 1.3 it does after the handshake.
+const OBJECTION: Duration = Duration::from_millis(100);
 /// An origin that is down is looked at so often.
 const WHILE_DOWN: Duration = Duration::from_secs(2);
 
@@ -172,7 +174,8 @@ async fn check_for_ever(origins: Origins, name: ServiceName, news: watch::Sender
             }
             news.send_modify(|version| *version += 1);
         }
-        if let Some(addresses) = upstream.addresses().await
+        let patience = upstream.service.health.timeout;
+        if let Ok(Some(addresses)) = timeout(patience, upstream.addresses()).await
             && moves.note(&addresses, Instant::now())
         {
             tracing::info!(service = %name, "the origin's name has left an address");
@@ -206,6 +209,12 @@ async fn check(upstream: &Upstream) -> Option<Down> {
 /// A connection, ended at once and in good order.
 async fn knock(upstream: &Upstream) -> Result<(), Fault> {
     let mut io = upstream.pool.opener().connect(Offer::Either).await?;
+    if upstream.service.origin.is_tls()
+        && let Ok(Err(error)) = timeout(OBJECTION, io.read(&mut [0])).await
+        && let Some((reason, why)) = refusal(&error)
+    {
+        return Err(Fault::new(reason).side(Side::Origin).log(why));
+    }
     if let Some(version) = upstream.service.proxy_protocol {
         // Some servers log a connection without the header that they are set to expect.
         let _ = io.write_all(&version.header(None)).await;

@@ -10,9 +10,10 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// How long an answer is used again.
@@ -33,14 +34,16 @@ pub struct Names {
     known: Arc<Mutex<HashMap<String, Slot>>>,
 }
 
-/// One name. Locked while it is being looked up, so that many who ask at once ask the resolver once.
-type Slot = Arc<tokio::sync::Mutex<Option<Answer>>>;
+type Found = Result<Arc<[SocketAddr]>, String>;
 
-/// What the resolver said.
-#[derive(Clone)]
-struct Answer {
-    at: Instant,
-    found: Result<Arc<[SocketAddr]>, String>,
+/// One name.
+#[derive(Default)]
+struct Slot {
+    /// The last answer that was no failure, and when it came.
+    answer: Option<(Instant, Arc<[SocketAddr]>)>,
+    /// The question that the resolver is busy with. It goes on when who asked gives up, so that a resolver which hangs is
+    /// asked once and not by each request anew.
+    asking: Option<watch::Receiver<Option<Found>>>,
 }
 
 /// The resolver of this host.
@@ -57,47 +60,72 @@ impl Names {
         Self { resolver, known: Arc::default() }
     }
 
-    /// The addresses of `name`, in the order of preference (RFC 6724), families in turn (RFC 8305 §4).
+    /// The addresses of `name`, in the order of preference (RFC 6724), families in turn (RFC 8305 §4). Cancel safe.
     ///
     /// # Errors
     /// Why there is none, in the resolver's words.
-    pub async fn addresses(&self, name: &str) -> Result<Arc<[SocketAddr]>, String> {
-        let asked = Instant::now();
-        let slot = self.slot(name, asked);
-        let mut slot = slot.lock().await;
-        if let Some(answer) = &*slot
-            // Whoever waited for another's question takes its answer, whatever it is.
-            && (answer.at >= asked || answer.found.is_ok() && asked.saturating_duration_since(answer.at) < KEPT)
-        {
-            return answer.found.clone();
-        }
-        *slot = None;
-        let found = match self.resolver.resolve(name).await {
-            Ok(found) if found.is_empty() => Err("it has no address".to_owned()),
-            Ok(found) => Ok(in_turn(&found).into()),
-            Err(error) => Err(error.to_string()),
+    pub async fn addresses(&self, name: &str) -> Found {
+        let mut asking = match self.look(name, Instant::now()) {
+            Ok(known) => return Ok(known),
+            Err(asking) => asking,
         };
-        *slot = Some(Answer { at: Instant::now(), found: found.clone() });
-        found
+        let found = asking.wait_for(Option::is_some).await;
+        found.ok().and_then(|found| found.clone()).unwrap_or_else(|| Err("the look-up was broken off".to_owned()))
     }
 
     /// Forgets a name's answer: nothing there could be reached, so the next who asks is told anew.
     pub fn forget(&self, name: &str) {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+        if let Some(slot) = self.lock().get_mut(name) {
+            slot.answer = None;
+        }
     }
 
-    fn slot(&self, name: &str, now: Instant) -> Slot {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(slot) = known.get(name) {
-            return slot.clone();
+    /// What is known, or the question that will tell.
+    fn look(&self, name: &str, now: Instant) -> Result<Arc<[SocketAddr]>, watch::Receiver<Option<Found>>> {
+        let mut known = self.lock();
+        if !known.contains_key(name) {
+            if known.len() >= SWEEP_AT {
+                known.retain(|_, slot| slot.asking.is_some() || slot.fresh(now).is_some());
+            }
+            known.insert(name.to_owned(), Slot::default());
         }
-        if known.len() >= SWEEP_AT {
-            let is_kept = |answer: &Option<Answer>| {
-                answer.as_ref().is_some_and(|answer| now.saturating_duration_since(answer.at) < KEPT)
+        let Some(slot) = known.get_mut(name) else { return Ok(Arc::default()) };
+        if let Some(answer) = slot.fresh(now) {
+            return Ok(answer);
+        }
+        // One whose task is gone would never be answered.
+        let asking = slot.asking.take().filter(|asking| asking.has_changed().is_ok()).unwrap_or_else(|| self.ask(name));
+        slot.asking = Some(asking.clone());
+        Err(asking)
+    }
+
+    fn ask(&self, name: &str) -> watch::Receiver<Option<Found>> {
+        let (tell, told) = watch::channel(None);
+        let (names, name) = (self.clone(), name.to_owned());
+        tokio::spawn(async move {
+            let found = match names.resolver.resolve(&name).await {
+                Ok(found) if found.is_empty() => Err("it has no address".to_owned()),
+                Ok(found) => Ok(in_turn(&found).into()),
+                Err(error) => Err(error.to_string()),
             };
-            known.retain(|_, slot| slot.try_lock().map_or(true, |answer| is_kept(&answer)));
-        }
-        known.entry(name.to_owned()).or_default().clone()
+            if let Some(slot) = names.lock().get_mut(&name) {
+                slot.asking = None;
+                slot.answer = found.as_ref().ok().map(|found: &Arc<[SocketAddr]>| (Instant::now(), found.clone()));
+            }
+            tell.send_replace(Some(found));
+        });
+        told
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Slot>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Slot {
+    fn fresh(&self, now: Instant) -> Option<Arc<[SocketAddr]>> {
+        let (at, found) = self.answer.as_ref()?;
+        (now.saturating_duration_since(*at) < KEPT).then(|| found.clone())
     }
 }
 
@@ -235,14 +263,16 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_gives_up_asking_leaves_the_question_to_the_next() {
+    async fn a_resolver_that_hangs_is_asked_once_by_all_who_give_up() {
         let (names, played) = names();
         played.says("orders", &["10.0.0.1"]);
         played.takes(Duration::from_secs(10));
-        let given_up = tokio::time::timeout(Duration::from_secs(1), names.addresses("orders")).await;
-        assert!(given_up.is_err());
-        played.takes(Duration::ZERO);
-        assert!(names.addresses("orders").await.is_ok());
+        for _ in 0..9 {
+            assert!(tokio::time::timeout(Duration::from_secs(1), names.addresses("orders")).await.is_err());
+        }
+        let found = tokio::time::timeout(Duration::from_millis(1001), names.addresses("orders")).await;
+        assert!(found.expect("the first question's answer").is_ok());
+        assert_eq!(played.questions(), 1);
     }
 
     #[test]

@@ -223,6 +223,8 @@ async fn an_origin_that_ends_tls_for_want_of_a_certificate_is_named() {
         let stand = Stand::of("https://orders.test:4100", tls, |_| {}, |names| names.says("orders.test", at));
         let answer = stand.get("/").await;
         assert!(failure(&answer).starts_with("origin_tls; sent="), "{version}: {answer}");
+        let detail = stand.why_down().await;
+        assert!(detail.contains("cert and key in [service.tls]"), "{version}: {detail}");
     }
 }
 

@@ -3,6 +3,8 @@
 //! Must never do anything but read: [`RelayVerb::into_command`] names what to do, others do it. What does not work yet is not
 //! here, so that it is not in `--help` either.
 
+mod gateway;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,14 +14,11 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use culvert_model::name::{Grant, Label, ServiceName};
 use culvert_model::token::Endpoint;
-use culvert_model::units::{parse_duration, parse_optional_duration};
+use culvert_model::units::parse_optional_duration;
 use ipnet::IpNet;
 
-use crate::command::{Command, GatewaySet, TokenTerms};
-use crate::registry::Certificate;
-
-/// A longer overlap would be none.
-const LONGEST_GRACE: Duration = Duration::from_secs(365 * 86_400);
+use crate::command::{Command, TokenTerms};
+use gateway::GatewayVerb;
 
 /// The relay beside an API gateway: connectors dial it over WireGuard, gateways call it over HTTP
 ///
@@ -345,81 +344,6 @@ pub(crate) enum ServiceVerb {
     },
 }
 
-/// `gateway …`.
-#[derive(Debug, Subcommand)]
-pub(crate) enum GatewayVerb {
-    /// Define a gateway and print NAME:SECRET, which it sends as the field Culvert-Gateway
-    Create {
-        /// Its name: 1 to 63 of a-z, 0-9 and -
-        name: Label,
-        /// A service it may call, or a pattern such as "billing-*" [default: every service]
-        #[arg(long = "service", value_name = "GLOB")]
-        services: Vec<Grant>,
-        #[command(flatten)]
-        certificate: CertificateArgs,
-        #[command(flatten)]
-        ask: Ask,
-    },
-    /// Change what a gateway may call, or its certificate
-    #[command(group = clap::ArgGroup::new("change").required(true).multiple(true))]
-    Set {
-        /// Its name or id
-        name: String,
-        /// A service or pattern it may call, in place of all before
-        #[arg(long = "service", value_name = "GLOB", group = "change", conflicts_with_all = ["add_service", "remove_service"])]
-        services: Vec<Grant>,
-        /// One more service or pattern
-        #[arg(long, value_name = "GLOB", group = "change")]
-        add_service: Vec<Grant>,
-        /// One service or pattern less
-        #[arg(long, value_name = "GLOB", group = "change")]
-        remove_service: Vec<Grant>,
-        /// SHA-256 fingerprint of its client certificate
-        #[arg(long, value_name = "FP", group = "change", value_parser = fingerprint, conflicts_with = "cert_san")]
-        cert_sha256: Option<Certificate>,
-        /// Alternative name in its client certificate
-        #[arg(long, value_name = "NAME", group = "change", value_parser = alternative_name)]
-        cert_san: Option<Certificate>,
-        /// It has no certificate any more
-        #[arg(long, group = "change", conflicts_with_all = ["cert_sha256", "cert_san"])]
-        no_cert: bool,
-        #[command(flatten)]
-        ask: Ask,
-    },
-    /// Print a new NAME:SECRET; the one before works on for a while
-    Rotate {
-        /// Its name or id
-        name: String,
-        /// How long the secret before works on: 30m, 24h, 7d or 0s
-        #[arg(long, value_name = "TIME", default_value = "24h", value_parser = grace)]
-        grace: Duration,
-        #[command(flatten)]
-        ask: Ask,
-    },
-    /// List gateways
-    #[command(visible_alias = "ls")]
-    List(Ask),
-    /// Revoke a gateway: it is refused at once, and its name is free
-    #[command(aliases = ["rm", "remove", "delete"])]
-    Revoke {
-        /// Its name or id
-        name: String,
-        #[command(flatten)]
-        ask: Ask,
-    },
-}
-
-/// What of a client certificate tells who a gateway is, instead of a secret.
-#[derive(Debug, Clone, Default, Args)]
-pub(crate) struct CertificateArgs {
-    /// SHA-256 fingerprint of its client certificate, instead of a secret
-    #[arg(long, value_name = "FP", value_parser = fingerprint, conflicts_with = "cert_san")]
-    cert_sha256: Option<Certificate>,
-    /// Alternative name in its client certificate, instead of a secret
-    #[arg(long, value_name = "NAME", value_parser = alternative_name)]
-    cert_san: Option<Certificate>,
-}
-
 /// `key …`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum KeyVerb {
@@ -482,32 +406,6 @@ impl ConnectorVerb {
     }
 }
 
-impl GatewayVerb {
-    fn into_command(self) -> (Command, Ask) {
-        match self {
-            Self::Create { name, services, certificate, ask } => {
-                let certificate = certificate.cert_sha256.or(certificate.cert_san);
-                (Command::GatewayCreate { name, services, certificate }, ask)
-            }
-            Self::Set { name, services, add_service, remove_service, cert_sha256, cert_san, no_cert, ask } => {
-                let change = GatewaySet {
-                    services,
-                    add: add_service,
-                    remove: remove_service,
-                    certificate: cert_sha256.or(cert_san),
-                    no_certificate: no_cert,
-                };
-                (Command::GatewaySet { gateway: name, change }, ask)
-            }
-            Self::Rotate { name, grace, ask } => {
-                (Command::GatewayRotate { gateway: name, grace_seconds: grace.as_secs() }, ask)
-            }
-            Self::List(ask) => (Command::GatewayList, ask),
-            Self::Revoke { name, ask } => (Command::GatewayRevoke { gateway: name }, ask),
-        }
-    }
-}
-
 impl From<TermsArgs> for TokenTerms {
     fn from(terms: TermsArgs) -> Self {
         Self {
@@ -544,41 +442,6 @@ fn network(text: &str) -> Result<IpNet, String> {
     Ok(net.trunc())
 }
 
-/// As `openssl x509 -fingerprint -sha256` prints it, with or without its words and colons.
-fn fingerprint(text: &str) -> Result<Certificate, String> {
-    let expected = || "64 hexadecimal digits are expected, as `openssl x509 -noout -fingerprint -sha256` prints them";
-    let digits = text.rsplit_once('=').map_or(text, |(_, digits)| digits);
-    let digits = digits.strip_prefix("sha256:").unwrap_or(digits).replace(':', "");
-    if digits.len() != 64 || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-        return Err(expected().to_owned());
-    }
-    let mut digest = [0; 32];
-    for (place, byte) in digest.iter_mut().enumerate() {
-        let pair = digits.get(2 * place..2 * place + 2).ok_or_else(expected)?;
-        *byte = u8::from_str_radix(pair, 16).map_err(|_| expected())?;
-    }
-    Ok(Certificate::Sha256(digest))
-}
-
-fn alternative_name(text: &str) -> Result<Certificate, String> {
-    let name = text.trim().to_ascii_lowercase();
-    if name.is_empty() || name.len() > 255 || !name.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err("a DNS name, a URI, an e-mail or an IP address is expected".to_owned());
-    }
-    if name.contains('*') {
-        return Err("a pattern is no name: one certificate tells who one gateway is".to_owned());
-    }
-    Ok(Certificate::San(name))
-}
-
-fn grace(text: &str) -> Result<Duration, String> {
-    let grace = parse_duration(text).map_err(|error| error.to_string())?;
-    if grace > LONGEST_GRACE {
-        return Err("365d at most: a secret that works for ever is not rotated".to_owned());
-    }
-    Ok(grace)
-}
-
 fn shell(text: &str) -> Result<Shell, String> {
     match text {
         "bash" => Ok(Shell::Bash),
@@ -589,132 +452,4 @@ fn shell(text: &str) -> Result<Shell, String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use clap::CommandFactory as _;
-
-    use super::*;
-
-    #[test]
-    fn the_definition_is_sound() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn commands_read_as_they_are_typed() {
-        let terms = |uses, hours: Option<u64>| TokenTerms {
-            uses,
-            expires_seconds: hours.map(|hours| hours * 3600),
-            from: Vec::new(),
-            endpoints: Vec::new(),
-        };
-        let id = || "con_x".to_owned();
-        for (line, expected) in [
-            (
-                "tunnel create dc1 --service orders --service billing-* --shared --uses 3 --expires 7d",
-                Command::TunnelCreate {
-                    name: "dc1".parse().unwrap(),
-                    services: vec!["orders".parse().unwrap(), "billing-*".parse().unwrap()],
-                    shared: true,
-                    token: terms(Some(3), Some(168)),
-                },
-            ),
-            ("token create dc1", Command::TokenCreate { tunnel: "dc1".to_owned(), token: terms(Some(1), Some(24)) }),
-            (
-                "token create dc1 --uses unlimited --expires never",
-                Command::TokenCreate { tunnel: "dc1".to_owned(), token: terms(None, None) },
-            ),
-            (
-                "token create dc1 --from 192.0.2.7/24 --from 2001:db8::1",
-                Command::TokenCreate {
-                    tunnel: "dc1".to_owned(),
-                    token: TokenTerms {
-                        from: vec!["192.0.2.0/24".parse().unwrap(), "2001:db8::1/128".parse().unwrap()],
-                        ..terms(Some(1), Some(24))
-                    },
-                },
-            ),
-            ("tunnel ls", Command::TunnelList),
-            ("tunnel describe dc1", Command::TunnelShow { tunnel: "dc1".to_owned() }),
-            ("tunnel rm dc1", Command::TunnelDelete { tunnel: "dc1".to_owned() }),
-            ("tunnel remove dc1", Command::TunnelDelete { tunnel: "dc1".to_owned() }),
-            ("connector revoke con_x", Command::ConnectorRevoke { connector: id() }),
-            ("connector undrain con_x --json", Command::ConnectorUndrain { connector: id() }),
-            ("service ls", Command::ServiceList),
-            ("service rm orders", Command::ServiceDelete { service: "orders".to_owned() }),
-            ("status", Command::Status),
-            (
-                "gateway create Kong --service orders --service billing-*",
-                Command::GatewayCreate {
-                    name: "kong".parse().unwrap(),
-                    services: vec!["orders".parse().unwrap(), "billing-*".parse().unwrap()],
-                    certificate: None,
-                },
-            ),
-            (
-                "gateway create kong --cert-sha256 sha256=01:FF:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:02",
-                Command::GatewayCreate {
-                    name: "kong".parse().unwrap(),
-                    services: Vec::new(),
-                    certificate: Some(Certificate::Sha256(std::array::from_fn(|place| match place {
-                        0 => 1,
-                        1 => 255,
-                        31 => 2,
-                        _ => 0,
-                    }))),
-                },
-            ),
-            (
-                "gateway set kong --add-service a --remove-service b --cert-san Kong.example.com",
-                Command::GatewaySet {
-                    gateway: "kong".to_owned(),
-                    change: GatewaySet {
-                        add: vec!["a".parse().unwrap()],
-                        remove: vec!["b".parse().unwrap()],
-                        certificate: Some(Certificate::San("kong.example.com".to_owned())),
-                        ..GatewaySet::default()
-                    },
-                },
-            ),
-            ("gateway rotate kong", Command::GatewayRotate { gateway: "kong".to_owned(), grace_seconds: 86_400 }),
-            ("gateway rotate kong --grace 0s", Command::GatewayRotate { gateway: "kong".to_owned(), grace_seconds: 0 }),
-            ("gateway ls", Command::GatewayList),
-            ("gateway rm kong", Command::GatewayRevoke { gateway: "kong".to_owned() }),
-        ] {
-            let words = std::iter::once("culvert-relay").chain(line.split(' '));
-            let Verb::Relay(verb) = Cli::try_parse_from(words).unwrap().verb else { panic!("{line}") };
-            let (command, _) = verb.into_command();
-            assert_eq!(command, expected, "{line}");
-        }
-    }
-
-    #[test]
-    fn nonsense_is_wrong_usage() {
-        for line in [
-            "",
-            "tunnel",
-            "tunnel create dc1",
-            "tunnel create UPPER_case --service orders",
-            "tunnel create dc1 --service localhost",
-            "tunnel create dc1 --service orders --uses 0",
-            "tunnel create dc1 --service orders --expires 0s",
-            "tunnel create dc1 --service orders --expires soon",
-            "tunnel set dc1",
-            "token create dc1 --endpoint nowhere",
-            "token create dc1 --from nowhere",
-            "completion tcsh",
-            "gateway create kong --cert-sha256 00:11",
-            "gateway create kong --cert-san *.example.com",
-            "gateway create kong --cert-san a --cert-sha256 e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
-            "gateway set kong",
-            "gateway set kong --service a --add-service b",
-            "gateway set kong --no-cert --cert-san a",
-            "gateway rotate kong --grace never",
-            "gateway rotate kong --grace 366d",
-            "audit",
-        ] {
-            let words = std::iter::once("culvert-relay").chain(line.split(' ').filter(|word| !word.is_empty()));
-            let error = Cli::try_parse_from(words).unwrap_err();
-            assert_eq!(error.exit_code(), 2, "{line}");
-        }
-    }
-}
+mod tests;

@@ -239,6 +239,9 @@ impl Relay {
         for (bound, leads, inherited) in listeners {
             fronts.spawn(Arc::clone(&front).listen(bound, leads, inherited));
         }
+        for note in control.unknown_gateways() {
+            warn!(note, "configuration");
+        }
         notifier.ready("serving");
         info!("ready");
 

@@ -121,6 +121,7 @@ impl Control {
         if !restart.is_empty() {
             notes.push(format!("changed, but only a restart applies it: {}", restart.join(", ")));
         }
+        notes.extend(self.unknown_gateways());
         for note in &notes {
             warn!(note, "configuration");
         }
@@ -132,6 +133,17 @@ impl Control {
     /// How the relay goes down.
     pub(crate) fn drain_plan(&self) -> Plan {
         self.current().1.drain
+    }
+
+    /// Listeners that admit somebody nobody knows: a name that is mistyped, or a gateway yet to be created.
+    pub(crate) fn unknown_gateways(&self) -> Vec<String> {
+        let unknown = |door: &Arc<Door>| {
+            let listener = door.now();
+            let missing = self.exchanges.gateways.missing(listener.gateways.as_deref().unwrap_or_default());
+            let note = |name| format!("the http listener {} admits {name}, which is no gateway yet", listener.address);
+            missing.map(note).collect::<Vec<_>>()
+        };
+        self.doors.iter().flat_map(unknown).collect()
     }
 
     /// Writes when gateways called last; a database that is away is not waited for.

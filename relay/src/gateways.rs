@@ -217,6 +217,12 @@ impl Gateways {
         notes
     }
 
+    /// Those of the names that no gateway has.
+    pub(crate) fn missing<'a>(&self, names: &'a [Label]) -> impl Iterator<Item = &'a Label> {
+        let table = self.table();
+        names.iter().filter(move |name| !table.by_name.contains_key(*name))
+    }
+
     fn failed(&self, from: Option<IpAddr>, fault: &Fault) -> Failed {
         let now = tokio::time::Instant::now().into_std();
         let failed = self.throttle.lock().unwrap_or_else(PoisonError::into_inner).failed(from, now);

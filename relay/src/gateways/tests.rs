@@ -133,6 +133,8 @@ async fn a_listener_admits_those_it_names() {
     assert!(admit(Some(&["nginx", "kong"])).await.is_ok());
     assert_eq!(admit(Some(&["nginx"])).await.unwrap_err(), Reason::NotAllowed);
     assert_eq!(admit(Some(&[])).await.unwrap_err(), Reason::NotAllowed);
+    let names: [Label; 2] = ["kong", "kongg"].map(|name| name.parse().unwrap());
+    assert_eq!(gateways.missing(&names).collect::<Vec<_>>(), [&names[1]]);
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 //!
 //! Must never leave a pair in the directory whose connection is over.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
@@ -31,6 +32,8 @@ const ANNOUNCED_WITHIN: Duration = Duration::from_secs(10);
 const DECIDED_WITHIN: Duration = Duration::from_secs(1);
 /// Announcements of one connector are taken no faster than this.
 const ANNOUNCED_EVERY: Duration = Duration::from_millis(200);
+/// Lines in the log for the refusals of one announcement.
+const REFUSALS_SAID: usize = 16;
 /// Services of one connector.
 const SERVICES_AT_MOST: usize = 256;
 
@@ -97,6 +100,7 @@ struct Session<'a> {
     announced: Option<Announce>,
     services: Vec<AnnouncedService>,
     too_many: Vec<AnnouncedService>,
+    refused: HashSet<ServiceName>,
     decided: Instant,
     pairs: Vec<Arc<Pair>>,
     liveness: Liveness,
@@ -137,6 +141,7 @@ impl<'a> Session<'a> {
             announced: Some(announce),
             services: Vec::new(),
             too_many: Vec::new(),
+            refused: HashSet::new(),
             decided: now,
             pairs: Vec::new(),
             liveness: Liveness::new(now),
@@ -283,9 +288,7 @@ impl<'a> Session<'a> {
         let beyond = self.too_many.iter().map(|service| (service.name.clone(), beyond.clone()));
         let refused = decision.refused.iter().cloned().chain(beyond);
         let refused: Vec<RefusedService> = refused.map(|(name, why)| RefusedService { name, why }).collect();
-        for service in &refused {
-            warn!(connector = %self.member.id, service = %service.name, why = service.why, "service refused");
-        }
+        self.say_refused(&refused);
         let accepted = self.services.iter().filter(|service| decision.accepted.contains(&service.name));
         self.pairs = accepted.map(|service| Arc::new(Pair::new(Arc::clone(&self.member), service))).collect();
         {
@@ -311,6 +314,19 @@ impl<'a> Session<'a> {
             refused,
         };
         self.frames.send(&ToConnector::Welcome(welcome)).await
+    }
+
+    /// Says which services are refused that were not before: whoever announces without end does not fill the log.
+    fn say_refused(&mut self, refused: &[RefusedService]) {
+        let names = refused.iter().map(|service| service.name.clone()).collect();
+        let before = std::mem::replace(&mut self.refused, names);
+        let new: Vec<&RefusedService> = refused.iter().filter(|service| !before.contains(&service.name)).collect();
+        for service in new.iter().take(REFUSALS_SAID) {
+            warn!(connector = %self.member.id, service = %service.name, why = service.why, "service refused");
+        }
+        if let Some(unsaid @ 1..) = new.len().checked_sub(REFUSALS_SAID) {
+            warn!(connector = %self.member.id, services = unsaid, "as many more services refused");
+        }
     }
 
     fn health(&mut self, services: Vec<ServiceHealth>) {

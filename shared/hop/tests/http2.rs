@@ -278,7 +278,7 @@ async fn who_takes_a_request_back_takes_it_back_at_the_origin() {
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_is_cut_never_ends_cleanly() {
     for is_http2 in [true, false] {
-        let (mut caller, mut origins, _) = Caller::through(if is_http2 { Speak::Always } else { Speak::Never }).await;
+        let (caller, mut origins, _) = Caller::through(if is_http2 { Speak::Always } else { Speak::Never }).await;
         let asking = caller.send.clone().send_request(to("/").body(()).unwrap(), true).unwrap().0;
         let mut stream = soon(origins.recv()).await.unwrap();
         if is_http2 {

@@ -40,7 +40,7 @@ pub(super) async fn serve<Io, S, F>(
     S: Fn(Request<Body>) -> F,
     F: Future<Output = Result<Response<Body>, Infallible>>,
 {
-    let ledger = Arc::new(Ledger::new(settings.max_streams));
+    let ledger = Arc::new(Ledger::new(settings.max_streams, settings.is_own));
     let wire = Booked::new(io, first, ledger.clone(), Instant::now());
     let window = connection_window(settings.window, settings.max_streams);
     let handshake = Builder::new()

@@ -22,10 +22,15 @@ use tokio::time::Instant;
 /// Frames without use that a peer has on credit, and gets back each second.
 const FRAMES: i64 = 1_000;
 const FRAMES_PER_SECOND: i64 = 100;
-/// What a frame that carries something earns: a window update or two and a ping are its due.
+/// What it can have earned at most: an answer may be long under way before its reader gives room back.
+const MOST_FRAMES: i64 = 100_000;
+/// What a frame that carries something earns, either way: a window update or two and a ping are its due.
 const EARNED: i64 = 4;
+/// Bytes written for which a peer may send one frame more: readers such as HAProxy give room back for every piece they
+/// read, two window updates a piece, and a piece may be a single packet.
+const BYTES_PER_FRAME: usize = 512;
 /// Resets that come back each second.
-const RESETS_PER_SECOND: i64 = 50;
+const RESETS_PER_SECOND: i64 = 100;
 
 const PREFACE: usize = 24;
 const HEADER: usize = 9;
@@ -36,7 +41,9 @@ const CONTINUATION: u8 = 9;
 
 /// A peer's credit.
 #[derive(Debug)]
-pub(super) struct Ledger {
+pub(crate) struct Ledger {
+    /// Whether it is kept at all.
+    is_kept: bool,
     frames: AtomicI64,
     resets: AtomicI64,
     most_resets: i64,
@@ -44,10 +51,12 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    /// For a connection with so many streams at once: all of them may be given up together, twice.
-    pub(super) fn new(max_streams: u32) -> Self {
+    /// For a connection with so many streams at once: all of them may be given up together, twice. A hop's own pool
+    /// passes on what its callers do, so it needs no ledger of its own (`is_own`).
+    pub(super) fn new(max_streams: u32, is_own: bool) -> Self {
         let resets = i64::from(max_streams).saturating_mul(2).max(100);
         Self {
+            is_kept: !is_own,
             frames: AtomicI64::new(FRAMES),
             resets: AtomicI64::new(resets),
             most_resets: resets,
@@ -55,15 +64,16 @@ impl Ledger {
         }
     }
 
-    /// An answer went out to its end.
+    /// An answer's head goes out: the request was not taken back before it had cost something.
     pub(super) fn answered(&self) {
         give(&self.resets, 1, self.most_resets);
-        self.moved();
+        self.moved(1);
     }
 
-    /// A frame with something in it went out.
-    pub(super) fn moved(&self) {
-        give(&self.frames, EARNED, FRAMES);
+    /// Frames with something in them went out. Their bytes earn as they are written.
+    pub(crate) fn moved(&self, frames: u64) {
+        let frames = i64::try_from(frames).unwrap_or(MOST_FRAMES);
+        give(&self.frames, frames.saturating_mul(EARNED), MOST_FRAMES);
     }
 
     /// Whether the peer has had more than its credit: the connection has to end.
@@ -80,9 +90,10 @@ impl Ledger {
     /// Books a frame that came in; false when the credit does not cover it.
     fn book(&self, kind: u8, length: usize) -> bool {
         match kind {
+            _ if !self.is_kept => true,
             HEADERS | CONTINUATION => true,
             DATA if length > 0 => {
-                self.moved();
+                self.moved(1);
                 true
             }
             RST_STREAM => self.resets.fetch_sub(1, Ordering::Relaxed) > 0,
@@ -93,7 +104,9 @@ impl Ledger {
 
 fn give(credit: &AtomicI64, more: i64, most: i64) {
     let now = credit.load(Ordering::Relaxed);
-    credit.store(now.saturating_add(more).min(most), Ordering::Relaxed);
+    if now < most {
+        credit.store(now.saturating_add(more).min(most), Ordering::Relaxed);
+    }
 }
 
 /// The byte stream under a connection: books the frames that come in.
@@ -105,13 +118,15 @@ pub(super) struct Booked<Io> {
     header: [u8; HEADER],
     seen: usize,
     skip: usize,
+    /// Bytes written that have not earned a frame yet.
+    written: usize,
     /// When credit was last given for time.
     refilled: Instant,
 }
 
 impl<Io> Booked<Io> {
     pub(super) fn new(io: Io, first: Bytes, ledger: Arc<Ledger>, now: Instant) -> Self {
-        Self { io, first, ledger, header: [0; HEADER], seen: 0, skip: PREFACE, refilled: now }
+        Self { io, first, ledger, header: [0; HEADER], seen: 0, skip: PREFACE, written: 0, refilled: now }
     }
 
     fn see(&mut self, mut bytes: &[u8]) {
@@ -136,6 +151,17 @@ impl<Io> Booked<Io> {
                 self.book(kind);
             }
         }
+    }
+
+    fn wrote(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = &written {
+            self.written += bytes;
+            if let Ok(frames @ 1..) = i64::try_from(self.written / BYTES_PER_FRAME) {
+                self.written %= BYTES_PER_FRAME;
+                give(&self.ledger.frames, frames, MOST_FRAMES);
+            }
+        }
+        written
     }
 
     fn book(&mut self, kind: u8) {
@@ -173,7 +199,8 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Booked<Io> {
 
 impl<Io: AsyncWrite + Unpin> AsyncWrite for Booked<Io> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.io).poll_write(cx, bytes);
+        self.wrote(written)
     }
 
     fn poll_write_vectored(
@@ -181,7 +208,8 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Booked<Io> {
         cx: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, parts)
+        let written = Pin::new(&mut self.io).poll_write_vectored(cx, parts);
+        self.wrote(written)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -29,6 +29,7 @@ use crate::body::Body;
 use crate::wakes::Quiet;
 
 pub(crate) use http2::{SMALL_FRAMES, connection_window};
+pub(crate) use ledger::Ledger;
 pub(crate) use stream::SwitchAccepted;
 
 /// How long a refused caller may take to hear why.
@@ -70,8 +71,9 @@ pub struct ServerSettings {
     pub window: u32,
     /// HTTP/2: how long a caller may take nothing of an answer that is there, before its stream is reset.
     pub unread_timeout: Duration,
-    /// HTTP/2: whether a cut answer is reset with the code of its reason, which only a hop's own pool understands.
-    pub tells_reasons: bool,
+    /// HTTP/2: whether the other side is a hop's own pool: a cut answer is reset with the code of its reason, which nobody
+    /// else understands, and no ledger is kept of what it costs.
+    pub is_own: bool,
     /// Told of requests that were refused before they became one.
     pub refused: Option<Arc<dyn Fn(Reason) + Send + Sync>>,
 }
@@ -90,7 +92,7 @@ impl ServerSettings {
             max_streams: 100,
             window: 128 * 1024,
             unread_timeout: Duration::from_secs(120),
-            tells_reasons: false,
+            is_own: false,
             refused: None,
         }
     }
@@ -106,7 +108,7 @@ impl ServerSettings {
             window: 256 * 1024,
             // The other side has one at a time, and some whose end has not come here yet.
             max_streams: 4,
-            tells_reasons: true,
+            is_own: true,
             ..Self::front()
         }
     }

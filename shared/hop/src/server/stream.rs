@@ -36,7 +36,7 @@ pub(super) async fn exchange<S, F>(
     mut respond: SendResponse<Bytes>,
     service: &S,
     settings: &ServerSettings,
-    ledger: &Ledger,
+    ledger: &Arc<Ledger>,
 ) where
     S: Fn(Request<Body>) -> F,
     F: Future<Output = Result<Response<Body>, Infallible>>,
@@ -77,10 +77,10 @@ pub(super) async fn exchange<S, F>(
         let is_accepted = head.extensions.get::<SwitchAccepted>().is_some();
         if is_accepted {
             let Ok(send) = respond.send_response(Response::from_parts(head, ()), false) else { return };
+            ledger.answered();
             let (over, is_over) = oneshot::channel();
-            if hand_over.send(RawStream::new(receive, send, over)).is_ok() {
+            if hand_over.send(RawStream::new(receive, send, ledger.clone(), over)).is_ok() {
                 let _ = is_over.await;
-                ledger.answered();
             }
             return;
         }
@@ -97,7 +97,7 @@ async fn answer_with(
     mut body: Body,
     mut respond: SendResponse<Bytes>,
     settings: &ServerSettings,
-    ledger: &Ledger,
+    ledger: &Arc<Ledger>,
 ) {
     if body.is_phantom() {
         // Its head ends the stream: a DATA frame, be it empty, would not fit the length.
@@ -105,26 +105,27 @@ async fn answer_with(
     }
     let is_empty = body.is_end_stream();
     let Ok(mut send) = respond.send_response(Response::from_parts(head, ()), is_empty) else { return };
+    ledger.answered();
     if is_empty {
-        return ledger.answered();
+        return;
     }
     let progress = Progress::default();
     let mut told = 0;
     let mut sending = Box::pin(pump(body, &mut send, Some(settings.unread_timeout), &progress));
     let end = poll_fn(|cx| {
         let polled = sending.as_mut().poll(cx);
-        if progress.bytes() != told {
-            told = progress.bytes();
-            ledger.moved();
+        let frames = progress.frames();
+        if frames != told {
+            ledger.moved(frames - told);
+            told = frames;
         }
         polled
     })
     .await;
     drop(sending);
     match end {
-        Pumped::Whole => ledger.answered(),
-        Pumped::Unwanted => {}
-        Pumped::Cut(fault) => send.send_reset(code(&fault, settings.tells_reasons)),
+        Pumped::Whole | Pumped::Unwanted => {}
+        Pumped::Cut(fault) => send.send_reset(code(&fault, settings.is_own)),
         Pumped::Stalled => {
             tracing::debug!("an answer that nobody reads was given up");
             send.send_reset(h2::Reason::CANCEL);

@@ -27,13 +27,25 @@ pub(crate) enum Pumped {
     Stalled,
 }
 
-/// Bytes that a stream has taken.
+/// What a stream has taken.
 #[derive(Debug, Default)]
-pub(crate) struct Progress(AtomicU64);
+pub(crate) struct Progress {
+    frames: AtomicU64,
+    bytes: AtomicU64,
+}
 
 impl Progress {
+    pub(crate) fn frames(&self) -> u64 {
+        self.frames.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn bytes(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    fn add(&self, bytes: usize) {
+        self.frames.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 }
 
@@ -99,7 +111,7 @@ async fn send(
             room = capacity(out, patience, sleep.as_mut()).await?;
         }
         let part = data.split_to(room.min(data.len()));
-        progress.0.fetch_add(u64::try_from(part.len()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        progress.add(part.len());
         out.send_data(part, is_last && data.is_empty()).map_err(|_| Pumped::Unwanted)?;
     }
     Ok(())

@@ -2,12 +2,15 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
 use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
+
+use crate::server::Ledger;
 
 /// The most that one write takes.
 const MAX_WRITE: usize = 64 * 1024;
@@ -19,13 +22,19 @@ pub(crate) struct RawStream {
     read: Bytes,
     is_read: bool,
     is_shut: bool,
+    ledger: Arc<Ledger>,
     /// Tells the connection when the stream is over.
     _over: oneshot::Sender<()>,
 }
 
 impl RawStream {
-    pub(crate) fn new(receive: RecvStream, send: SendStream<Bytes>, over: oneshot::Sender<()>) -> Self {
-        Self { receive, send, read: Bytes::new(), is_read: false, is_shut: false, _over: over }
+    pub(crate) fn new(
+        receive: RecvStream,
+        send: SendStream<Bytes>,
+        ledger: Arc<Ledger>,
+        over: oneshot::Sender<()>,
+    ) -> Self {
+        Self { receive, send, read: Bytes::new(), is_read: false, is_shut: false, ledger, _over: over }
     }
 }
 
@@ -78,6 +87,7 @@ impl AsyncWrite for RawStream {
         }
         let part = bytes.get(..room.min(bytes.len())).unwrap_or_default();
         self.send.send_data(Bytes::copy_from_slice(part), false).map_err(failed)?;
+        self.ledger.moved(1);
         Poll::Ready(Ok(part.len()))
     }
 

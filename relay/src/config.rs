@@ -24,7 +24,6 @@ use culvert_ops::program::Program;
 
 use crate::access_log::Target;
 use crate::cli::RunArgs;
-use crate::front::ArrivalBounds;
 use crate::registry;
 use crate::router::{Route, Router, Select};
 pub(crate) use listeners::listener_of;
@@ -136,6 +135,13 @@ pub(crate) struct FrontLimits {
     pub(crate) unread_time: Duration,
     /// What comes before the first head.
     pub(crate) arrival: ArrivalBounds,
+}
+
+/// How long a connection's PROXY header and TLS handshake may take, and how many may be at it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ArrivalBounds {
+    pub(crate) within: Duration,
+    pub(crate) at_once: usize,
 }
 
 /// The limits of one service.

@@ -16,6 +16,7 @@ use tokio_rustls::TlsAcceptor;
 use super::io::{CallerIo, Socket};
 use super::proxy_protocol::{self, BadHeader};
 use super::tls::Settled;
+use crate::config::ArrivalBounds;
 
 /// What a listener has its connections begin with.
 #[derive(Default)]
@@ -33,13 +34,6 @@ pub(super) struct Arrived {
     pub(super) destination: Option<SocketAddr>,
     /// None = clear text.
     pub(super) tls: Option<Settled>,
-}
-
-/// How long arriving may take, and how many may be at it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct ArrivalBounds {
-    pub(crate) within: Duration,
-    pub(crate) at_once: usize,
 }
 
 /// Why a connection never spoke.

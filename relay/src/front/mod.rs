@@ -31,7 +31,7 @@ use crate::exchange::Exchanges;
 use arrival::{Arrivals, Manners};
 use connection::Speaks;
 
-pub(crate) use arrival::{ArrivalBounds, TurnedAwayCounts};
+pub(crate) use arrival::TurnedAwayCounts;
 pub(crate) use io::Bound;
 pub(crate) use long::LongRunning;
 pub(crate) use running::{Cut, Running, Turn};

@@ -12,6 +12,7 @@ mod gateways;
 mod grpc;
 mod health;
 mod joining;
+mod limits;
 mod listeners;
 mod long_answers;
 mod main_path;

@@ -93,19 +93,20 @@ impl Heads {
         }
     }
 
-    /// Sees the next bytes; a flaw, and where in `bytes` the request with it begins (0 if before them), or for
-    /// [`Flaw::Chunk`] where it is itself.
-    pub(crate) fn see(&mut self, bytes: &[u8]) -> Result<(), (Flaw, usize)> {
+    /// Whether what comes next is known only once an offered upgrade was answered.
+    pub(crate) fn is_undecided(&self) -> bool {
+        matches!(self.state, State::Perhaps)
+    }
+
+    /// Sees the next bytes, and says how many: behind an offered upgrade none, before its answer. A flaw, and where in
+    /// `bytes` the request with it begins (0 if before them), or for [`Flaw::Chunk`] where it is itself.
+    pub(crate) fn see(&mut self, bytes: &[u8]) -> Result<usize, (Flaw, usize)> {
         let mut rest = bytes;
         let mut begin = 0;
         while !rest.is_empty() {
             rest = match self.state {
-                State::Off => return Ok(()),
-                State::Perhaps => {
-                    // Bytes before the answer to the offer: nobody knows yet what they are.
-                    self.state = State::Off;
-                    return Ok(());
-                }
+                State::Off => return Ok(bytes.len()),
+                State::Perhaps => return Ok(bytes.len() - rest.len()),
                 State::Head => self.see_head(rest).map_err(|flaw| (flaw, begin))?,
                 State::Skip { bytes, in_chunks } => {
                     let step = usize::try_from(bytes).unwrap_or(usize::MAX).min(rest.len());
@@ -130,7 +131,7 @@ impl Heads {
                 begin = bytes.len() - rest.len();
             }
         }
-        Ok(())
+        Ok(bytes.len())
     }
 
     /// The answer to an offered upgrade was not 101: another head follows.
@@ -289,7 +290,7 @@ mod tests {
 
     fn see(stream: &[u8], cut: usize) -> Result<(), Flaw> {
         let mut heads = Heads::new();
-        stream.chunks(cut).try_for_each(|part| heads.see(part).map_err(|(flaw, _)| flaw))
+        stream.chunks(cut).try_for_each(|part| heads.see(part).map(drop).map_err(|(flaw, _)| flaw))
     }
 
     const GOOD: [&str; 7] = [
@@ -371,17 +372,18 @@ mod tests {
     }
 
     #[test]
-    fn after_an_offer_nothing_is_judged_before_its_answer() {
+    fn behind_an_offer_nothing_is_judged_before_its_answer() {
         let offer = b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n";
         let mut heads = Heads::new();
-        heads.see(offer).unwrap();
+        assert_eq!(heads.see(&[offer, &b"GET / HTTP/1.1\n"[..]].concat()), Ok(offer.len()));
+        assert!(heads.is_undecided());
+        assert_eq!(heads.see(b"\n\n\n"), Ok(0));
         heads.go_on();
         assert_eq!(heads.see(b"GET / HTTP/1.1\n").unwrap_err().0, Flaw::BareLf);
         let mut heads = Heads::new();
-        heads.see(offer).unwrap();
-        heads.see(b"\n\n\n").unwrap();
-        heads.go_on();
-        heads.see(b"\n\n\n").unwrap();
+        assert_eq!(heads.see(offer), Ok(offer.len()));
+        heads.switch_off();
+        assert_eq!(heads.see(b"\n\n\n"), Ok(3));
     }
 
     proptest! {

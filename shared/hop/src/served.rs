@@ -7,7 +7,7 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -44,6 +44,8 @@ const BARE_REFUSALS: [(&[u8], Reason); 3] = [
         Reason::HeadTooLarge,
     ),
 ];
+/// Kept of what follows an offered upgrade, before its answer.
+const HELD: usize = 4096;
 /// No head can hold it: makes hyper refuse what it would repair.
 const SPOILT: &[u8] = b"\0\r\n\r\n";
 
@@ -53,6 +55,10 @@ pub(crate) struct Served<Io> {
     /// The first bytes, while they may still be HTTP/2's preface.
     sniffed: Option<BytesMut>,
     heads: Option<Heads>,
+    /// What came behind an offer to change the protocol, before its answer: nobody knows yet what it is.
+    held: Bytes,
+    /// Who reads it then.
+    waiting: Option<Waker>,
     is_spoilt: bool,
     /// Nothing behind a flaw in a body is read.
     is_broken: bool,
@@ -72,6 +78,8 @@ impl<Io> Served<Io> {
             bits,
             sniffed: (settings.http2 == Http2::Sniff).then(BytesMut::new),
             heads: settings.strict.then(Heads::new),
+            held: Bytes::new(),
+            waiting: None,
             is_spoilt: false,
             is_broken: false,
             ended: None,
@@ -113,16 +121,32 @@ impl<Io> Served<Io> {
         }
     }
 
-    /// Looks at what was read into `out` past `before`.
-    fn judge(&mut self, out: &mut ReadBuf<'_>, before: usize) -> io::Result<()> {
-        let Some(heads) = &mut self.heads else { return Ok(()) };
+    /// Looks whether an offered upgrade has been answered; whether it has not.
+    fn is_undecided(&mut self) -> bool {
+        let Some(heads) = &mut self.heads else { return false };
         let bits = self.bits.load(Ordering::Relaxed);
         if bits & SWITCHED != 0 {
             heads.switch_off();
         } else if bits & ANSWERING == 0 {
             heads.go_on();
         }
-        let Err((flaw, begin)) = heads.see(out.filled().get(before..).unwrap_or_default()) else { return Ok(()) };
+        heads.is_undecided()
+    }
+
+    /// Looks at what was read into `out` past `before`.
+    fn judge(&mut self, out: &mut ReadBuf<'_>, before: usize) -> io::Result<()> {
+        let Some(heads) = &mut self.heads else { return Ok(()) };
+        let read = out.filled().get(before..).unwrap_or_default();
+        let (flaw, begin) = match heads.see(read) {
+            Err(flawed) => flawed,
+            Ok(seen) => {
+                if let Some(rest @ [_, ..]) = read.get(seen..) {
+                    self.held = Bytes::from([rest, &self.held].concat());
+                    out.set_filled(before + seen);
+                }
+                return Ok(());
+            }
+        };
         tracing::debug!(?flaw, "refused a request");
         out.set_filled(before + begin);
         if flaw == Flaw::Chunk {
@@ -153,6 +177,22 @@ impl<Io> Served<Io> {
 }
 
 impl<Io: AsyncRead + Unpin> Served<Io> {
+    /// Waits for the answer to an offered upgrade; what comes meanwhile is kept, and its end noticed.
+    fn hold(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.held.is_empty() && self.ended.is_none() {
+            let mut few = [0; HELD];
+            let mut few = ReadBuf::new(&mut few);
+            ready!(Pin::new(&mut self.io).poll_read(cx, &mut few))?;
+            self.held = Bytes::copy_from_slice(few.filled());
+            self.has_written = false;
+        }
+        if self.held.is_empty() {
+            return self.poll_ended(cx).map(Ok);
+        }
+        self.waiting = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
     /// Reads until it is known whether the bytes are HTTP/2's: pending for good if they are.
     fn sniff(&mut self, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let held = self.sniffed.get_or_insert_default();
@@ -202,9 +242,16 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Served<Io> {
         if this.is_broken {
             return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
         }
+        if this.is_undecided() {
+            return this.hold(cx);
+        }
         if this.ended.is_none() {
             let before = out.filled().len();
             match &mut this.sniffed {
+                None if !this.held.is_empty() => {
+                    let part = this.held.split_to(this.held.len().min(out.remaining()));
+                    out.put_slice(&part);
+                }
                 None => ready!(Pin::new(&mut this.io).poll_read(cx, out))?,
                 Some(_) => ready!(this.sniff(cx, out))?,
             }
@@ -261,6 +308,13 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Served<Io> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // hyper flushes when it has answered, and does not look for more by itself.
+        if self.waiting.is_some()
+            && !self.is_undecided()
+            && let Some(waiting) = self.waiting.take()
+        {
+            waiting.wake();
+        }
         Pin::new(&mut self.io).poll_flush(cx)
     }
 

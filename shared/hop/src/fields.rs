@@ -13,8 +13,9 @@ pub(crate) const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-c
 pub(crate) const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 /// The most fields that are taken out and put back.
 const MAX_TAIL: usize = 4;
-/// Every field whose name starts so speaks for Culvert.
-pub(crate) const CULVERT_PREFIX: &str = "culvert-";
+/// Every field whose name starts so, and goes on with `-` or `_`, speaks for Culvert: to programs that read fields as
+/// variables (RFC 3875 §4.1.18) both are one.
+const CULVERT: &str = "culvert";
 
 /// Whether the field ends at this hop although `Connection` does not name it (RFC 9110 §7.6.1).
 pub(crate) fn is_hop_by_hop(name: &HeaderName) -> bool {
@@ -29,7 +30,8 @@ pub(crate) fn is_hop_by_hop(name: &HeaderName) -> bool {
 
 /// Whether the field speaks for Culvert.
 pub(crate) fn is_culvert(name: &HeaderName) -> bool {
-    name.as_str().starts_with(CULVERT_PREFIX)
+    let rest = name.as_str().strip_prefix(CULVERT);
+    rest.is_some_and(|rest| matches!(rest.as_bytes().first(), Some(b'-' | b'_')))
 }
 
 /// Whether the next hop relies on the field, so that `Connection` may not take it away.

@@ -15,15 +15,17 @@ const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
-const REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 
 const VIA_CULVERT: HeaderValue = HeaderValue::from_static("1.1 culvert");
 /// Through how many Culverts a request may have come: relays may stand behind each other, but not in a ring.
 pub(crate) const MAX_HOPS: usize = 8;
 
-/// Whether the field says how a request came here.
+/// Whether the field says how a request came here, or says it to programs that read fields as variables, where `_` stands
+/// for `-` (RFC 3875 §4.1.18).
 pub(crate) fn is_forwarding(name: &HeaderName) -> bool {
-    *name == FORWARDED || *name == VIA || *name == REAL_IP || name.as_str().starts_with("x-forwarded-")
+    let is_known = |name: &str| matches!(name, "forwarded" | "via" | "x-real-ip") || name.starts_with("x-forwarded-");
+    let name = name.as_str();
+    is_known(name) || name.contains('_') && is_known(&name.replace('_', "-"))
 }
 
 /// Whether a request has been at the relay of this id, or through too many Culverts.

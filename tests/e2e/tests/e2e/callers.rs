@@ -12,7 +12,7 @@ use http::{HeaderName, Method};
 use crate::Setup;
 
 /// Fields that a caller could try to make an origin believe something by.
-const FORGED: [(&str, &str); 9] = [
+const FORGED: [(&str, &str); 12] = [
     ("x-forwarded-for", "203.0.113.66"),
     ("x-forwarded-proto", "https"),
     ("x-forwarded-host", "forged.example"),
@@ -22,6 +22,10 @@ const FORGED: [(&str, &str); 9] = [
     ("forwarded", "for=203.0.113.66;proto=https;host=forged.example"),
     ("via", "1.1 forged"),
     ("culvert-forged", "forged"),
+    // To an origin that reads fields as variables these are the same.
+    ("x_forwarded_for", "203.0.113.66"),
+    ("x_real_ip", "203.0.113.66"),
+    ("culvert_gateway", "forged"),
 ];
 
 /// A relay with one listener that asks who calls, and what stands behind it.
@@ -86,6 +90,7 @@ fn seen(answer: &Answer, name: &str) -> Result<Vec<String>> {
 #[tokio::test]
 async fn a_gateway_is_let_in_from_its_creation_to_its_end_without_a_restart() -> Result<()> {
     let guarded = Guarded::new("gateways = [\"kong\", \"nginx\"]").await?;
+    assert!(guarded.setup.relay.output().contains("admits kong, which is no gateway yet"));
     let nobody = guarded.call("orders", &[]).await?;
     assert_eq!(nobody.status, 401, "{}", nobody.text());
     assert_eq!(nobody.header("www-authenticate"), "Culvert-Gateway realm=\"culvert\"");

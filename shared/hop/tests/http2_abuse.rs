@@ -371,3 +371,33 @@ async fn who_never_finishes_the_preface_or_asks_nothing_is_left() {
     assert!(start.elapsed() < ServerSettings::front().keep_alive + Duration::from_secs(2), "it did not hang up");
     (&mut raw.0.server).await.unwrap();
 }
+
+/// HAProxy gives room back for each piece that it reads, to the stream and to the connection.
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_gives_room_back_in_small_pieces_is_no_flood() {
+    const LENGTH: usize = 16 * 1024 * 1024;
+    let mut raw = Raw::new().await;
+    raw.say(frame(HEADERS, END_STREAM | END_HEADERS, 1, HEAD)).await;
+    let mut origin = raw.0.origin().await;
+    let answering = tokio::spawn(async move {
+        head(&mut origin).await;
+        let answer = format!("HTTP/1.1 200 X\r\nContent-Length: {LENGTH}\r\nConnection: close\r\n\r\n");
+        origin.write_all(answer.as_bytes()).await.unwrap();
+        origin.write_all(&vec![b'x'; LENGTH]).await.unwrap();
+        origin
+    });
+    let mut read = 0;
+    while read < LENGTH {
+        let data = raw.hear_a(DATA).await.expect("the connection ended");
+        read += data.payload.len();
+        let mut room = Vec::new();
+        for piece in data.payload.chunks(1_400) {
+            let piece = u32::try_from(piece.len()).unwrap().to_be_bytes();
+            room.extend(frame(WINDOW_UPDATE, 0, 0, &piece));
+            room.extend(frame(WINDOW_UPDATE, 0, 1, &piece));
+        }
+        assert!(raw.say(room).await, "cut after {read} bytes");
+    }
+    drop(answering.await.unwrap());
+    raw.is_served(3).await;
+}

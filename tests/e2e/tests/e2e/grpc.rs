@@ -120,6 +120,26 @@ async fn a_grpc_client_behind_nginx_finds_its_server() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_grpc_client_behind_haproxy_finds_its_server() -> Result<()> {
+    if skip::unless("gRPC through HAProxy", &[Need::Python("grpc"), Need::Program("haproxy")]) {
+        return Ok(());
+    }
+    let site = Site::new().await?;
+    let listen = address::at(address::own_loopback(), 31_081);
+    let changes = [
+        ("bind :80\n", &*format!("bind {listen} proto h2\n")),
+        ("/orders/", "/culvert.test.Orders/"),
+        ("127.0.0.1:8080", &*format!("{} proto h2 check-proto h1", site.guarded)),
+        ("9480", &*site.relay.admin.port().to_string()),
+    ];
+    let config = shipped("haproxy.cfg", &changes)?;
+    let gateway = Gateway::haproxy(listen, &config, &[("CULVERT_GATEWAY", &site.identity)]).await?;
+    // HAProxy 2.6 lets one unread answer stop its whole connection, with or without Culvert behind it.
+    let passing: Vec<&str> = SCENARIOS.iter().copied().filter(|name| *name != "slow_reader_beside_others").collect();
+    site.calls(gateway.listen, "api.example.com", &passing).await
+}
+
+#[tokio::test]
 async fn a_grpc_client_learns_what_is_missing_by_status() -> Result<()> {
     if skip::unless("gRPC failures", &[Need::Python("grpc"), Need::Program("nginx")]) {
         return Ok(());

@@ -17,6 +17,7 @@ mod listeners;
 mod long_answers;
 mod main_path;
 mod many;
+mod origins;
 mod promises;
 mod reasons;
 mod replicas;

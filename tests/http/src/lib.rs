@@ -4,8 +4,11 @@
 #![allow(missing_docs, reason = "read by the tests beside it alone")]
 
 pub mod caller;
+pub mod compare;
 pub mod corpus;
+pub mod front;
 pub mod logged;
+pub mod mutate;
 pub mod origin;
 pub mod site;
 pub mod strict;

@@ -159,9 +159,13 @@ impl Site {
                     (format!("{scheme}://{host}"), host)
                 }
             };
-            services += &format!("[[service]]\nname = \"{}\"\norigin = \"{url}\"\n", kind.service());
-            if matches!(kind, Kind::Https | Kind::HttpsTwo) {
-                services += &format!("[service.tls]\nca = \"{}\"\n", file("cert.pem").display());
+            // A front's row that closes kept connections has its own pool, or it would close those of other cells.
+            let own = Front::ALL.map(|front| Self::own_service(front, kind));
+            for name in own.iter().map(String::as_str).chain([kind.service()]) {
+                services += &format!("[[service]]\nname = \"{name}\"\norigin = \"{url}\"\n");
+                if matches!(kind, Kind::Https | Kind::HttpsTwo) {
+                    services += &format!("[service.tls]\nca = \"{}\"\n", file("cert.pem").display());
+                }
             }
             hosts.push((kind, host));
         }
@@ -182,7 +186,7 @@ impl Site {
         relay.config(&config)?;
         relay.start().await?;
         let names: Vec<&str> = hosts.iter().map(|(kind, _)| kind.service()).collect();
-        let token = relay.tunnel("table", &names).await?;
+        let token = relay.tunnel("table", &[&names[..], &["own-*"]].concat()).await?;
         let mut connector = Connector::new(&token, &[])?;
         connector.config(&services)?;
         connector.start().await?;
@@ -191,6 +195,11 @@ impl Site {
         }
         let trust = [trust(&der, b"http/1.1")?, trust(&der, b"h2")?];
         Ok(Self { relay, connector, desk, tls, unix, hosts, trust, _directory: directory })
+    }
+
+    /// A service of the same origin that no other front uses.
+    pub fn own_service(front: Front, kind: Kind) -> String {
+        format!("own-{}-{}", front as u8, kind.service())
     }
 
     /// A connection to the relay.

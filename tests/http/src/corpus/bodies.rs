@@ -24,7 +24,7 @@ pub(crate) fn all() -> Vec<Entry> {
         cut("a chunk size of an extension alone", chunks(";a=b\r\n12345\r\n0\r\n\r\n")),
         cut("a chunk size of 2^64", chunks("10000000000000000\r\n12345\r\n0\r\n\r\n")),
         cut("a chunk size of 2^64 + 5", chunks("10000000000000005\r\n12345\r\n0\r\n\r\n")),
-        waits("a chunk size of 2^64 - 1", chunks("ffffffffffffffff\r\n12345\r\n0\r\n\r\n")),
+        cut("a chunk size of 2^64 - 1", chunks("ffffffffffffffff\r\n12345\r\n0\r\n\r\n")),
         waits(
             "a chunk size of 2^32 + 5 in a chunk of 5",
             chunks("100000005\r\n12345\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\n\r\n"),

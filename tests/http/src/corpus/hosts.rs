@@ -141,6 +141,11 @@ pub(crate) fn all() -> Vec<Entry> {
             &[("POST", "/a", b"12345")],
         ),
         passes(
+            "a request behind an offer that is not taken",
+            format!("{}GET /b HTTP/1.1\r\nHost: orders\r\n\r\n", with("Upgrade: own\r\nConnection: upgrade\r\n")),
+            &[("GET", "/a", b""), ("GET", "/b", b"")],
+        ),
+        passes(
             "an offer of h2c is no offer",
             with("Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"),
             a,

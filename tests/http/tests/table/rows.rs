@@ -104,9 +104,14 @@ pub(crate) const ROWS: &[Row] = &[
 
 /// A request and what the origin took of it.
 pub(crate) async fn asked(cell: &Cell, ask: Ask) -> Result<(Call, Taken)> {
-    let call = cell.call(ask).await?;
-    let taken = cell.taken().await?;
-    Ok((call, taken))
+    let mut call = cell.call(ask).await?;
+    match cell.taken().await {
+        Ok(taken) => Ok((call, taken)),
+        Err(error) => {
+            let heard = tokio::time::timeout(std::time::Duration::from_millis(100), call.head()).await;
+            Err(error.context(format!("the caller heard {heard:?}")))
+        }
+    }
 }
 
 /// The fields that the test itself sent, of those that came: without the ones that belong to the version or to Culvert.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use culvert_http_tests::caller::Ask;
-use culvert_http_tests::site::{Front, Kind};
+use culvert_http_tests::site::{Front, Kind, Site};
 use culvert_http_tests::strict::Framing;
 use culvert_http_tests::table::{Cell, Expect};
 
@@ -134,7 +134,9 @@ pub(crate) fn garbage_expect(_: Front, kind: Kind) -> Expect {
 
 pub(crate) async fn kept_closed(cell: Cell) -> Result<()> {
     for _ in 0..3 {
-        let (mut call, mut taken) = asked(&cell, Ask::new("POST", "/").body(Framing::Length(2))).await?;
+        let mut ask = Ask::new("POST", "/").body(Framing::Length(2));
+        ask.host = Site::own_service(cell.front, cell.kind);
+        let (mut call, mut taken) = asked(&cell, ask).await?;
         call.send("up").await?;
         call.finish(&nothing()).await?;
         taken.exactly(b"up").await?;

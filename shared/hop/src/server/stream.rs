@@ -14,10 +14,11 @@ use culvert_model::reason::Reason;
 use futures_util::task::AtomicWaker;
 use h2::server::SendResponse;
 use h2::{RecvStream, ext};
-use http::header::EXPECT;
+use http::header::{CONTENT_LENGTH, EXPECT};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use super::ServerSettings;
 use super::ledger::Ledger;
@@ -41,7 +42,14 @@ pub(super) async fn exchange<S, F>(
     S: Fn(Request<Body>) -> F,
     F: Future<Output = Result<Response<Body>, Infallible>>,
 {
-    let (mut parts, receive) = request.into_parts();
+    let (mut parts, mut receive) = request.into_parts();
+    if says_nothing_follows(&parts.headers) && !receive.is_end_stream() {
+        match timeout(settings.head_timeout, follows(&mut receive)).await {
+            Ok(false) => {}
+            Ok(true) => return,
+            Err(_) => return respond.send_reset(h2::Reason::CANCEL),
+        }
+    }
     let mut switch = None;
     let mut leave = None;
     let body = if parts.method == Method::CONNECT && parts.extensions.get::<ext::Protocol>().is_some() {
@@ -129,6 +137,22 @@ async fn answer_with(
         Pumped::Stalled => {
             tracing::debug!("an answer that nobody reads was given up");
             send.send_reset(h2::Reason::CANCEL);
+        }
+    }
+}
+
+/// `Content-Length: 0`: whether it is true has to be known before anybody acts on it.
+fn says_nothing_follows(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes().iter().all(|digit| *digit == b'0'))
+}
+
+/// Whether there is more than the end, perhaps with trailers. h2 has refused it then.
+async fn follows(receive: &mut RecvStream) -> bool {
+    loop {
+        match receive.data().await {
+            None => return false,
+            Some(Ok(data)) if data.is_empty() => {}
+            Some(_) => return true,
         }
     }
 }

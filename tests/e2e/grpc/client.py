@@ -1,6 +1,9 @@
-"""A gRPC caller: `client.py TARGET AUTHORITY SCENARIO...`, one `ok SCENARIO` line each, or a traceback and status 1."""
+"""A gRPC caller: `client.py TARGET AUTHORITY SCENARIO...`, one `ok SCENARIO` line each, or a traceback and status 1.
+
+`GRPC_TRUSTS` names a certificate: then it speaks TLS and believes that one alone."""
 
 import ast
+import os
 import queue
 import sys
 import threading
@@ -13,15 +16,18 @@ TARGET, AUTHORITY = sys.argv[1:3]
 # What a call may take before it counts as lost; no scenario is about speed.
 PATIENCE = 30
 
-channel = grpc.insecure_channel(
-    TARGET,
-    options=[
-        ("grpc.default_authority", AUTHORITY),
-        ("grpc.max_receive_message_length", -1),
-        ("grpc.max_send_message_length", -1),
-        ("grpc.enable_retries", 0),
-    ],
-)
+OPTIONS = [
+    ("grpc.default_authority", AUTHORITY),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.enable_retries", 0),
+]
+if "GRPC_TRUSTS" in os.environ:
+    with open(os.environ["GRPC_TRUSTS"], "rb") as trusted:
+        trust = grpc.ssl_channel_credentials(trusted.read())
+    channel = grpc.secure_channel(TARGET, trust, OPTIONS + [("grpc.ssl_target_name_override", AUTHORITY)])
+else:
+    channel = grpc.insecure_channel(TARGET, OPTIONS)
 
 
 def path(method):

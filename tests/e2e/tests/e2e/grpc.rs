@@ -38,6 +38,8 @@ struct Site {
     /// Where the relay wants to know which gateway calls, and what nginx says then.
     guarded: SocketAddr,
     identity: String,
+    /// Where the relay speaks TLS, if there is an openssl.
+    over_tls: SocketAddr,
 }
 
 impl Site {
@@ -50,10 +52,24 @@ impl Site {
         let port = line.split(' ').nth(1).context("a port")?;
         let mut relay = Relay::new()?;
         let guarded = address::at(relay.http.ip(), 31_082);
-        relay.config(&format!(
+        let over_tls = address::at(relay.http.ip(), 31_443);
+        let mut config = format!(
             "[http]\nlisten = [\"{}\"]\n[[http.listener]]\nlisten = \"{guarded}\"\ngateways = [\"edge\"]\n",
             relay.http
-        ))?;
+        );
+        if binary::on_path("openssl").is_some() {
+            let (cert, key) = (relay.directory().join("relay.pem"), relay.directory().join("relay.key"));
+            let mut make = Command::new("openssl");
+            make.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "3"]);
+            make.args(["-subj", "/CN=relay", "-addext", "subjectAltName=DNS:orders.internal", "-keyout"]);
+            make.arg(&key).arg("-out").arg(&cert);
+            let said = process::run("openssl", make, None, Duration::from_secs(20)).await?;
+            ensure!(said.status == 0, "{said:?}");
+            let (cert, key) = (cert.display(), key.display());
+            let tls = format!("tls = {{ cert = \"{cert}\", key = \"{key}\" }}");
+            config += &format!("[[http.listener]]\nlisten = \"{over_tls}\"\n{tls}\n");
+        }
+        relay.config(&config)?;
         relay.start().await?;
         let said = relay.cli(&["gateway", "create", "edge", "--service", "orders"]).await?;
         ensure!(said.status == 0, "{said:?}");
@@ -62,15 +78,26 @@ impl Site {
         let mut connector = Connector::new(&token, &[&format!("orders=h2c://127.0.0.1:{port}")])?;
         connector.start().await?;
         relay.up("orders").await?;
-        Ok(Self { relay, connector, server, guarded, identity })
+        Ok(Self { relay, connector, server, guarded, identity, over_tls })
     }
 
     /// Runs scenarios of the client against `to`, calling it `authority`.
     async fn calls(&self, to: SocketAddr, authority: &str, scenarios: &[&str]) -> Result<()> {
+        self.calls_with(&[], to, authority, scenarios).await
+    }
+
+    async fn calls_with(
+        &self,
+        env: &[(&str, &str)],
+        to: SocketAddr,
+        authority: &str,
+        scenarios: &[&str],
+    ) -> Result<()> {
         let mut command = Command::new(binary::PYTHON);
         command.arg(program("client.py")).arg(to.to_string()).arg(authority).args(scenarios);
         // A proxy of the machine's owner is not what is under test.
         command.env("no_proxy", "*").env_remove("http_proxy").env_remove("https_proxy");
+        command.envs(env.iter().copied());
         let said = process::run("gRPC client", command, None, LIMIT).await?;
         let told = || format!("{said:?}\n{}\n{}", self.relay.last_words(), self.connector.last_words());
         ensure!(said.status == 0, "{}", told());
@@ -78,6 +105,10 @@ impl Site {
             ensure!(said.stdout.lines().any(|line| line == format!("ok {scenario}")), "no {scenario}: {}", told());
         }
         Ok(())
+    }
+
+    fn certificate(&self) -> std::path::PathBuf {
+        self.relay.directory().join("relay.pem")
     }
 }
 
@@ -107,6 +138,17 @@ async fn a_grpc_client_at_the_relays_front_finds_its_server() -> Result<()> {
     }
     let site = Site::new().await?;
     site.calls(site.relay.http, "orders.internal", SCENARIOS).await
+}
+
+#[tokio::test]
+async fn a_grpc_client_that_speaks_tls_finds_its_server() -> Result<()> {
+    if skip::unless("gRPC over TLS", &[Need::Python("grpc"), Need::Program("openssl")]) {
+        return Ok(());
+    }
+    let site = Site::new().await?;
+    let certificate = site.certificate().display().to_string();
+    // Nothing but ALPN says here that it is HTTP/2.
+    site.calls_with(&[("GRPC_TRUSTS", &certificate)], site.over_tls, "orders.internal", SCENARIOS).await
 }
 
 #[tokio::test]

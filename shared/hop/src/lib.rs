@@ -45,6 +45,7 @@ pub mod limits;
 mod lines;
 mod multiplexed;
 pub mod pool;
+mod pulse;
 pub mod request;
 pub mod response;
 pub mod retry;

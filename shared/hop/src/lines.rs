@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use crate::fault::{Fault, Retry};
 use crate::pool::{Inner, Lost, Opener, PoolSettings};
+use crate::pulse;
 use crate::server::{SMALL_FRAMES, connection_window};
 
 /// What of one request waits in memory to be written.
@@ -40,8 +41,11 @@ pub(crate) struct Line {
 
 /// What is known of a connection's bytes.
 #[derive(Debug, Default)]
-struct Seen {
+pub(crate) struct Seen {
     written: AtomicU64,
+    read: AtomicU64,
+    /// What `written` was when something was read last.
+    answered: AtomicU64,
     is_over: AtomicBool,
     /// The first error, which h2 does not tell whole.
     error: Mutex<Option<io::Error>>,
@@ -138,7 +142,7 @@ impl Line {
         let seen = Arc::<Seen>::default();
         let window = connection_window(settings.window, settings.exchanges_per_connection);
         let most = usize::try_from(settings.exchanges_per_connection.max(1)).unwrap_or(usize::MAX);
-        let (sender, connection) = Builder::new()
+        let (sender, mut connection) = Builder::new()
             .enable_push(false)
             .initial_window_size(settings.window)
             .initial_connection_window_size(window)
@@ -149,9 +153,25 @@ impl Line {
             .handshake::<_, Bytes>(Wire { io, seen: seen.clone() })
             .await?;
         let over = seen.clone();
+        // A tunnel's stream ends with its tunnel, which has a pulse of its own.
+        let ping = if settings.exchanges_per_connection > 1 { connection.ping_pong() } else { None };
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "connection ended");
+            let pulse = async {
+                match ping {
+                    Some(ping) => pulse::gone(ping, &over).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                ended = connection => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%error, "connection ended");
+                    }
+                }
+                () = pulse => {
+                    tracing::debug!("the other side of a connection is gone without a word");
+                    over.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(io::ErrorKind::TimedOut.into());
+                }
             }
             over.is_over.store(true, Ordering::Relaxed);
         });
@@ -184,6 +204,23 @@ impl Line {
     /// How many exchanges at once both sides want on it. A peer that wants none gets one, which it may refuse.
     fn room(&self) -> usize {
         self.most.min(self.sender.current_max_send_streams()).max(1)
+    }
+}
+
+impl Seen {
+    /// Bytes that came.
+    pub(crate) fn read(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
+    }
+
+    /// Whether something was sent after what came last.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        self.written.load(Ordering::Relaxed) > self.answered.load(Ordering::Relaxed)
+    }
+
+    fn note_read(&self, bytes: usize) {
+        self.read.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.answered.store(self.written.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 }
 
@@ -252,7 +289,12 @@ impl<Io> Wire<Io> {
 
 impl<Io: AsyncRead + Unpin> AsyncRead for Wire<Io> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = out.filled().len();
         let polled = Pin::new(&mut self.io).poll_read(cx, out);
+        let read = out.filled().len().saturating_sub(before);
+        if read > 0 {
+            self.seen.note_read(read);
+        }
         self.keep(polled)
     }
 }

@@ -131,7 +131,7 @@ pub(crate) struct FrontLimits {
     pub(crate) keep_alive: Duration,
     /// HTTP/2: exchanges at once on a connection.
     pub(crate) streams: u32,
-    /// HTTP/2: how long an answer that is there may be left unread.
+    /// How long an answer that is there may be left unread.
     pub(crate) unread_time: Duration,
     /// What comes before the first head.
     pub(crate) arrival: ArrivalBounds,

@@ -116,9 +116,12 @@ impl Record {
     /// How its answer's body ended; then it is over.
     pub(crate) fn ended(mut self, ending: Ending) {
         self.bytes_out = ending.bytes;
-        if let Outcome::Cut(reason) = ending.outcome {
-            self.reason = self.reason.or(Some(reason));
-        }
+        let reason = match ending.outcome {
+            Outcome::Cut(reason) => Some(reason),
+            Outcome::Dropped if self.turn.is_unread() => Some(Reason::RequestTimeout),
+            Outcome::Dropped | Outcome::Whole => None,
+        };
+        self.reason = self.reason.or(reason);
     }
 
     /// How many bytes passed after a change of protocol; then it is over.

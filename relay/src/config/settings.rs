@@ -59,7 +59,7 @@ pub(crate) const SETTINGS: &[Setting] = &[
     Setting::new("limits.keep_alive", Kind::Duration, "a caller's connection without a request").or("120s"),
     Setting::new("limits.streams", Kind::Integer { min: 1, max: 10_000 }, "HTTP/2: requests at once on a connection")
         .or("100"),
-    Setting::new("limits.unread_time", Kind::Duration, "HTTP/2: an answer that its caller does not read").or("120s"),
+    Setting::new("limits.unread_time", Kind::Duration, "an answer that its caller does not read").or("120s"),
     Setting::new("limits.handshake_time", Kind::Duration, "a caller's PROXY header and TLS handshake").or("10s"),
     Setting::new("limits.handshakes", COUNT, "of those at once; past it the slowest goes").or("512"),
     Setting::new("service.*.limits.concurrent", COUNT, "requests of the service at once"),

@@ -4,7 +4,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use culvert_hop::body::Body;
@@ -12,13 +11,13 @@ use culvert_hop::request::Caller;
 use culvert_hop::server::serve;
 use culvert_hop::wakes::Quiet;
 use culvert_ops::drain::InFlight;
-use http::Request;
+use http::{Request, StatusCode};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::sleep;
 use tracing::debug;
 
 use super::arrival::{Arrived, Manners};
-use super::io::{CallerIo, Socket};
+use super::io::{CallerIo, Fate, Socket};
 use super::{Front, Running};
 use crate::door::Door;
 use crate::gateways::PeerCertificate;
@@ -41,6 +40,14 @@ struct Visit {
     caller: Caller,
     certificate: Option<Arc<PeerCertificate>>,
     running: Arc<Running>,
+    fate: Arc<Fate>,
+}
+
+impl Visit {
+    fn new(door: Arc<Door>, caller: Caller, certificate: Option<Arc<PeerCertificate>>, io: &CallerIo) -> Self {
+        let fate = io.fate();
+        Self { door, caller, certificate, running: Arc::new(Running::on(Arc::clone(&fate))), fate }
+    }
 }
 
 impl Accepted {
@@ -71,7 +78,7 @@ pub(super) async fn connection(front: Arc<Front>, accepted: Accepted, door: Arc<
         let destination = accepted.destination();
         let caller = caller(accepted.source, destination, false);
         let (io, _permit) = (CallerIo::plain(accepted.socket), accepted.permit);
-        let visit = Visit { door, caller, certificate: None, running: Arc::default() };
+        let visit = Visit::new(door, caller, None, &io);
         speak(&front, io, visit, Speaks::Either, open).await;
         return;
     }
@@ -84,7 +91,7 @@ pub(super) async fn connection(front: Arc<Front>, accepted: Accepted, door: Arc<
         Some(settled) if settled.http2 => (Speaks::Http2, settled.certificate),
         Some(settled) => (Speaks::Http1, settled.certificate),
     };
-    let visit = Visit { door, caller, certificate, running: Arc::default() };
+    let visit = Visit::new(door, caller, certificate, &io);
     Box::pin(speak(&front, io, visit, speaks, open)).await;
 }
 
@@ -97,24 +104,28 @@ pub(super) enum Speaks {
     Http2,
 }
 
-async fn speak(front: &Front, io: CallerIo, visit: Visit, speaks: Speaks, _open: InFlight) {
-    let reset = io.reset();
+async fn speak(front: &Front, mut io: CallerIo, visit: Visit, speaks: Speaks, _open: InFlight) {
+    let settings = front.settings(speaks);
+    io.set_patience(settings.unread_timeout);
     let (visit, exchanges) = (Arc::new(visit), &front.exchanges);
     let answer = |request: Request<Body>| {
         let (exchanges, visit) = (Arc::clone(exchanges), Arc::clone(&visit));
         async move {
-            let Visit { door, caller, certificate, running } = &*visit;
-            Ok(exchanges.carry(door, *caller, certificate.as_ref(), running, request).await)
+            let Visit { door, caller, certificate, running, fate } = &*visit;
+            let response = exchanges.carry(door, *caller, certificate.as_ref(), running, request).await;
+            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                fate.be_patient();
+            }
+            Ok(response)
         }
     };
     let idle = async {
         exchanges.drain.closing().await;
         sleep(IDLE_LINGER).await;
     };
-    let settings = front.settings(speaks);
     tokio::select! {
         () = serve(io, &settings, answer, idle) => {}
-        () = Quiet::new(visit.running.cut(&exchanges.drain, &exchanges.long)) => reset.store(true, Ordering::Relaxed),
+        () = Quiet::new(visit.running.cut(&exchanges.drain, &exchanges.long)) => visit.fate.set_reset(true),
     }
 }
 

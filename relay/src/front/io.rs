@@ -7,11 +7,13 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::time::{Sleep, sleep};
 use tokio_rustls::server::TlsStream;
 
 /// A bound listener.
@@ -29,7 +31,18 @@ pub(super) enum Socket {
 /// A caller's connection of any kind. Reset on drop when it is cut, so that no caller takes the end for a clean one.
 pub(super) struct CallerIo {
     stream: Stream,
-    reset: Arc<AtomicBool>,
+    fate: Arc<Fate>,
+    /// How long its caller may take nothing of what is there for it.
+    patience: Option<Duration>,
+    stalled: Option<Pin<Box<Sleep>>>,
+}
+
+/// How a connection ends, as its stream and who keeps it tell each other.
+#[derive(Debug, Default)]
+pub(crate) struct Fate {
+    reset: AtomicBool,
+    unread: AtomicBool,
+    patient: AtomicBool,
 }
 
 enum Stream {
@@ -39,16 +52,46 @@ enum Stream {
 
 impl CallerIo {
     pub(super) fn plain(socket: Socket) -> Self {
-        Self { stream: Stream::Plain(socket), reset: Arc::default() }
+        Self::new(Stream::Plain(socket))
     }
 
     pub(super) fn tls(stream: TlsStream<Socket>) -> Self {
-        Self { stream: Stream::Tls(Box::new(stream)), reset: Arc::default() }
+        Self::new(Stream::Tls(Box::new(stream)))
     }
 
-    /// Set before it is dropped, it makes the end a visible one.
-    pub(super) fn reset(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.reset)
+    fn new(stream: Stream) -> Self {
+        Self { stream, fate: Arc::default(), patience: None, stalled: None }
+    }
+
+    /// What its end hangs on.
+    pub(super) fn fate(&self) -> Arc<Fate> {
+        Arc::clone(&self.fate)
+    }
+
+    /// Gives a caller up that takes nothing for so long of what is there for it.
+    pub(super) fn set_patience(&mut self, patience: Duration) {
+        self.patience = Some(patience);
+    }
+
+    fn heed<T>(&mut self, polled: Poll<io::Result<T>>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+        if polled.is_pending() {
+            return self.poll_stalled(cx).map(Err);
+        }
+        if self.stalled.is_some() {
+            self.stalled = None;
+        }
+        polled
+    }
+
+    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let Some(patience) = self.patience.filter(|_| !self.fate.patient.load(Ordering::Relaxed)) else {
+            return Poll::Pending;
+        };
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(patience)));
+        ready!(stalled.as_mut().poll(cx));
+        self.fate.unread.store(true, Ordering::Relaxed);
+        self.fate.set_reset(true);
+        Poll::Ready(io::ErrorKind::TimedOut.into())
     }
 
     fn socket(&self) -> &Socket {
@@ -56,6 +99,23 @@ impl CallerIo {
             Stream::Plain(socket) => socket,
             Stream::Tls(stream) => stream.get_ref().0,
         }
+    }
+}
+
+impl Fate {
+    /// Whether the end, when it comes, is a visible one.
+    pub(super) fn set_reset(&self, reset: bool) {
+        self.reset.store(reset, Ordering::Relaxed);
+    }
+
+    /// From now on its caller may read as slowly as it likes: what it speaks has pauses of its own.
+    pub(super) fn be_patient(&self) {
+        self.patient.store(true, Ordering::Relaxed);
+    }
+
+    /// It was given up because its caller did not read.
+    pub(super) fn is_unread(&self) -> bool {
+        self.unread.load(Ordering::Relaxed)
     }
 }
 
@@ -75,7 +135,7 @@ impl Socket {
 
 impl Drop for CallerIo {
     fn drop(&mut self) {
-        if let (Socket::Tcp(stream), true) = (self.socket(), self.reset.load(Ordering::Relaxed)) {
+        if let (Socket::Tcp(stream), true) = (self.socket(), self.fate.reset.load(Ordering::Relaxed)) {
             let _ = setsockopt(stream, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 });
         }
     }
@@ -136,10 +196,11 @@ impl AsyncRead for CallerIo {
 
 impl AsyncWrite for CallerIo {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.stream {
+        let polled = match &mut self.stream {
             Stream::Plain(socket) => Pin::new(socket).poll_write(cx, buf),
             Stream::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
+        };
+        self.heed(polled, cx)
     }
 
     fn poll_write_vectored(
@@ -147,10 +208,11 @@ impl AsyncWrite for CallerIo {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.stream {
+        let polled = match &mut self.stream {
             Stream::Plain(socket) => Pin::new(socket).poll_write_vectored(cx, bufs),
             Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-        }
+        };
+        self.heed(polled, cx)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -159,8 +221,12 @@ impl AsyncWrite for CallerIo {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.stream {
+            // Nothing is held back, so nothing says that anything was taken.
             Stream::Plain(_) => Poll::Ready(Ok(())),
-            Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Tls(stream) => {
+                let polled = Pin::new(stream).poll_flush(cx);
+                self.heed(polled, cx)
+            }
         }
     }
 
@@ -169,5 +235,57 @@ impl AsyncWrite for CallerIo {
             Stream::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
             Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::time::{Instant, timeout};
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(120);
+
+    fn pair() -> (CallerIo, UnixStream) {
+        let (near, far) = UnixStream::pair().unwrap();
+        let mut io = CallerIo::plain(Socket::Unix(near));
+        io.set_patience(PATIENCE);
+        (io, far)
+    }
+
+    /// Writes until the other side takes no more for too long.
+    async fn flood(io: &mut CallerIo) -> io::Error {
+        loop {
+            if let Err(error) = io.write(&[0; 4_096]).await {
+                return error;
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_that_reads_nothing_is_given_up_and_one_that_reads_now_and_then_is_not() {
+        let (mut io, mut far) = pair();
+        let fate = io.fate();
+        let reads = async {
+            let mut some = vec![0; 256 * 1024];
+            for _ in 0..5 {
+                sleep(PATIENCE - Duration::from_secs(1)).await;
+                far.read_exact(&mut some).await.unwrap();
+                assert!(!fate.is_unread());
+            }
+            Instant::now()
+        };
+        let (error, last) = tokio::join!(flood(&mut io), reads);
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(fate.is_unread());
+        assert_eq!(last.elapsed(), PATIENCE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_a_change_of_protocol_a_caller_may_take_its_time() {
+        let (mut io, _far) = pair();
+        io.fate().be_patient();
+        assert!(timeout(100 * PATIENCE, flood(&mut io)).await.is_err());
     }
 }

@@ -34,7 +34,7 @@ use connection::Speaks;
 pub(crate) use arrival::TurnedAwayCounts;
 pub(crate) use io::Bound;
 pub(crate) use long::LongRunning;
-pub(crate) use running::{Cut, Running, Turn};
+pub(crate) use running::{Cut, Running, Turn, until};
 
 /// All listeners of the process.
 pub(crate) struct Front {

@@ -18,12 +18,14 @@ use tokio::sync::Notify;
 use tokio::time::sleep_until;
 
 use super::LongRunning;
+use super::io::Fate;
 
 /// The exchanges of one connection: one at a time over HTTP/1.1, many over HTTP/2.
 #[derive(Debug, Default)]
 pub(crate) struct Running {
     now: Mutex<Exchanges>,
     ended: Notify,
+    fate: Arc<Fate>,
 }
 
 /// One exchange on its connection, until it is dropped.
@@ -54,6 +56,11 @@ struct Exchange {
 }
 
 impl Running {
+    /// On a connection whose end hangs on this.
+    pub(super) fn on(fate: Arc<Fate>) -> Self {
+        Self { fate, ..Self::default() }
+    }
+
     /// An exchange begins. One that shares its connection with others is cut alone, by [`Turn::cuttable`].
     pub(crate) fn begin(self: &Arc<Self>, shares: bool, now: Instant) -> Turn {
         let mut exchanges = self.lock();
@@ -144,6 +151,11 @@ impl Turn {
         }
     }
 
+    /// Its connection was given up because its caller did not read.
+    pub(crate) fn is_unread(&self) -> bool {
+        self.running.fate.is_unread()
+    }
+
     /// What ends its answer alone, where it shares its connection.
     pub(crate) fn cuttable(&self) -> Option<Cut> {
         self.cut.clone()
@@ -164,17 +176,22 @@ impl Drop for Turn {
 impl Cut {
     /// The answer's body, until it is cut.
     pub(crate) fn over(self, body: Body) -> Body {
-        if body.is_end_stream() {
-            return body;
-        }
-        let told = Box::pin(async move { self.0.notified().await });
-        Body::boxed(Cuttable { body, told })
+        until(body, async move { self.0.notified().await }, Reason::Draining)
     }
+}
+
+/// The body, until `told` ends it with a reason.
+pub(crate) fn until(body: Body, told: impl Future<Output = ()> + Send + 'static, reason: Reason) -> Body {
+    if body.is_end_stream() {
+        return body;
+    }
+    Body::boxed(Cuttable { body, told: Box::pin(told), reason })
 }
 
 struct Cuttable {
     body: Body,
     told: Pin<Box<dyn Future<Output = ()> + Send>>,
+    reason: Reason,
 }
 
 impl HttpBody for Cuttable {
@@ -185,7 +202,7 @@ impl HttpBody for Cuttable {
         let polled = Pin::new(&mut self.body).poll_frame(cx);
         if polled.is_pending() && self.told.as_mut().poll(cx).is_ready() {
             // Never polled again: a body that failed is over.
-            return Poll::Ready(Some(Err(Fault::new(Reason::Draining))));
+            return Poll::Ready(Some(Err(Fault::new(self.reason))));
         }
         polled
     }

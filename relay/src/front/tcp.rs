@@ -5,7 +5,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use culvert_hop::body::Body;
@@ -51,9 +50,9 @@ pub(super) async fn connection(front: Arc<Front>, accepted: Accepted, door: Arc<
     let Some((arrived, _permit)) = Box::pin(accepted.arrive(&front, manners)).await else { return };
     let Arrived { mut io, source, destination, .. } = arrived;
     let exchanges = &front.exchanges;
-    let reset = io.reset();
+    let fate = io.fate();
     // Whatever cuts this short, the caller has to see it.
-    reset.store(true, Ordering::Relaxed);
+    fate.set_reset(true);
 
     let Some((shown, mut parts)) = head(&door.service) else { return };
     let turn = Arc::<Running>::default().begin(false, Instant::now());
@@ -87,7 +86,7 @@ pub(super) async fn connection(front: Arc<Front>, accepted: Accepted, door: Arc<
     let (how, passed) = splice_io(&mut io, raw, Protocol::Other, idle, cut).await;
     let reason = match how {
         Spliced::Done => {
-            reset.store(false, Ordering::Relaxed);
+            fate.set_reset(false);
             None
         }
         Spliced::Idle => None,

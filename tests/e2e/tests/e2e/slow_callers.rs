@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use culvert_lab::load::Plan;
-use culvert_lab::{Relay, address, client};
+use culvert_lab::{Relay, address, client, wait};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, interval, timeout};
@@ -22,7 +22,7 @@ async fn hundreds_that_stall_at_every_step_delay_nobody_and_get_their_names() ->
     let proxied = address::at(relay.http.ip(), 31_081);
     relay.config(&format!(
         "[http]\nlisten = [\"{}\"]\n[[http.listener]]\nlisten = \"{proxied}\"\nproxy_protocol = true\n\
-         [limits]\nhead_time = \"3s\"\nbody_idle = \"3s\"\nhandshake_time = \"3s\"\nhandshakes = 50\n",
+         [limits]\nhead_time = \"3s\"\nbody_idle = \"3s\"\nunread_time = \"8s\"\nhandshake_time = \"3s\"\nhandshakes = 50\n",
         relay.http
     ))?;
     relay.start().await?;
@@ -71,7 +71,19 @@ async fn hundreds_that_stall_at_every_step_delay_nobody_and_get_their_names() ->
         let value = figure(&metrics, line).with_context(|| format!("{line} is not in\n{metrics}"))?;
         ensure!(value >= at_least as f64, "{line} {value}");
     }
-    drop(unread);
+    // Those that do not read have their end too, a visible one, and free what they held.
+    wait::until("the unread answers to be given up", PATIENCE, || async {
+        let metrics = setup.relay.ask("/metrics").await.ok()?.text();
+        let running = figure(&metrics, "culvert_inflight_requests{service=\"orders\"}")?;
+        let named = figure(&metrics, "culvert_errors_total{service=\"orders\",reason=\"request_timeout\"}")?;
+        (running == 0.0 && named >= (EACH_KIND + READERS) as f64).then_some(())
+    })
+    .await?;
+    for mut stream in unread {
+        let mut sink = tokio::io::sink();
+        let end = timeout(PATIENCE, tokio::io::copy(&mut stream, &mut sink)).await?;
+        ensure!(end.is_err(), "a cut answer ended cleanly");
+    }
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Must never let anything but the selected service decide who may call, nor answer a failure without its name.
 
+use std::future::pending;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -26,7 +27,7 @@ use tokio::time::sleep;
 use crate::access_log::AccessLog;
 use crate::config::{FrontLimits, Listener};
 use crate::door::Door;
-use crate::front::{LongRunning, Running, Turn};
+use crate::front::{LongRunning, Running, Turn, until};
 use crate::gateways::{Gateway, Gateways, PeerCertificate};
 use crate::lane::GatewayLanes;
 use crate::metrics::ServiceMetrics;
@@ -122,9 +123,13 @@ impl Exchanges {
         match self.forward(&door.now(), who, &mut head, parts, body, &mut record).await {
             Ok(Answered::Response(response)) => {
                 record.answered(response.status().as_u16(), None);
-                let cut = record.cuttable();
+                let (cut, gateway) = (record.cuttable(), record.gateway.clone());
                 response.map(|body| {
                     let body = if let Some(cut) = cut { cut.over(body) } else { body };
+                    let body = match gateway {
+                        Some(gateway) => until(body, async move { gateway.revoked().await }, Reason::NotAllowed),
+                        None => body,
+                    };
                     body.on_end(move |ending| record.ended(ending))
                 })
             }
@@ -249,6 +254,7 @@ impl Exchanges {
         let running = self.drain.enter(record.started());
         running.streaming();
         let (drain, long) = (self.drain.clone(), Arc::clone(&self.long));
+        let gateway = record.gateway.clone();
         self.switched.lock().unwrap_or_else(PoisonError::into_inner).spawn("relay.switched", async move {
             let ended = async {
                 drain.closing().await;
@@ -258,14 +264,20 @@ impl Exchanges {
                 sleep(FAREWELL_WITHIN).await;
             };
             let spliced = upgrade::splice(asked.on, switched.raw, protocol, idle, running.cut());
-            let (how, passed) = tokio::select! {
-                spliced = spliced => spliced,
-                () = ended => (Spliced::Ended, upgrade::Passed::default()),
+            let revoked = async {
+                match &gateway {
+                    Some(gateway) => gateway.revoked().await,
+                    None => pending().await,
+                }
             };
-            let reason = match how {
-                Spliced::Done | Spliced::Idle => None,
-                Spliced::Ended => Some(Reason::Draining),
-                Spliced::Broken => Some(Reason::ConnectorLost),
+            let (reason, passed) = tokio::select! {
+                (how, passed) = spliced => match how {
+                    Spliced::Done | Spliced::Idle => (None, passed),
+                    Spliced::Ended => (Some(Reason::Draining), passed),
+                    Spliced::Broken => (Some(Reason::ConnectorLost), passed),
+                },
+                () = ended => (Some(Reason::Draining), upgrade::Passed::default()),
+                () = revoked => (Some(Reason::NotAllowed), upgrade::Passed::default()),
             };
             record.switched(passed.up, passed.down, reason);
         });

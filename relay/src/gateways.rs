@@ -6,7 +6,7 @@ mod throttle;
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -16,6 +16,7 @@ use culvert_model::id::GatewayId;
 use culvert_model::name::{Grant, Label, ServiceName};
 use culvert_model::reason::Reason;
 use http::{HeaderMap, HeaderName};
+use tokio::sync::Notify;
 use tokio::time::sleep;
 use tracing::info;
 
@@ -67,12 +68,25 @@ struct Table {
 struct Seen {
     used: AtomicU64,
     noted: AtomicU64,
+    over: AtomicBool,
+    told: Notify,
 }
 
 impl Gateway {
     /// Whether it may call the service.
     pub(crate) fn may(&self, service: &ServiceName) -> bool {
         self.grants.iter().any(|grant| grant.matches(service))
+    }
+
+    /// Waits until it is revoked: what still runs for it ends then.
+    pub(crate) async fn revoked(&self) {
+        loop {
+            let told = self.seen.told.notified();
+            if self.seen.over.load(Ordering::Acquire) {
+                return;
+            }
+            told.await;
+        }
     }
 }
 
@@ -118,7 +132,14 @@ impl Gateways {
             }
             table.by_name.insert(gateway.name.clone(), gateway);
         }
+        let live: HashSet<&GatewayId> = table.by_name.values().map(|gateway| &gateway.id).collect();
+        let gone = old.by_name.values().filter(|gateway| !live.contains(&gateway.id)).cloned();
+        let gone: Vec<Arc<Gateway>> = gone.collect();
         *self.table.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(table);
+        for gateway in gone {
+            gateway.seen.over.store(true, Ordering::Release);
+            gateway.seen.told.notify_waiters();
+        }
     }
 
     /// Who calls, on a listener that lets `admitted` call (none = every known gateway).

@@ -154,6 +154,24 @@ async fn when_a_gateway_called_is_told_once_and_outlives_a_change() {
     assert!(gateways.last_used().is_empty(), "another gateway of the same name is another");
 }
 
+#[tokio::test]
+async fn what_runs_for_a_gateway_is_told_of_its_end_and_of_no_other_change() {
+    use futures_util::FutureExt as _;
+    let (kong, secret) = known("kong", None);
+    let gateways = Gateways::new(std::slice::from_ref(&kong));
+    let field = fields(&[&format!("kong:{secret}")]);
+    let caller = gateways.admit(&field, (None, None), None).await.unwrap();
+    let mut revoked = Box::pin(caller.revoked());
+    assert!(revoked.as_mut().now_or_never().is_none());
+    let changed = GatewayRow { grants: Vec::new(), secrets: Vec::new(), ..kong.clone() };
+    gateways.set(&[changed, known("nginx", None).0]);
+    assert!(revoked.as_mut().now_or_never().is_none());
+    gateways.set(&[GatewayRow { revoked: Some(NOW), ..kong.clone() }]);
+    assert!(revoked.now_or_never().is_some());
+    assert!(caller.revoked().now_or_never().is_some(), "and whoever asks later");
+    assert_eq!(gateways.admit(&field, (None, None), None).await.unwrap_err().reason, Reason::Unauthenticated);
+}
+
 /// A gateway that may call `orders` and `billing-*`, and its secret.
 fn known(name: &str, certificate: Option<Certificate>) -> (GatewayRow, String) {
     let secret = GatewaySecret::generate();

@@ -449,7 +449,7 @@ pub(super) async fn a_tunnel_has_room_for_so_many_services_and_a_deleted_one_mak
     assert_eq!((beyond.accepted, beyond.refused.len()), (numbered(most - 1, most), 1));
     assert_eq!(registry.load().await.unwrap().services.len(), most);
     let deleted = registry.delete_service("s7".parse().unwrap(), root(), START).await.unwrap();
-    assert_eq!(deleted, [tunnel.id.clone()]);
+    assert_eq!(deleted, std::slice::from_ref(&tunnel.id));
     let again = registry.delete_service("s7".parse().unwrap(), root(), START).await;
     assert_eq!(again, Err(Rule::NoSuchService("s7".parse().unwrap()).into()));
     let late = registry.announce(tunnel.id, numbered(most, most + 1), START).await.unwrap();

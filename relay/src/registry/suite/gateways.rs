@@ -16,7 +16,7 @@ pub(in crate::registry) async fn a_gateway_is_loaded_as_it_was_created_and_its_n
     let digest = Certificate::Sha256([7; 32]);
     let first = GatewayRow { certificate: Some(digest.clone()), ..gateway("kong", &["orders", "billing-*"]) };
     registry.create_gateway(first.clone(), root()).await.unwrap();
-    assert_eq!(registry.load().await.unwrap().gateways, [first.clone()]);
+    assert_eq!(registry.load().await.unwrap().gateways, std::slice::from_ref(&first));
     let second =
         GatewayRow { certificate: Some(Certificate::San("kong.example".to_owned())), ..gateway("kong", &["*"]) };
     let taken = registry.create_gateway(second.clone(), root()).await;

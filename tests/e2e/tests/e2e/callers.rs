@@ -8,6 +8,10 @@ use bytes::Bytes;
 use culvert_lab::client::Answer;
 use culvert_lab::{Connector, Relay, address, client, wait};
 use http::{HeaderName, Method};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use crate::Setup;
 
@@ -57,6 +61,15 @@ impl Guarded {
         Ok(self.call(host, &[("culvert-gateway", credential)]).await?.status.as_u16())
     }
 
+    /// An endless answer.
+    async fn events(&self, credential: &str) -> Result<Incoming> {
+        let mut request = client::request(Method::GET, "orders", "/sse/100000/20", Bytes::new())?;
+        request.headers_mut().insert("culvert-gateway", credential.parse()?);
+        let response = client::stream(self.listener, request).await?;
+        ensure!(response.status() == 200, "{response:?}");
+        Ok(response.into_body())
+    }
+
     async fn gateway(&self, args: &[&str]) -> Result<String> {
         let said = self.setup.relay.cli(&[&["gateway"], args].concat()).await?;
         ensure!(said.status == 0, "gateway {args:?}: {said:?}");
@@ -69,6 +82,12 @@ impl Guarded {
         let lines = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
         lines.filter(|line| line["reason"] == reason).collect()
     }
+}
+
+/// The next piece of an answer; an error when it was cut short, none when it ended as if it were whole.
+async fn next(body: &mut Incoming) -> Result<hyper::Result<()>> {
+    let frame = tokio::time::timeout(Duration::from_secs(5), body.frame()).await?;
+    Ok(frame.context("a cut answer ended cleanly")?.map(drop))
 }
 
 async fn call(to: SocketAddr, host: &str, fields: &[(&str, &str)]) -> Result<Answer> {
@@ -137,6 +156,40 @@ async fn a_gateway_is_let_in_from_its_creation_to_its_end_without_a_restart() ->
     assert!(!output.contains("culvert_g1_"), "a secret is in the log");
     assert!(output.contains("gateway not let in"), "{output}");
     Ok(())
+}
+
+#[tokio::test]
+async fn what_runs_for_a_revoked_gateway_ends_visibly_and_what_runs_for_others_goes_on() -> Result<()> {
+    let guarded = Guarded::new("gateways = [\"kong\", \"nginx\"]").await?;
+    let (kong, nginx) = (guarded.gateway(&["create", "kong"]).await?, guarded.gateway(&["create", "nginx"]).await?);
+    let (mut events, mut others) = (guarded.events(&kong).await?, guarded.events(&nginx).await?);
+    let mut switched = TcpStream::connect(guarded.listener).await?;
+    let ask = format!(
+        "GET /ws HTTP/1.1\r\nHost: orders\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nCulvert-Gateway: {kong}\r\n\r\n"
+    );
+    switched.write_all(ask.as_bytes()).await?;
+    let mut read = vec![0; 4096];
+    let length = switched.read(&mut read).await?;
+    assert!(read[..length].starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&read[..length]));
+    guarded.gateway(&["set", "kong", "--add-service", "more"]).await?;
+    guarded.gateway(&["rotate", "kong"]).await?;
+    assert!(next(&mut events).await?.is_ok(), "another change ended it");
+    guarded.gateway(&["revoke", "kong"]).await?;
+    let end = tokio::time::timeout(Duration::from_secs(5), switched.read(&mut read)).await?;
+    assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
+    loop {
+        if next(&mut events).await?.is_err() {
+            break;
+        }
+    }
+    for _ in 0..5 {
+        assert!(next(&mut others).await?.is_ok());
+    }
+    wait::until("both lines", Duration::from_secs(5), || async {
+        (guarded.lines("not_allowed").len() == 2).then_some(())
+    })
+    .await
 }
 
 #[tokio::test]

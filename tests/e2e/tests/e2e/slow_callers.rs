@@ -12,8 +12,8 @@ use tokio::time::{Instant, interval, timeout};
 
 use crate::Setup;
 
-const EACH_KIND: usize = 200;
-const READERS: usize = 100;
+const EACH_KIND: usize = 150;
+const READERS: usize = 40;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 #[tokio::test]

@@ -294,6 +294,24 @@ mod tests {
         assert_eq!(told(&origins)[0].health.reason, None);
     }
 
+    #[tokio::test]
+    async fn a_check_of_a_raw_origin_says_that_it_is_one_and_ends_in_good_order() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let origin = format!("tcp://{}", listener.local_addr().unwrap());
+        let mut service = Service::new("orders".parse().unwrap(), origin.parse().unwrap(), None);
+        service.proxy_protocol = Some(crate::proxy_protocol::ProxyProtocol::V1);
+        let origins = Origins::default();
+        origins.replace(vec![service]);
+        let table = origins.table();
+        let (outcome, heard) = tokio::join!(check(table.upstream("orders").unwrap()), async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut heard = Vec::new();
+            stream.read_to_end(&mut heard).await.expect("no reset");
+            heard
+        });
+        assert_eq!((outcome, heard.as_slice()), (None, &b"PROXY UNKNOWN\r\n"[..]));
+    }
+
     #[test]
     fn only_a_change_of_the_reason_is_news_and_the_newest_words_are_kept() {
         let health = Health::new();

@@ -14,16 +14,16 @@ impl Pki {
     /// A new authority.
     pub fn new() -> Self {
         let pki = Self(tempfile::tempdir().unwrap());
-        pki.sign_own("ca", "DNS:nobody.test");
+        pki.sign_own("ca", "DNS:nobody.test", None);
         pki
     }
 
-    /// `NAME.pem` and `NAME.key`: a certificate that signed itself, as `openssl req -x509` makes it.
-    pub fn sign_own(&self, name: &str, subject: &str) {
+    /// `NAME.pem` and `NAME.key`: a certificate that signed itself, as `openssl req -x509` makes it at the time `at`.
+    pub fn sign_own(&self, name: &str, subject: &str, at: Option<&str>) {
         let names = format!("subjectAltName={subject}");
         let (key, cert, own) = (format!("{name}.key"), format!("{name}.pem"), format!("/CN={name}"));
         let rest = ["-x509", "-nodes", "-keyout", &key, "-out", &cert, "-days", "30", "-subj", &own, "-addext", &names];
-        self.openssl(None, &[&["req"][..], &CURVE, &rest].concat());
+        self.openssl(at, &[&["req"][..], &CURVE, &rest].concat());
     }
 
     /// `NAME.pem` and `NAME.key`, certified by the authority for `subject` (none: no name at all), as of the time `at`.

@@ -33,6 +33,7 @@ const OLD: u16 = 4007;
 const MUTUAL: u16 = 4008;
 const PLAIN: u16 = 4009;
 const HTTP1: u16 = 4010;
+const SELF_EXPIRED: u16 = 4011;
 
 impl Site {
     async fn start() -> Self {
@@ -43,7 +44,8 @@ impl Site {
         pki.certify("other", Some("DNS:billing.test,DNS:*.shop.test"), None);
         pki.certify("nameless", None, None);
         pki.certify("client", Some("DNS:connector.test"), None);
-        pki.sign_own("self", "DNS:orders.test");
+        pki.sign_own("self", "DNS:orders.test", None);
+        pki.sign_own("self-old", "DNS:orders.test", Some("2020-01-01 00:00:00"));
         let ip = address::own_loopback();
         let at = move |port| address::at(ip, port);
         let dir = pki.directory().display().to_string();
@@ -61,6 +63,7 @@ impl Site {
             server(OTHER, "other", ""),
             server(NAMELESS, "nameless", ""),
             server(SELF, "self", ""),
+            server(SELF_EXPIRED, "self-old", ""),
             server(OLD, "good", "ssl_protocols TLSv1.1; ssl_ciphers DEFAULT@SECLEVEL=0;"),
             server(MUTUAL, "good", &format!("ssl_verify_client on; ssl_client_certificate {dir}/ca.pem;")),
             format!("server {{ listen {}; location / {{ {TELL} }} }}\n", at(PLAIN)),
@@ -156,8 +159,8 @@ async fn each_failure_of_tls_says_what_to_do() {
 }
 
 #[tokio::test]
-async fn a_certificate_that_signed_itself_is_trusted_when_it_is_named_and_for_its_name_only() {
-    if skip::unless("a_certificate_that_signed_itself_is_trusted_when_it_is_named_and_for_its_name_only", &NEEDS) {
+async fn a_certificate_that_signed_itself_is_trusted_when_it_is_named_and_for_its_name_and_time_only() {
+    if skip::unless("a_certificate_that_signed_itself_is_trusted_when_it_is_named", &NEEDS) {
         return;
     }
     let site = Site::start().await;
@@ -166,6 +169,9 @@ async fn a_certificate_that_signed_itself_is_trusted_when_it_is_named_and_for_it
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     let by_address = site.get(SELF, &(site.at)(0).ip().to_string(), named()).await;
     assert_eq!(failure(&by_address), "origin_tls_certificate; sent=0", "{by_address}");
+    let expired = Files { ca: Some(site.pki.read("self-old.pem")), ..Files::default() };
+    let answer = site.get(SELF_EXPIRED, "orders.test", expired).await;
+    assert_eq!(failure(&answer), "origin_tls_certificate; sent=0", "{answer}");
     let by_other_name = Files { server_name: Some("billing.test".try_into().unwrap()), ..named() };
     let answer = site.get(SELF, "orders.test", by_other_name).await;
     assert_eq!(failure(&answer), "origin_tls_certificate; sent=0", "{answer}");

@@ -393,7 +393,7 @@ impl Kind {
                 drop(incoming);
                 drive.finish();
             }
-            Self::Stream(inbound) => inbound.finish(),
+            Self::Stream(inbound) => (*inbound).finish(),
             _ => {}
         }
     }

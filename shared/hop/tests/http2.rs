@@ -9,6 +9,7 @@ use bytes::Bytes;
 use culvert_hop::body::{Ending, Outcome};
 use culvert_hop::pool::{Pool, PoolSettings, Speak};
 use culvert_model::reason::Reason;
+use futures_util::StreamExt as _;
 use h2::client::SendRequest;
 use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
@@ -536,4 +537,78 @@ async fn the_version_is_told_by_the_first_bytes_however_they_come() {
     let mut rig = Rig::new();
     rig.say("PRI * HTTP/2.0\r\n\r\nXX").await;
     assert!(rig.rest().await.starts_with("HTTP/1.1 400 "), "neither version");
+}
+
+/// An origin of either version, played by hyper: says the path back.
+fn echo(io: DuplexStream, is_http2: bool) {
+    let service = hyper::service::service_fn(|request: Request<hyper::body::Incoming>| async move {
+        let path = request.uri().path().to_owned();
+        tokio::task::yield_now().await;
+        Ok::<_, std::convert::Infallible>(Response::new(http_body_util::Full::new(Bytes::from(path))))
+    });
+    let io = hyper_util::rt::TokioIo::new(io);
+    if is_http2 {
+        let server = hyper::server::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new());
+        tokio::spawn(server.serve_connection(io, service));
+    } else {
+        tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(io, service));
+    }
+}
+
+#[tokio::test]
+async fn thousands_of_exchanges_get_each_its_own_answer() {
+    for is_http2 in [true, false] {
+        let (caller, mut origins, _) = Caller::through(if is_http2 { Speak::Always } else { Speak::Never }).await;
+        tokio::spawn(async move {
+            while let Some(origin) = origins.recv().await {
+                echo(origin, is_http2);
+            }
+        });
+        let asking = (0..2_000).map(|n| {
+            let mut send = caller.send.clone();
+            async move {
+                let path = format!("/{n}");
+                let request = to(&path).body(()).unwrap();
+                let answer =
+                    poll_fn(|cx| send.poll_ready(cx)).await.map(|()| send.send_request(request, true)).unwrap();
+                let mut answer = answer.unwrap().0.await.unwrap();
+                assert_eq!(data(answer.body_mut()).await.unwrap(), path, "answers were crossed");
+            }
+        });
+        let all = futures_util::stream::iter(asking).map(tokio::spawn).buffer_unordered(300);
+        soon(all.for_each(|done| async { done.unwrap() })).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_by_hyper_streams_both_ways_with_trailers() {
+    use http_body_util::{BodyExt, StreamBody};
+    let mut rig = Rig::with(Options {
+        pool: PoolSettings { http2: Speak::AsAsked, ..PoolSettings::default() },
+        ..Options::default()
+    });
+    let (pool, mut opened) = pool(64 * 1024, speaking(Speak::Always));
+    let io = std::mem::replace(&mut rig.caller, tokio::io::duplex(1).0);
+    let exec = hyper_util::rt::TokioExecutor::new();
+    let (mut send, connection) =
+        hyper::client::conn::http2::handshake(exec, hyper_util::rt::TokioIo::new(io)).await.unwrap();
+    tokio::spawn(connection);
+    let frames = [
+        Ok::<_, std::convert::Infallible>(http_body::Frame::data(Bytes::from("ping"))),
+        Ok(http_body::Frame::trailers(trailers("x-sum", "1"))),
+    ];
+    let request = to("/").method("POST").body(StreamBody::new(futures_util::stream::iter(frames))).unwrap();
+    let asking = tokio::spawn(async move { send.send_request(request).await });
+    connect(rig.origin().await, pool);
+    let mut exchanges = origin(soon(opened.recv()).await.unwrap());
+    let (request, mut respond) = soon(exchanges.recv()).await.unwrap();
+    let mut request = request.into_body();
+    assert_eq!(data(&mut request).await.unwrap(), "ping");
+    assert_eq!(soon(request.trailers()).await.unwrap().unwrap()["x-sum"], "1");
+    let mut out = respond.send_response(Response::new(()), false).unwrap();
+    out.send_data("pong".into(), false).unwrap();
+    out.send_trailers(trailers("grpc-status", "0")).unwrap();
+    let answer = soon(asking).await.unwrap().unwrap().into_body().collect().await.unwrap();
+    assert_eq!(answer.trailers().unwrap()["grpc-status"], "0");
+    assert_eq!(answer.to_bytes(), "pong");
 }

@@ -71,8 +71,8 @@ impl Inbound {
         self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 
-    pub(crate) fn finish(self: Box<Self>) {
-        let Self { stream, owner, .. } = *self;
+    pub(crate) fn finish(self) {
+        let Self { stream, owner, .. } = self;
         drop(stream);
         owner.finish();
     }

@@ -94,10 +94,7 @@ impl Kind {
 
     /// What this connector has not yet, said aloud and counted.
     pub fn pending(self) -> Option<&'static str> {
-        match self {
-            Self::HttpsTwo => Some("the connector does not offer HTTP/2 to https origins yet"),
-            Self::Http | Self::H2c | Self::Https | Self::Unix => None,
-        }
+        None
     }
 }
 

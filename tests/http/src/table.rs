@@ -223,5 +223,19 @@ pub fn render(outcomes: &Outcomes) -> String {
     for (at, text) in order.iter().enumerate() {
         let _ = writeln!(page, "{}. {text}", at + 1);
     }
+    page += "\nWhere the question does not arise:\n\n";
+    for (name, cells) in outcomes {
+        let mut reasons: Vec<&str> = Vec::new();
+        for (_, _, outcome) in cells {
+            if let Outcome::Moot(why) = outcome
+                && !reasons.contains(why)
+            {
+                reasons.push(why);
+            }
+        }
+        if !reasons.is_empty() {
+            let _ = writeln!(page, "- {name}: {}", reasons.join("; "));
+        }
+    }
     page
 }

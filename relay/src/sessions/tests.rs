@@ -9,8 +9,8 @@ use culvert_hop::limits::Bounds;
 use culvert_hop::server::{ServerSettings, serve};
 use culvert_model::address::{BOOTSTRAP_INNER, RELAY_INNER};
 use culvert_model::control::{
-    Announce, AnnouncedService, Enrol, Enrolled, Health, SERVICE_FIELD, ServiceHealth, ServiceTimeouts, ToRelay,
-    VERSION, Welcome,
+    Announce, AnnouncedService, Enrol, Enrolled, FAILURE_FIELD, Health, SERVICE_FIELD, ServiceHealth, ServiceTimeouts,
+    ToRelay, VERSION, Welcome,
 };
 use culvert_model::id::InstanceId;
 use culvert_model::kem::KemKey;
@@ -49,6 +49,16 @@ async fn a_request_reaches_the_connector_that_joined_and_announced() {
     let live = &report[&connector.enrolled.id];
     assert!(live.endpoint.is_some() && live.last_handshake.is_some() && live.services[0].up);
     assert!(live.notes[0].starts_with("billing refused: "), "{:?}", live.notes);
+}
+
+#[tokio::test]
+async fn what_a_connector_tells_of_its_failure_is_the_reason_and_what_nobody_can_read_is_internal() {
+    let rig = Rig::new(&["fails-*"]).await;
+    let services = ["fails-origin-denied", "fails-origin-auth", "fails-mysteriously"];
+    let _run = rig.join("a").await.come(&rig, &services).await;
+    for (service, reason) in services.into_iter().zip([Reason::OriginDenied, Reason::OriginAuth, Reason::Internal]) {
+        assert_eq!(rig.ask(service).await, Err(reason));
+    }
 }
 
 #[tokio::test]
@@ -431,12 +441,22 @@ async fn gate(connection: Connection, name: String, frozen: Arc<AtomicBool>, req
     while let Ok(stream) = connection.accept().await {
         let (name, frozen, requests) = (name.clone(), Arc::clone(&frozen), Arc::clone(&requests));
         streams.spawn(async move {
-            let answer = |_: Request<Body>| async {
+            let answer = |request: Request<Body>| {
+                let service = request.headers().get(SERVICE_FIELD).and_then(|name| name.to_str().ok());
+                let failure = service.and_then(|name| name.strip_prefix("fails-"));
+                let failure = failure.map(|name| format!("{}; sent=0", name.replace('-', "_")));
                 requests.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                if frozen.load(std::sync::atomic::Ordering::Relaxed) {
-                    std::future::pending::<()>().await;
+                let (name, frozen) = (&name, &frozen);
+                async move {
+                    if frozen.load(std::sync::atomic::Ordering::Relaxed) {
+                        std::future::pending::<()>().await;
+                    }
+                    let mut response = Response::new(Body::full(name.clone()));
+                    if let Some(failure) = failure {
+                        response.headers_mut().insert(FAILURE_FIELD, failure.parse().unwrap());
+                    }
+                    Ok(response)
                 }
-                Ok(Response::new(Body::full(name.clone())))
             };
             serve(stream, &ServerSettings::gate(), answer, std::future::pending()).await;
         });

@@ -18,7 +18,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
 
-/// Rows that nothing can provoke yet, and why.
+/// Rows that no real connector can be brought to yet, and why. The relay's own tests have a connector made by hand tell
+/// them: `what_a_connector_tells_of_its_failure_is_the_reason_and_what_nobody_can_read_is_internal`.
 const LATER: [(&str, &str); 3] = [
     ("origin_auth", "origins that ask for a proof come with a later issue"),
     ("origin_denied", "a declared origin is allowed; those that a relay manages come with a later issue"),

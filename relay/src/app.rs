@@ -227,9 +227,7 @@ impl Relay {
         owner.spawn("relay.admin", admin::serve_tcp(admin, Arc::clone(&control)));
         owner.spawn("relay.admin_socket", admin::serve_socket(admin_socket, Arc::clone(&control)));
         owner.spawn("relay.gateways", note_gateways(Arc::clone(&control)));
-        if control.doors.iter().any(|door| door.tls().is_some()) {
-            owner.spawn("relay.certificates", watch_certificates(Arc::clone(&control)));
-        }
+        owner.spawn("relay.certificates", watch_certificates(Arc::clone(&control)));
         owner.spawn("relay.reload", obey_reloads(reloads, Arc::clone(&control), Arc::clone(&notifier)));
         owner.spawn("relay.signals", obey(signals, drain.clone(), plan, reload));
         if let Some(every) = notifier.watchdog_every() {
@@ -291,7 +289,11 @@ async fn watch_certificates(control: Arc<Control>) {
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let doors = control.doors.clone();
+        // A reload may have given a listener its first.
+        let doors: Vec<_> = control.doors.iter().filter(|door| door.tls().is_some()).map(Arc::clone).collect();
+        if doors.is_empty() {
+            continue;
+        }
         let look = move || doors.iter().for_each(|door| door.look_at_files(SystemTime::now()));
         // On a thread of its own: a disk that hangs must not stop requests.
         let _ = tokio::task::spawn_blocking(look).await;

@@ -106,6 +106,8 @@ fn long_form(loaded: &Loaded, key: &str, raw: &RawListener) -> Result<Listener, 
         forward: match raw.forwarded.as_deref() {
             Some("replace") => ForwardPolicy::Replace,
             None if raw.open => ForwardPolicy::Replace,
+            // Who connects is this host's, but the PROXY header names somebody else, whom nobody asked for a proof.
+            None if raw.proxy_protocol && !identified => ForwardPolicy::Replace,
             Some(_) | None => ForwardPolicy::Append,
         },
         tls,

@@ -134,6 +134,14 @@ fn the_long_form_stands_alone_unless_the_short_one_is_written_too() {
     assert_eq!(settled(&format!("[http]\nlisten = [\"127.0.0.1:2\"]\n{long}")).unwrap().listeners.len(), 2);
     let open = settled("[[http.listener]]\nlisten = \"127.0.0.1:1\"\nopen = true\nservices = [\"billing-*\"]").unwrap();
     assert_eq!(open.listeners[0].forward, ForwardPolicy::Replace, "strangers' fields are not believed");
+    let proxied = "[[http.listener]]\nlisten = \"127.0.0.1:1\"\nproxy_protocol = true\n";
+    for (more, expected) in [
+        ("", ForwardPolicy::Replace),
+        ("forwarded = \"append\"", ForwardPolicy::Append),
+        ("gateways = [\"kong\"]", ForwardPolicy::Append),
+    ] {
+        assert_eq!(settled(&format!("{proxied}{more}")).unwrap().listeners[0].forward, expected, "{more}");
+    }
     assert!(open.listeners[0].services.as_ref().unwrap()[0].matches(&"billing-eu".parse().unwrap()));
 }
 

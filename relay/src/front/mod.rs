@@ -16,6 +16,7 @@ mod proxy_protocol;
 mod running;
 mod tcp;
 pub(crate) mod tls;
+mod told;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};

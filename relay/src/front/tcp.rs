@@ -25,6 +25,7 @@ use super::Front;
 use super::arrival::{Arrived, Manners};
 use super::connection::Accepted;
 use super::running::Running;
+use super::told::Told;
 use crate::door::TcpDoor;
 use crate::pick;
 use crate::record::Record;
@@ -83,6 +84,8 @@ pub(super) async fn connection(front: Arc<Front>, accepted: Accepted, door: Arc<
         let _one = long.one();
         open.cut().await;
     };
+    let mut told = Told::new(raw.io);
+    let raw = Raw { io: &mut told, first: raw.first };
     let (how, passed) = splice_io(&mut io, raw, Protocol::Other, idle, cut).await;
     let reason = match how {
         Spliced::Done => {
@@ -91,7 +94,8 @@ pub(super) async fn connection(front: Arc<Front>, accepted: Accepted, door: Arc<
         }
         Spliced::Idle => None,
         Spliced::Ended => Some(Reason::Draining),
-        Spliced::Broken => Some(Reason::ConnectorLost),
+        // None: it was the caller that broke off.
+        Spliced::Broken => told.reason(),
     };
     record.switched(passed.up, passed.down, reason);
 }

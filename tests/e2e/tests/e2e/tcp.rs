@@ -123,6 +123,29 @@ async fn what_is_cut_is_a_reset_and_never_a_clean_end() -> Result<()> {
     drop(origin);
     let end = caller.read(&mut half).await;
     assert_eq!(end.map_err(|error| error.kind()), Err(std::io::ErrorKind::ConnectionReset));
+    let line = wired.log(1).await?.remove(0);
+    assert_eq!((&line["status"], &line["reason"]), (&101.into(), &"origin_closed".into()), "{line}");
+
+    // And the other way round.
+    let mut caller = TcpStream::connect(wired.listen).await?;
+    caller.write_all(b"hello").await?;
+    let mut origin = loop {
+        let (mut stream, _) = listener.accept().await?;
+        let mut said = [0; 5];
+        if stream.read_exact(&mut said).await.is_ok() {
+            break stream;
+        }
+    };
+    nix::sys::socket::setsockopt(
+        &caller,
+        nix::sys::socket::sockopt::Linger,
+        &nix::libc::linger { l_onoff: 1, l_linger: 0 },
+    )?;
+    drop(caller);
+    let end = tokio::time::timeout(Duration::from_secs(5), origin.read(&mut half)).await?;
+    assert_eq!(end.map_err(|error| error.kind()), Err(std::io::ErrorKind::ConnectionReset));
+    let line = wired.log(2).await?.remove(1);
+    assert!(line["reason"].is_null(), "a caller that breaks off is no failure of ours: {line}");
     Ok(())
 }
 

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use culvert_lab::certificate::Certificate;
 use culvert_lab::gateway::{Gateway, shipped};
 use culvert_lab::process::{self, Process};
 use culvert_lab::skip::{self, Need};
@@ -58,15 +59,7 @@ impl Site {
             relay.http
         );
         if binary::on_path("openssl").is_some() {
-            let (cert, key) = (relay.directory().join("relay.pem"), relay.directory().join("relay.key"));
-            let mut make = Command::new("openssl");
-            make.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "3"]);
-            make.args(["-subj", "/CN=relay", "-addext", "subjectAltName=DNS:orders.internal", "-keyout"]);
-            make.arg(&key).arg("-out").arg(&cert);
-            let said = process::run("openssl", make, None, Duration::from_secs(20)).await?;
-            ensure!(said.status == 0, "{said:?}");
-            let (cert, key) = (cert.display(), key.display());
-            let tls = format!("tls = {{ cert = \"{cert}\", key = \"{key}\" }}");
+            let tls = Certificate::make(relay.directory(), "relay", "orders.internal").await?.setting();
             config += &format!("[[http.listener]]\nlisten = \"{over_tls}\"\n{tls}\n");
         }
         relay.config(&config)?;

@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
+use culvert_lab::certificate::Certificate;
 use culvert_lab::gateway::Gateway;
 use culvert_lab::websocket::{Message, WebSocket};
-use culvert_lab::{Connector, Origin, Relay, address, client, origin};
+use culvert_lab::{Connector, Origin, Relay, address, binary, client, origin};
 use http::Method;
 use http_body_util::BodyExt as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -32,6 +33,8 @@ struct Behind {
     listen: SocketAddr,
     /// Its identity: `NAME:SECRET`.
     identity: String,
+    /// Where the relay speaks TLS, and with what.
+    over_tls: Option<(SocketAddr, Certificate)>,
 }
 
 /// All of it.
@@ -46,7 +49,16 @@ impl Behind {
     async fn new() -> Result<Self> {
         let mut relay = Relay::new()?;
         // Loopback would not ask for an identity; here the gateway's must arrive.
-        relay.config(&format!("[[http.listener]]\nlisten = \"{}\"\ngateways = [\"edge\"]\n", relay.http))?;
+        let mut config = format!("[[http.listener]]\nlisten = \"{}\"\ngateways = [\"edge\"]\n", relay.http);
+        let mut over_tls = None;
+        if binary::on_path("openssl").is_some() {
+            let certificate = Certificate::make(relay.directory(), "relay", "relay.example.com").await?;
+            let at = address::at(relay.http.ip(), 31_443);
+            config += &format!("[[http.listener]]\nlisten = \"{at}\"\n{}\n", certificate.setting());
+            config += "gateways = [\"edge\"]\n";
+            over_tls = Some((at, certificate));
+        }
+        relay.config(&config)?;
         relay.start().await?;
         let said = relay.cli(&["gateway", "create", "edge"]).await?;
         ensure!(said.status == 0, "{said:?}");
@@ -59,7 +71,7 @@ impl Behind {
         relay.up("orders").await?;
         relay.up("billing").await?;
         let listen = address::at(address::own_loopback(), 31_081);
-        Ok(Self { relay, connector, orders, billing, listen, identity })
+        Ok(Self { relay, connector, orders, billing, listen, identity, over_tls })
     }
 
     /// The addresses that every shipped configuration has, and this site's own.

@@ -1,12 +1,19 @@
 //! nginx as `deploy/gateways/nginx.conf` has it.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use culvert_lab::gateway::{Gateway, shipped};
 use culvert_lab::skip::{self, Need};
 
 use super::{Behind, Site};
 
 async fn site(test: &str) -> Result<Option<Site>> {
+    started(test, false).await
+}
+
+async fn started(test: &str, over_tls: bool) -> Result<Option<Site>> {
+    if over_tls && skip::unless(test, &[Need::Program("openssl")]) {
+        return Ok(None);
+    }
     if skip::unless(test, &[Need::Program("nginx")]) {
         return Ok(None);
     }
@@ -25,6 +32,18 @@ async fn site(test: &str) -> Result<Option<Site>> {
             ("/etc/nginx/culvert-gateway", &secret.display().to_string()),
         ],
     )?;
+    let config = match &behind.over_tls {
+        Some((at, certificate)) if over_tls => {
+            // As the file's own words say.
+            let words = "https://culvert; proxy_ssl_verify on; proxy_ssl_server_name on; \
+                         proxy_ssl_name relay.example.com; proxy_ssl_trusted_certificate";
+            config
+                .replace("proxy_pass http://culvert;", &format!("proxy_pass {words} {};", certificate.cert.display()))
+                .replace(&format!("server {};", behind.relay.http), &format!("server {at};"))
+        }
+        _ => config,
+    };
+    ensure!(config.contains("proxy_pass https://culvert;") == over_tls, "the file and this test have parted");
     let gateway = Gateway::nginx(listen, &config).await?;
     Ok(Some(Site::new(behind, gateway)))
 }
@@ -81,6 +100,19 @@ async fn large_bodies_pass_whole() -> Result<()> {
 async fn a_failure_keeps_its_name() -> Result<()> {
     match site("nginx: a failure keeps its name").await? {
         Some(mut site) => super::a_failure_keeps_its_name(&mut site).await,
+        None => Ok(()),
+    }
+}
+
+#[tokio::test]
+async fn a_relay_elsewhere_is_reached_over_tls() -> Result<()> {
+    match started("nginx: a relay elsewhere is reached over TLS", true).await? {
+        Some(site) => {
+            super::the_origin_learns_who_called_from_the_gateway(&site).await?;
+            super::a_websocket_passes(&site).await?;
+            super::events_arrive_one_by_one(&site).await?;
+            super::large_bodies_pass_whole(&site).await
+        }
         None => Ok(()),
     }
 }

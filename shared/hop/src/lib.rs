@@ -20,7 +20,7 @@
 //!
 //! # What hyper 1.12 cannot do
 //!
-//! - Send 103, or any 1xx but 100 and 101 (100 only by itself, when a body is first read).
+//! - Send 103 to an HTTP/1.1 caller, or any 1xx but 100 and 101 (100 only by itself, when a body is first read).
 //! - Write trailers that the head's `Trailer` did not announce, or to a caller without `TE: trailers`; trailers about
 //!   framing, routing or authentication.
 //! - Keep the order of fields of different names that are mixed (`a, b, a` becomes `a, a, b`), or the spaces around a
@@ -41,6 +41,7 @@ mod forwarded;
 mod heads;
 mod host;
 mod http2;
+mod interim;
 pub mod limits;
 mod lines;
 mod multiplexed;

@@ -24,6 +24,7 @@ use crate::exchange::{Answer, Deadlines, LINGER, SendError};
 use crate::expect::Gate;
 use crate::fault::Fault;
 use crate::http2;
+use crate::interim::Interim;
 use crate::lines::Turn;
 use crate::pool::{Lost, Opener};
 use crate::stream::{Inbound, Owner, Progress, Pumped, pump};
@@ -48,6 +49,7 @@ pub(crate) async fn run<O: Opener>(
     if let Poll::Ready(Err(error)) = sender.poll_ready(&mut Context::from_waker(Waker::noop())) {
         return Err(SendError { fault: turn.name(Lost::Refused).log(error), request: Some(Box::new(request)) });
     }
+    let interim = Interim::of(&request);
     let (mut parts, mut body) = request.into_parts();
     http2::for_http2(&mut parts, turn.line().scheme.clone()).map_err(|fault| SendError { fault, request: None })?;
     let is_empty = body.is_end_stream();
@@ -67,7 +69,7 @@ pub(crate) async fn run<O: Opener>(
     };
     let mut asking = Asking { response, upload, bits, progress, turn };
     let whole = deadlines.request.and_then(|limit| now.checked_add(limit));
-    let response = match asking.ask(gate, deadlines, whole, now).await {
+    let response = match asking.ask((gate, interim.as_ref()), deadlines, whole, now).await {
         Ok(response) => response,
         Err(fault) => return Err(SendError { fault, request: None }),
     };
@@ -113,7 +115,7 @@ impl<O: Opener> Asking<O> {
     /// Waits for the response's head.
     async fn ask(
         &mut self,
-        gate: Option<&Arc<Gate>>,
+        (gate, interim): (Option<&Arc<Gate>>, Option<&Interim>),
         deadlines: &Deadlines,
         whole: Option<Instant>,
         now: Instant,
@@ -130,11 +132,11 @@ impl<O: Opener> Asking<O> {
                     return Poll::Ready(Err(fault));
                 }
             }
-            while let Poll::Ready(Some(Ok(interim))) = self.response.poll_informational(cx) {
-                if interim.status() == StatusCode::CONTINUE
-                    && let Some(gate) = gate
-                {
-                    gate.open();
+            while let Poll::Ready(Some(Ok(early))) = self.response.poll_informational(cx) {
+                match (early.status(), gate, interim) {
+                    (StatusCode::CONTINUE, Some(gate), _) => gate.open(),
+                    (status, _, Some(interim)) => interim.tell(status, early.headers()),
+                    (_, _, None) => {}
                 }
             }
             if let Poll::Ready(result) = Pin::new(&mut self.response).poll(cx) {

@@ -24,6 +24,7 @@ use crate::exchange::{self, Answer, Deadlines, SendError};
 use crate::expect::Gate;
 use crate::fault::{Fault, Retry, Side};
 use crate::http2;
+use crate::interim::Interim;
 use crate::lines::{Line, Lines, Turn};
 use crate::multiplexed;
 
@@ -194,7 +195,7 @@ impl<O: Opener> Pool<O> {
             return Box::pin(self.send_http2(None, request, gate, deadlines, now)).await;
         }
         if request.version() == http::Version::HTTP_2 {
-            request = dressed(request);
+            request = dressed(request, gate.is_some());
         }
         loop {
             let idle = poll_fn(|cx| Poll::Ready(self.0.take(now, cx))).await;
@@ -233,7 +234,8 @@ impl<O: Opener> Pool<O> {
                 None => match self.share(now, &mut is_reused).await {
                     Ok(Opened::Http2(turn)) => turn,
                     Ok(Opened::Http1(client)) => {
-                        return exchange::run(client, dressed(request), gate.as_ref(), deadlines, now).await;
+                        return exchange::run(client, dressed(request, gate.is_some()), gate.as_ref(), deadlines, now)
+                            .await;
                     }
                     Err(fault) => return Err(SendError { fault, request: Some(Box::new(request)) }),
                 },
@@ -381,9 +383,13 @@ impl<O: Opener> Inner<O> {
     }
 }
 
-/// The request as HTTP/1.1.
-fn dressed(request: Request<Body>) -> Request<Body> {
+/// An HTTP/2 request as HTTP/1.1. `is_listened` says that somebody listens to its interim responses already.
+fn dressed(request: Request<Body>, is_listened: bool) -> Request<Body> {
     let (mut parts, body) = request.into_parts();
     http2::for_http1(&mut parts, body.is_end_stream());
-    Request::from_parts(parts, body)
+    let mut request = Request::from_parts(parts, body);
+    if !is_listened && let Some(interim) = Interim::of(&request) {
+        interim.listen(&mut request);
+    }
+    request
 }

@@ -468,6 +468,33 @@ async fn leave_to_send_comes_from_the_origin_through_both_hops() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn early_hints_reach_the_caller_before_the_answer() {
+    async fn hears_hints(answer: &mut h2::client::ResponseFuture) {
+        let hints = soon(poll_fn(|cx| answer.poll_informational(cx))).await.unwrap().unwrap();
+        assert_eq!((hints.status().as_u16(), hints.headers().len()), (103, 1), "{hints:?}");
+        assert_eq!(hints.headers()["link"], "</a>");
+    }
+    let (caller, mut origins, _) = Caller::through(Speak::Always).await;
+    let mut answer = caller.send.clone().send_request(to("/").body(()).unwrap(), true).unwrap().0;
+    let (_, mut respond) = soon(origin(soon(origins.recv()).await.unwrap()).recv()).await.unwrap();
+    let hints = Response::builder().status(103).header("link", "</a>").header("culvert-x", "1").body(()).unwrap();
+    respond.send_informational(hints).unwrap();
+    hears_hints(&mut answer).await;
+    respond.send_response(Response::new(()), true).unwrap();
+    assert_eq!(soon(answer).await.unwrap().status(), 200);
+
+    let (caller, mut origins, _) = Caller::through(Speak::Never).await;
+    let mut answer = caller.send.clone().send_request(to("/").body(()).unwrap(), true).unwrap().0;
+    let mut origin = soon(origins.recv()).await.unwrap();
+    head(&mut origin).await;
+    let hints = b"HTTP/1.1 103 Hints\r\nLink: </a>\r\nConnection: x\r\nCulvert-X: 1\r\n\r\n";
+    origin.write_all(hints).await.unwrap();
+    hears_hints(&mut answer).await;
+    origin.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+    assert_eq!(soon(answer).await.unwrap().status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_http1_caller_reaches_an_http2_origin() {
     let mut rig = Rig::with(Options { pool: speaking(Speak::Always), ..Options::default() });
     rig.say("POST /a HTTP/1.1\r\nHost: orders:80\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n1\r\nx\r\n0\r\n\r\n").await;

@@ -6,16 +6,14 @@ use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 
 use bytes::Bytes;
 use culvert_model::reason::Reason;
-use futures_util::task::AtomicWaker;
 use h2::server::SendResponse;
 use h2::{RecvStream, ext};
 use http::header::{CONTENT_LENGTH, EXPECT};
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response};
 use http_body::Body as _;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -25,6 +23,7 @@ use super::ledger::Ledger;
 use crate::body::Body;
 use crate::fault::{Fault, Side};
 use crate::fields::{drop_fields, is_hop_by_hop};
+use crate::interim::Interim;
 use crate::stream::{Inbound, Owner, Progress, Pumped, RawStream, code, pump};
 use crate::upgrade::OnUpgrade;
 
@@ -51,28 +50,25 @@ pub(super) async fn exchange<S, F>(
         }
     }
     let mut switch = None;
-    let mut leave = None;
+    let interim = Interim::default();
     let body = if parts.method == Method::CONNECT && parts.extensions.get::<ext::Protocol>().is_some() {
         let (hand_over, on) = OnUpgrade::stream();
         parts.extensions.insert(on);
         switch = Some((hand_over, receive));
         Body::empty()
     } else {
-        let wanted = expects(&parts.headers).then(Arc::<Wanted>::default);
-        leave.clone_from(&wanted);
-        Body::stream(Inbound::new(receive, &parts.headers, Box::new(Caller { wanted })))
+        let interim = expects(&parts.headers).then(|| interim.clone());
+        Body::stream(Inbound::new(receive, &parts.headers, Box::new(Caller { interim })))
     };
+    parts.extensions.insert(interim.clone());
     // In a box: the future around it would hold it twice.
     let mut answer = Box::pin(service(Request::from_parts(parts, body)));
     let answered = poll_fn(|cx| {
         if let Poll::Ready(Ok(response)) = answer.as_mut().poll(cx) {
             return Poll::Ready(Some(response));
         }
-        if let Some(wanted) = &leave
-            && wanted.is_ready(cx)
-        {
-            leave = None;
-            let _ = respond.send_informational(interim(StatusCode::CONTINUE));
+        while let Poll::Ready(response) = interim.poll_next(cx) {
+            let _ = respond.send_informational(response);
         }
         respond.poll_reset(cx).map(|_| None)
     })
@@ -161,36 +157,16 @@ fn expects(headers: &HeaderMap) -> bool {
     headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
-fn interim(status: StatusCode) -> Response<()> {
-    let mut response = Response::new(());
-    *response.status_mut() = status;
-    response
-}
-
-/// Whether a request's body, which waits for leave to come, is read.
-#[derive(Default)]
-struct Wanted {
-    is_wanted: AtomicBool,
-    waker: AtomicWaker,
-}
-
-impl Wanted {
-    fn is_ready(&self, cx: &std::task::Context<'_>) -> bool {
-        self.waker.register(cx.waker());
-        self.is_wanted.load(Ordering::Acquire)
-    }
-}
-
 /// The owner of a request's body.
 struct Caller {
-    wanted: Option<Arc<Wanted>>,
+    /// Told once the body is read, if it waits for that.
+    interim: Option<Interim>,
 }
 
 impl Owner for Caller {
     fn wanted(&mut self) {
-        if let Some(wanted) = self.wanted.take() {
-            wanted.is_wanted.store(true, Ordering::Release);
-            wanted.waker.wake();
+        if let Some(interim) = self.interim.take() {
+            interim.want();
         }
     }
 

@@ -4,6 +4,7 @@
 //! connection is closed where it is in doubt what follows.
 
 mod entry;
+mod frames;
 mod site;
 
 use std::collections::HashSet;
@@ -34,6 +35,25 @@ async fn no_bad_request_reaches_an_origin_as_something_else() -> Result<()> {
         failures.push(format!("{error:#}"));
     }
     println!("corpus: {} requests, {} wrong", entries.len(), failures.len());
+    ensure!(failures.is_empty(), "{} of {} are wrong:\n{}", failures.len(), entries.len(), failures.join("\n"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn no_bad_frame_reaches_an_origin_as_something_else() -> Result<()> {
+    let site = Site::start().await?;
+    let entries = frames::all();
+    let only = std::env::var("CULVERT_ROW").ok();
+    let mut failures = Vec::new();
+    for entry in entries.iter().filter(|entry| only.as_ref().is_none_or(|only| entry.name.contains(only.as_str()))) {
+        if let Err(error) = entry.run(&site).await {
+            failures.push(format!("{}: {error:#}", entry.name));
+        }
+    }
+    if let Err(error) = site.no_strangers() {
+        failures.push(format!("{error:#}"));
+    }
+    println!("corpus of HTTP/2: {} connections, {} wrong", entries.len(), failures.len());
     ensure!(failures.is_empty(), "{} of {} are wrong:\n{}", failures.len(), entries.len(), failures.join("\n"));
     Ok(())
 }

@@ -32,7 +32,8 @@ async fn each_failure_of_an_origin_has_its_name() -> Result<()> {
     let refused = format!("http://{}", closed.local_addr()?);
     drop(closed);
     let plain = answers(b"HTTP/1.1 400 no\r\ncontent-length: 0\r\n\r\n").await?;
-    let slow = Origin::start("slow").await?;
+    // Not of the name `slow`: what follows `/NAME/` is a path of its own there.
+    let slow = Origin::start("origin").await?;
     let config = format!(
         r#"
         [[service]]

@@ -27,7 +27,7 @@ use tokio::time::sleep;
 use crate::access_log::AccessLog;
 use crate::config::{FrontLimits, Listener};
 use crate::door::Door;
-use crate::front::{LongRunning, Running, Turn, until};
+use crate::front::{LongRunning, Running, Told, Turn, until};
 use crate::gateways::{Gateway, Gateways, PeerCertificate};
 use crate::lane::GatewayLanes;
 use crate::metrics::ServiceMetrics;
@@ -263,7 +263,9 @@ impl Exchanges {
                 running.cut().await;
                 sleep(FAREWELL_WITHIN).await;
             };
-            let spliced = upgrade::splice(asked.on, switched.raw, protocol, idle, running.cut());
+            let mut told = Told::new(switched.raw.io);
+            let raw = upgrade::Raw { io: &mut told, first: switched.raw.first };
+            let spliced = upgrade::splice(asked.on, raw, protocol, idle, running.cut());
             let revoked = async {
                 match &gateway {
                     Some(gateway) => gateway.revoked().await,
@@ -274,7 +276,8 @@ impl Exchanges {
                 (how, passed) = spliced => match how {
                     Spliced::Done | Spliced::Idle => (None, passed),
                     Spliced::Ended => (Some(Reason::Draining), passed),
-                    Spliced::Broken => (Some(Reason::ConnectorLost), passed),
+                    // None: it was the caller that broke off.
+                    Spliced::Broken => (told.reason(), passed),
                 },
                 () = ended => (Some(Reason::Draining), upgrade::Passed::default()),
                 () = revoked => (Some(Reason::NotAllowed), upgrade::Passed::default()),

@@ -36,6 +36,7 @@ pub(crate) use arrival::TurnedAwayCounts;
 pub(crate) use io::Bound;
 pub(crate) use long::LongRunning;
 pub(crate) use running::{Cut, Running, Turn, until};
+pub(crate) use told::Told;
 
 /// All listeners of the process.
 pub(crate) struct Front {

@@ -11,18 +11,18 @@ use culvert_plane::StreamReset;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// The stream, and its first failure.
-pub(super) struct Told<Io> {
+pub(crate) struct Told<Io> {
     io: Io,
     reason: Option<Reason>,
 }
 
 impl<Io> Told<Io> {
-    pub(super) fn new(io: Io) -> Self {
+    pub(crate) fn new(io: Io) -> Self {
         Self { io, reason: None }
     }
 
     /// Why it failed, if it did.
-    pub(super) fn reason(&self) -> Option<Reason> {
+    pub(crate) fn reason(&self) -> Option<Reason> {
         self.reason
     }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use culvert_model::name::{Label, ServiceName};
 use culvert_ops::config::{ConfigError, Flags, Kind, Load, Loaded, Setting, Source};
+use culvert_ops::secret::SecretSource;
 use culvert_ops::{Environment, Program};
 use http::header::{self, HeaderName, HeaderValue};
 use rustls_pki_types::ServerName;
@@ -255,6 +256,12 @@ impl Place<'_> {
             let why = "is for https origins: write https:// or take it out";
             return if given { Err(self.loaded.wrong(key, why)) } else { Ok(None) };
         }
+        watched.extend(raw.key.clone());
+        let key_file = raw.key.clone().map(|path| {
+            let read = SecretSource::File(path).read(self.environment);
+            let secret = read.map_err(|error| self.loaded.wrong(&format!("{key}.key"), error))?;
+            Ok(Zeroizing::new(secret.expose().as_bytes().to_vec()))
+        });
         let mut read = |name: &str, path: &Option<PathBuf>| -> Result<Option<Vec<u8>>, ConfigError> {
             let Some(path) = path else { return Ok(None) };
             watched.push(path.clone());
@@ -271,7 +278,7 @@ impl Place<'_> {
             server_name: server_name.transpose()?,
             ca: read("ca", &raw.ca)?,
             cert: read("cert", &raw.cert)?,
-            key: read("key", &raw.key)?.map(Zeroizing::new),
+            key: key_file.transpose()?,
         };
         ClientTls::new(files).map(Some).map_err(|error| self.loaded.wrong(key, error))
     }

@@ -142,6 +142,12 @@ fn an_https_origin_needs_readable_files() {
     fs::write(host.0.path().join("ca.pem"), "hello").unwrap();
     let said = host.settle(&[], &[]).unwrap_err();
     assert!(said.contains("ca holds no PEM certificate"), "{said}");
+    let host = Host::new("[[service]]\nname = \"a\"\norigin = \"https://x\"\n[service.tls]\nkey = \"own.key\"\n");
+    let said = host.settle(&[], &[]).unwrap_err();
+    assert!(said.contains(":5: service[0].tls.key: ") && said.contains("own.key"), "{said}");
+    fs::write(host.0.path().join("own.key"), "hello\n").unwrap();
+    let said = host.settle(&[], &[]).unwrap_err();
+    assert!(said.contains("cert and key go together"), "{said}");
 }
 
 #[test]

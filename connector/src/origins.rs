@@ -27,6 +27,8 @@ use crate::tls::{Offer, refusal};
 const MAX_IDLE: usize = 64;
 /// Below the five seconds that common servers wait for a next request.
 const IDLE: Duration = Duration::from_secs(4);
+/// HTTP/2 servers say when they close, and what they have not looked at is sent again.
+const IDLE_HTTP2: Duration = Duration::from_secs(60);
 /// An origin that answered so recently does not just close its connection.
 const SURELY_OPEN: Duration = Duration::from_millis(100);
 /// No exchange yet.
@@ -216,13 +218,14 @@ impl Upstream {
 }
 
 fn pool(dial: Dial) -> Pool<Dial> {
+    let is_h2c = dial.service.origin.scheme() == Some(Scheme::H2c);
     let settings = PoolSettings {
         max_idle: MAX_IDLE,
-        idle_timeout: IDLE,
+        idle_timeout: if is_h2c { IDLE_HTTP2 } else { IDLE },
         max_head: MAX_HEAD,
         preserve_case: true,
         // https origins have their say by ALPN.
-        http2: if dial.service.origin.scheme() == Some(Scheme::H2c) { Speak::Always } else { Speak::Never },
+        http2: if is_h2c { Speak::Always } else { Speak::Never },
         exchanges_per_connection: EXCHANGES,
         ..PoolSettings::default()
     };

@@ -490,7 +490,8 @@ async fn early_hints_reach_the_caller_before_the_answer() {
     let hints = b"HTTP/1.1 103 Hints\r\nLink: </a>\r\nConnection: x\r\nCulvert-X: 1\r\n\r\n";
     origin.write_all(hints).await.unwrap();
     hears_hints(&mut answer).await;
-    origin.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+    origin.write_all(&[&hints[..], b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"].concat()).await.unwrap();
+    hears_hints(&mut answer).await;
     assert_eq!(soon(answer).await.unwrap().status(), 200);
 }
 

@@ -64,11 +64,13 @@ pub(super) async fn exchange<S, F>(
     // In a box: the future around it would hold it twice.
     let mut answer = Box::pin(service(Request::from_parts(parts, body)));
     let answered = poll_fn(|cx| {
-        if let Poll::Ready(Ok(response)) = answer.as_mut().poll(cx) {
-            return Poll::Ready(Some(response));
-        }
+        let answered = answer.as_mut().poll(cx);
+        // Those that came together with the answer go first.
         while let Poll::Ready(response) = interim.poll_next(cx) {
             let _ = respond.send_informational(response);
+        }
+        if let Poll::Ready(Ok(response)) = answered {
+            return Poll::Ready(Some(response));
         }
         respond.poll_reset(cx).map(|_| None)
     })

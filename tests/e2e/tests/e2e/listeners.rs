@@ -71,7 +71,7 @@ async fn callers_speak_both_versions_over_tls_and_a_new_certificate_needs_no_res
     let first = certificate.path("first.pem");
     std::fs::copy(certificate.path("cert.pem"), &first)?;
     relay.config(&format!(
-        "[http]\nlisten = [\"{}\"]\n[[http.listener]]\nlisten = \"{secure}\"\ntls = {{ {} }}\n",
+        "[http]\nlisten = [\"{}\"]\n[[http.listener]]\nlisten = \"{secure}\"\ntls = {{ {} }}\n[limits]\nhandshakes = 20\n",
         relay.http,
         certificate.tls()
     ))?;
@@ -83,6 +83,21 @@ async fn callers_speak_both_versions_over_tls_and_a_new_certificate_needs_no_res
         let seen = said.stdout.to_ascii_lowercase();
         ensure!(seen.contains("proto=https") && seen.contains("x-forwarded-proto"), "{seen}");
     }
+    // Who connects and says nothing keeps nobody out.
+    let mut silent = Vec::new();
+    for _ in 0..100 {
+        silent.push(tokio::net::TcpStream::connect(secure).await?);
+    }
+    for _ in 0..3 {
+        let said = curl(secure, "/", &first, &[]).await?;
+        ensure!(said.stdout.ends_with("200"), "{}{}", said.stdout, said.stderr);
+    }
+    let crowded = setup.relay.ask("/metrics").await?.text();
+    let crowded = crowded.lines().find_map(|line| {
+        line.strip_prefix("culvert_caller_connections_turned_away_total{reason=\"crowded\"} ")?.parse::<f64>().ok()
+    });
+    ensure!(crowded.is_some_and(|crowded| crowded >= 80.0), "{crowded:?}");
+    drop(silent);
     let plain = client::raw(secure, b"GET / HTTP/1.1\r\nhost: orders\r\n\r\n", Duration::from_secs(5)).await?;
     ensure!(!plain.starts_with(b"HTTP"), "clear text was answered: {}", String::from_utf8_lossy(&plain));
 

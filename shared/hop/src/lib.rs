@@ -15,8 +15,17 @@
 //! 6. What fails is a [`fault::Fault`]: told by [`fault::respond`] at the relay, by [`failure::respond`] at the
 //!    connector, and by a cut stream once a response's head was sent.
 //!
-//! Whoever holds a [`body::Body`] or awaits [`pool::Pool::send`] drives the connection below: dropping either cancels
-//! the exchange, and drops its stream without a clean end.
+//! Whoever holds a [`body::Body`] or awaits [`pool::Pool::send`] drives an HTTP/1.1 connection below; one of HTTP/2 has a
+//! small task. Dropping either cancels the exchange: its connection, or HTTP/2 stream, ends without a clean end.
+//!
+//! # Versions
+//!
+//! In between, every request looks alike: a target in origin-form and one `Host` ([`request::check`]). Its
+//! [`http::Request::version`] stays that of the caller, and the pool dresses it for the connection that it goes over. A
+//! WebSocket by extended CONNECT (RFC 8441) becomes an HTTP/1.1 upgrade at the first hop, and its 101 a 200.
+//!
+//! HTTP/2 stands on the crate h2 itself. It cannot tell a target's fragment, which the crate http drops, nor a head that it
+//! refuses by itself: one over its limit (431 without our words), a malformed one (the stream is reset).
 //!
 //! # What hyper 1.12 cannot do
 //!

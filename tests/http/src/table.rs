@@ -17,8 +17,8 @@ use crate::caller::{Ask, Call};
 use crate::origin::{CELL, Taken};
 use crate::site::{Front, Kind, Site};
 
-/// No cell takes longer, but one that says so.
-const LIMIT: Duration = Duration::from_secs(30);
+/// No cell takes longer: the largest bodies between programs that are not optimized.
+const LIMIT: Duration = Duration::from_secs(90);
 /// Cells that run at once.
 const AT_ONCE: usize = 12;
 

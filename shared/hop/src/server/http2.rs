@@ -24,6 +24,8 @@ use crate::body::Body;
 const SEND_BUFFER: usize = 64 * 1024;
 /// Resets that a peer may make us send before the connection ends (MadeYouReset), refused streams included.
 const PROVOKED_RESETS: usize = 256;
+/// Requests in one read that are taken back in it; what happens over time the ledger knows.
+const TAKEN_BACK: usize = 100;
 /// For each byte that a small DATA frame is shorter than 256: so much memory may be lost to frames that wait for their
 /// reader. 256 KiB of frames of 16 bytes fit.
 pub(crate) const SMALL_FRAMES: usize = 8 * 1024 * 1024;
@@ -49,6 +51,7 @@ pub(super) async fn serve<Io, S, F>(
         .max_concurrent_streams(settings.max_streams)
         .max_header_list_size(u32::try_from(settings.max_head).unwrap_or(u32::MAX))
         .max_send_buffer_size(SEND_BUFFER)
+        .max_pending_accept_reset_streams(TAKEN_BACK)
         .max_local_error_reset_streams(Some(PROVOKED_RESETS))
         .data_frame_budget(SMALL_FRAMES.max(usize::try_from(window / 2).unwrap_or(usize::MAX)))
         .enable_connect_protocol()

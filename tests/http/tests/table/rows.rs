@@ -89,6 +89,7 @@ pub(crate) const ROWS: &[Row] = &[
     row!("a pause of 3 s in the request", streams::pause_up),
     row!("WebSocket: echo and close code", switch::websocket, switch::websocket_expect),
     row!("WebSocket: the origin refuses", switch::refused, switch::websocket_expect),
+    row!("WebSocket to an origin of HTTP/2", switch::to_two, switch::to_two_expect),
     row!("another upgrade as raw bytes", switch::raw, switch::raw_expect),
     row!("raw bytes after an upgrade: half-close", switch::raw_half_close, switch::raw_expect),
     row!("the caller leaves before the answer", ends::leaves_before),

@@ -272,7 +272,8 @@ pub(crate) async fn large_both(cell: Cell) -> Result<()> {
         };
         // What is read of the call waits for the whole piece to be sent: it fits the buffers on the way.
         let (sent, handed) = tokio::join!(call.send(said.clone()), back);
-        (sent?, handed?);
+        sent?;
+        handed?;
         call.exactly(&said).await?;
     }
     call.finish(&nothing()).await?;

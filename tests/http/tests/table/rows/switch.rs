@@ -70,6 +70,23 @@ pub(crate) async fn websocket(cell: Cell) -> Result<()> {
     Ok(())
 }
 
+/// Culvert carries no WebSocket to an origin of HTTP/2, and says so. By TLS only HTTP/1.1 is offered for one.
+pub(crate) async fn to_two(cell: Cell) -> Result<()> {
+    let mut call = cell.call(ask(&cell)).await?;
+    let heard = call.head().await?;
+    let status = heard.fields.text("proxy-status");
+    let reason = if cell.kind == Kind::HttpsTwo { "origin_tls" } else { "upgrade_refused" };
+    ensure!(heard.status == 502 && status.contains(reason), "{} {}", heard.status, show(&heard.fields));
+    Ok(())
+}
+
+pub(crate) fn to_two_expect(_: Front, kind: Kind) -> Expect {
+    match kind.is_two() {
+        true => Expect::Works,
+        false => Expect::Moot("HTTP/1.1 origins are in the rows above"),
+    }
+}
+
 pub(crate) async fn refused(cell: Cell) -> Result<()> {
     let mut call = cell.call(ask(&cell)).await?;
     let mut taken = cell.taken().await?;
@@ -85,7 +102,7 @@ pub(crate) async fn refused(cell: Cell) -> Result<()> {
 
 pub(crate) fn websocket_expect(_: Front, kind: Kind) -> Expect {
     match kind.is_two() {
-        true => Expect::Moot("WebSockets go to HTTP/1.1 origins"),
+        true => Expect::Moot("WebSockets go to HTTP/1.1 origins; the others are in a row of their own"),
         false => Expect::Works,
     }
 }

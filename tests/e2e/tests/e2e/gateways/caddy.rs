@@ -1,4 +1,5 @@
-//! Caddy as `deploy/gateways/Caddyfile` has it.
+//! Caddy as `deploy/gateways/Caddyfile` has it. Release 2.6 answers an HTTP/1.1 caller only after the whole upload, which
+//! no setting of it changes: that is not tried here.
 
 use anyhow::Result;
 use culvert_lab::gateway::{Gateway, shipped};

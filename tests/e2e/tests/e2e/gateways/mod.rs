@@ -20,6 +20,7 @@ use culvert_lab::{Connector, Origin, Relay, address, binary, client, origin};
 use http::Method;
 use http_body_util::BodyExt as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 const BODY: u64 = 16 << 20;
 
@@ -225,6 +226,25 @@ async fn events_arrive_one_by_one(site: &Site) -> Result<()> {
         ensure!(seen == wanted.as_bytes(), "{:?}", String::from_utf8_lossy(&seen));
         expected = format!("event {number}");
         site.behind.orders.tell(&expected);
+    }
+    Ok(())
+}
+
+/// The origin has the first piece of a body, and its echo is back, before the second is made.
+async fn an_upload_goes_out_as_it_comes(site: &Site) -> Result<()> {
+    let mut stream = TcpStream::connect(site.gateway.listen).await?;
+    let head = "POST /orders/echo HTTP/1.1\r\nHost: api.example.com\r\nTransfer-Encoding: chunked\r\n\r\n";
+    stream.write_all(head.as_bytes()).await?;
+    let mut seen = String::new();
+    for piece in ["first", "second", "third"] {
+        stream.write_all(format!("{:x}\r\n{piece}\r\n", piece.len()).as_bytes()).await?;
+        let mut buffer = [0; 4096];
+        while !seen.contains(piece) {
+            let read = tokio::time::timeout(client::LIMIT, stream.read(&mut buffer)).await;
+            let read = read.with_context(|| format!("no echo of the {piece} piece: {seen:?}"))??;
+            ensure!(read > 0, "the answer ended before the {piece} piece: {seen:?}");
+            seen += &String::from_utf8_lossy(&buffer[..read]);
+        }
     }
     Ok(())
 }

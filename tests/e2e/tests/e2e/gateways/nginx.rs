@@ -89,6 +89,14 @@ async fn events_arrive_one_by_one() -> Result<()> {
 }
 
 #[tokio::test]
+async fn an_upload_goes_out_as_it_comes() -> Result<()> {
+    match site("nginx: an upload goes out as it comes").await? {
+        Some(site) => super::an_upload_goes_out_as_it_comes(&site).await,
+        None => Ok(()),
+    }
+}
+
+#[tokio::test]
 async fn large_bodies_pass_whole() -> Result<()> {
     match site("nginx: large bodies pass whole").await? {
         Some(site) => super::large_bodies_pass_whole(&site).await,

@@ -14,7 +14,7 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use culvert_model::name::{Grant, Label, ServiceName};
 use culvert_model::token::Endpoint;
-use culvert_model::units::parse_optional_duration;
+use culvert_model::units::{parse_duration, parse_optional_duration};
 use ipnet::IpNet;
 
 use crate::command::{Command, TokenTerms};
@@ -82,6 +82,14 @@ pub(crate) enum RelayVerb {
     /// The relay's own key
     #[command(subcommand)]
     Key(KeyVerb),
+    /// Show who changed what, and when
+    Audit {
+        /// How far back
+        #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = parse_duration)]
+        since: Duration,
+        #[command(flatten)]
+        ask: Ask,
+    },
     /// Say how the running relay is doing
     Status(Ask),
 }
@@ -363,6 +371,7 @@ impl RelayVerb {
             Self::Service(ServiceVerb::Delete { name, ask }) => (Command::ServiceDelete { service: name }, ask),
             Self::Gateway(verb) => verb.into_command(),
             Self::Key(KeyVerb::Show(ask)) => (Command::KeyShow, ask),
+            Self::Audit { since, ask } => (Command::Audit { since_seconds: since.as_secs() }, ask),
             Self::Status(ask) => (Command::Status, ask),
         }
     }

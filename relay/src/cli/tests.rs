@@ -54,6 +54,8 @@ fn commands_read_as_they_are_typed() {
         ("service ls", Command::ServiceList),
         ("service rm orders", Command::ServiceDelete { service: "orders".to_owned() }),
         ("status", Command::Status),
+        ("audit", Command::Audit { since_seconds: 86_400 }),
+        ("audit --since 30d --json", Command::Audit { since_seconds: 30 * 86_400 }),
         (
             "gateway create Kong --service orders --service billing-*",
             Command::GatewayCreate {
@@ -122,7 +124,7 @@ fn nonsense_is_wrong_usage() {
         "gateway set kong --no-cert --cert-san a",
         "gateway rotate kong --grace never",
         "gateway rotate kong --grace 366d",
-        "audit",
+        "audit --since never",
     ] {
         let words = std::iter::once("culvert-relay").chain(line.split(' ').filter(|word| !word.is_empty()));
         let error = Cli::try_parse_from(words).unwrap_err();

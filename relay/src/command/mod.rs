@@ -5,6 +5,7 @@
 //! for it.
 
 pub(crate) mod ask;
+mod audit;
 mod connector;
 mod gateway;
 pub(crate) mod keys;
@@ -76,6 +77,7 @@ pub(crate) enum Command {
     GatewayList,
     GatewayRevoke { gateway: String },
     KeyShow,
+    Audit { since_seconds: u64 },
     Status,
 }
 
@@ -219,6 +221,7 @@ pub(crate) async fn carry_out(
         Command::GatewayList => Ok(gateway::show_all(&view)),
         Command::GatewayRevoke { gateway } => gateway::revoke(&gateway, &view, registry, by).await,
         Command::KeyShow => Ok(status::key(facts)),
+        Command::Audit { since_seconds } => audit::show(Duration::from_secs(since_seconds), &view, registry).await,
         Command::Status => status::status(&view, live, registry, facts),
     }
 }

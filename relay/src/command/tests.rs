@@ -44,6 +44,31 @@ async fn a_tunnels_token_is_the_only_data_and_lets_its_holder_in() {
 }
 
 #[tokio::test]
+async fn the_audit_tells_who_did_what_and_no_secret() {
+    let relay = Relay::new();
+    let token = relay.create("dc1", &["orders"]).await.unwrap().text;
+    relay.ask(Command::TunnelDelete { tunnel: "dc1".to_owned() }).await.unwrap();
+    let outcome = relay.ask(Command::Audit { since_seconds: DAY }).await.unwrap();
+    let rows = outcome.json.as_array().unwrap();
+    let told = |row: &Value| [&row["actor"], &row["action"]].map(|field| field.as_str().unwrap().to_owned());
+    let told: Vec<_> = rows.iter().map(told).collect();
+    let expected =
+        ["tunnel.create", "token.create", "tunnel.delete"].map(|action| ["uid 0", action].map(str::to_owned));
+    assert!(expected.iter().all(|line| told.contains(line)), "{told:?}");
+    assert!(rows.iter().all(|row| row["time"].as_str().unwrap().ends_with('Z') && row["subject"].is_string()));
+    assert!(!outcome.text.contains(token.trim()) && !outcome.text.contains("culvert_t1_"), "{}", outcome.text);
+    assert_eq!(outcome.text.lines().count(), rows.len() + 1);
+}
+
+#[tokio::test]
+async fn an_audit_of_no_time_says_that_nothing_changed() {
+    let relay = Relay::new();
+    let outcome = relay.ask(Command::Audit { since_seconds: 60 }).await.unwrap();
+    assert_eq!((outcome.text.as_str(), outcome.json), ("", serde_json::json!([])));
+    assert!(outcome.notes[0].contains("60s"), "{:?}", outcome.notes);
+}
+
+#[tokio::test]
 async fn without_an_endpoint_nothing_is_created_and_78_says_what_to_set() {
     let relay = Relay { endpoints: Vec::new(), ..Relay::new() };
     let quit = Quit::from(relay.create("dc1", &["orders"]).await.unwrap_err());

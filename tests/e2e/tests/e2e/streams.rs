@@ -40,7 +40,11 @@ async fn a_thousand_websockets_and_a_thousand_event_streams_do_not_wait_for_fift
         in_time(round, &origin, &mut sockets, &mut feeds).await?;
     }
 
-    eprintln!("relay {} MiB, connector {} MiB", relay.usage()?.peak_rss_bytes >> 20, connector.usage()?.peak_rss_bytes >> 20);
+    eprintln!(
+        "relay {} MiB, connector {} MiB",
+        relay.usage()?.peak_rss_bytes >> 20,
+        connector.usage()?.peak_rss_bytes >> 20
+    );
     // These are sent as fast as they are taken, and nobody takes them.
     let floods = open(STALLED_EACH_KIND, || open_flood(relay.http)).await?;
     let mut stalling: JoinSet<_> = sockets.split_off(EACH_KIND - STALLED_EACH_KIND).into_iter().map(stall).collect();

@@ -9,7 +9,7 @@ use std::time::Duration;
 use culvert_hop::body::Body;
 use culvert_hop::exchange::{Answer, Deadlines};
 use culvert_hop::fault::{self, Fault};
-use culvert_hop::pool::{Lost, Opener, Pool, PoolSettings};
+use culvert_hop::pool::{Lost, Opener, Pool, PoolSettings, Speak};
 use culvert_hop::request::{self, Caller, ForwardPolicy};
 use culvert_hop::response;
 use culvert_hop::server::{Http2, ServerSettings, serve};
@@ -51,17 +51,17 @@ pub struct Came {
 ///
 /// # Panics
 /// No runtime can be made.
-pub fn send(bytes: &[u8], cut: usize) -> Came {
+pub fn send(bytes: &[u8], cut: usize, version: Http2) -> Came {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     let Ok(runtime) = runtime else { panic!("no runtime") };
-    runtime.block_on(exchange(bytes, cut))
+    runtime.block_on(exchange(bytes, cut, version))
 }
 
-async fn exchange(bytes: &[u8], cut: usize) -> Came {
+async fn exchange(bytes: &[u8], cut: usize, version: Http2) -> Came {
     let facts = Arc::new(Mutex::new(Vec::new()));
-    let pool = Pool::new(Origins(Arc::clone(&facts)), PoolSettings::default());
+    let pool = Pool::new(Origins(Arc::clone(&facts)), PoolSettings { http2: Speak::Never, ..PoolSettings::default() });
     let (caller, ours) = tokio::io::duplex(BUFFER);
-    let settings = ServerSettings { http2: Http2::Never, ..ServerSettings::front() };
+    let settings = ServerSettings { http2: version, ..ServerSettings::front() };
     let server = tokio::spawn(async move {
         let service = |request| hop(request, pool.clone());
         serve(ours, &settings, service, std::future::pending()).await;
@@ -106,7 +106,8 @@ async fn hop(request: Request<Body>, pool: Pool<Origins>) -> Result<Response<Bod
     let accepted = match answer {
         Ok(Answer::Response(answer)) => {
             let (mut parts, body) = answer.into_parts();
-            response::accept(&mut parts).map(|()| Response::from_parts(parts, body))
+            let accepted = response::refuse_success(&parts, &head).and_then(|()| response::accept(&mut parts));
+            accepted.map(|()| Response::from_parts(parts, body))
         }
         Ok(Answer::Switched(..)) => Err(Fault::new(Reason::UpgradeRefused)),
         Err(error) => Err(error.fault),

@@ -6,6 +6,7 @@
 pub mod caller;
 pub mod compare;
 pub mod corpus;
+pub mod frames;
 pub mod front;
 pub mod logged;
 pub mod mutate;

@@ -6,6 +6,7 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
 use crate::corpus::{self, Entry, Want};
+use crate::frames::{END_HEADERS, END_STREAM, HEADERS, block, frame};
 
 /// What parsers have disagreed about.
 const WORDS: [&[u8]; 52] = [
@@ -157,6 +158,68 @@ impl Mutator {
             }
         }
     }
+}
+
+/// Frames of requests with fields of any bytes, in any places.
+pub fn broken_frames(seed: u64, number: u64) -> Vec<Vec<u8>> {
+    const NAMES: [&[u8]; 12] = [
+        b":path",
+        b":method",
+        b":authority",
+        b"host",
+        b"content-length",
+        b"transfer-encoding",
+        b"connection",
+        b"te",
+        b"cookie",
+        b"expect",
+        b"x-a",
+        b"culvert-service",
+    ];
+    let mut random = StdRng::seed_from_u64(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ number ^ 0x2222);
+    let mut frames = Vec::new();
+    for at in 0..random.random_range(1..=3u32) {
+        let mut fields: Vec<(Vec<u8>, Vec<u8>)> = [
+            (&b":method"[..], &b"POST"[..]),
+            (b":scheme", b"http"),
+            (b":path", b"/a"),
+            (b":authority", b"orders"),
+            (b"x-a", b"b"),
+        ]
+        .map(|(name, value)| (name.to_vec(), value.to_vec()))
+        .to_vec();
+        for _ in 0..random.random_range(0..=2) {
+            let place = random.random_range(0..fields.len());
+            match random.random_range(0..3) {
+                0 => {
+                    let name =
+                        NAMES.get(random.random_range(0..NAMES.len())).map_or_else(Vec::new, |name| name.to_vec());
+                    fields.push((name, word(&mut random)));
+                }
+                1 => {
+                    if let Some((_, value)) = fields.get_mut(place) {
+                        let at = random.random_range(0..=value.len());
+                        value.splice(at..at, word(&mut random));
+                    }
+                }
+                _ => {
+                    let value = u8::try_from(random.random_range(0..300) % 256).unwrap_or(0);
+                    if let Some((name, _)) = fields.get_mut(place) {
+                        name.push(value);
+                    }
+                }
+            }
+        }
+        let fields: Vec<_> = fields.iter().map(|(name, value)| (name.as_slice(), value.as_slice())).collect();
+        let stream = 2 * at + 1;
+        let ends = random.random_range(0..3) == 0;
+        let flags = END_HEADERS | if ends { END_STREAM } else { 0 };
+        frames.push(frame(HEADERS, flags, stream, &block(&fields)));
+        if !ends {
+            frames.push(frame(0, END_STREAM, stream, &word(&mut random)));
+        }
+    }
+    frames
 }
 
 fn word(random: &mut StdRng) -> Vec<u8> {

@@ -34,7 +34,7 @@ use crate::metrics::ServiceMetrics;
 use crate::pick;
 use crate::record::Record;
 use crate::router::{Ask, Router, Select};
-use crate::send::{Failed, Sender, Sent};
+use crate::send::Sender;
 use crate::sessions::{Balance, Directory, Service};
 
 const SERVICE: HeaderName = HeaderName::from_static(SERVICE_FIELD);
@@ -184,17 +184,7 @@ impl Exchanges {
         let started = Instant::now();
         let request = Request::from_parts(parts, body);
         let sent = self.sender.send(&service, request, stick).await;
-        let Sent { answer, pair, in_use } = match sent {
-            Ok(sent) => sent,
-            Err(Failed { fault, in_use }) => {
-                if let Some(in_use) = in_use {
-                    record.runs_over(in_use);
-                }
-                return Err(fault);
-            }
-        };
-        record.runs_over(in_use);
-        record.origin = Some(started.elapsed());
+        let (answer, pair) = record.sent(sent, started.elapsed())?;
         match answer {
             Answer::Response(response) => {
                 let (mut parts, body) = response.into_parts();

@@ -7,9 +7,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use culvert_hop::body::{Ending, Outcome};
+use culvert_hop::exchange::Answer;
+use culvert_hop::fault::Fault;
 use culvert_hop::limits::Permit;
 use culvert_hop::request;
 use culvert_model::reason::Reason;
+use culvert_plane::Stream;
 use http::request::Parts;
 use http::{HeaderValue, Method, Uri};
 
@@ -17,7 +20,8 @@ use crate::access_log::{AccessLog, Entry};
 use crate::front::{Cut, Turn};
 use crate::gateways::Gateway;
 use crate::metrics::ServiceMetrics;
-use crate::sessions::{Member, Service};
+use crate::send::{Failed, Sent};
+use crate::sessions::{Member, Pair, Service};
 
 /// Counts a request as running over a connector until it is dropped.
 pub(crate) struct InUse {
@@ -91,9 +95,28 @@ impl Record {
         }
     }
 
-    /// It runs over this connector now, and no longer over another.
-    pub(crate) fn runs_over(&mut self, in_use: InUse) {
-        self.in_use = Some(in_use);
+    /// What came of sending it, `elapsed` after that began: the answer, and over which pair.
+    ///
+    /// # Errors
+    /// What to tell the caller.
+    pub(crate) fn sent(
+        &mut self,
+        sent: Result<Sent, Failed>,
+        elapsed: Duration,
+    ) -> Result<(Answer<Stream>, Arc<Pair>), Fault> {
+        match sent {
+            Ok(Sent { answer, pair, in_use }) => {
+                self.in_use = Some(in_use);
+                self.origin = Some(elapsed);
+                Ok((answer, pair))
+            }
+            Err(Failed { fault, in_use }) => {
+                if in_use.is_some() {
+                    self.in_use = in_use;
+                }
+                Err(fault)
+            }
+        }
     }
 
     /// How it is answered.

@@ -29,7 +29,6 @@ use super::told::Told;
 use crate::door::TcpDoor;
 use crate::pick;
 use crate::record::Record;
-use crate::send::{Failed, Sent};
 use crate::sessions::Balance;
 
 const SERVICE: HeaderName = HeaderName::from_static(SERVICE_FIELD);
@@ -129,17 +128,7 @@ impl Front {
         });
         let started = Instant::now();
         let sent = exchanges.sender.send(&service, Request::from_parts(parts, Body::empty()), stick).await;
-        let Sent { answer, pair, in_use } = match sent {
-            Ok(sent) => sent,
-            Err(Failed { fault, in_use }) => {
-                if let Some(in_use) = in_use {
-                    record.runs_over(in_use);
-                }
-                return Err(fault);
-            }
-        };
-        record.runs_over(in_use);
-        record.origin = Some(started.elapsed());
+        let (answer, pair) = record.sent(sent, started.elapsed())?;
         match answer {
             Answer::Switched(response, raw) => {
                 if response.headers().get(UPGRADE) != Some(&CULVERT_TCP) {

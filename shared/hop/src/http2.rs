@@ -40,10 +40,17 @@ pub(crate) fn settle(parts: &mut Parts) -> Result<HeaderValue, &'static str> {
         Some("https") => 443,
         Some(_) => return Err("a target of another scheme"),
     };
-    match parts.uri.path() {
-        "*" if parts.method == Method::OPTIONS => {}
-        path if path.starts_with('/') => {}
+    // Shown as "/" is also what is empty, because it was a fragment alone; and `path()` hides that a query stands alone.
+    let root = PathAndQuery::from_static("/");
+    match parts.uri.path_and_query().map(|path| (path.as_str(), path)) {
+        Some(("*", _)) if parts.method == Method::OPTIONS => {}
+        Some(("/", path)) if *path == root => {}
+        Some((text, _)) if text.len() > 1 && text.starts_with('/') => {}
         _ => return Err("a target that is no path"),
+    }
+    // The one character that the crate http takes in a name and that no token has (RFC 9110 §5.6.2).
+    if parts.headers.keys().any(|name| name.as_str().contains('"')) {
+        return Err("a name that is no token");
     }
     let mut hosts = parts.headers.get_all(HOST).iter();
     let authority = match (parts.uri.authority(), hosts.next(), hosts.next()) {

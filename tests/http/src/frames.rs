@@ -71,7 +71,7 @@ pub fn all() -> Vec<Frames> {
         ),
         passes("a head in many pieces", in_pieces(&GET), "GET", "/a", b""),
     ];
-    let malformed: [(&'static str, Vec<Field<'static>>); 41] = [
+    let malformed: [(&'static str, Vec<Field<'static>>); 45] = [
         ("a pseudo-header behind a field", [&GET[..3], &[(b"x-a", b"b"), GET[3]]].concat()),
         ("a pseudo-header of answers", more_pseudo(&[(b":status", b"200")])),
         (":method twice", more_pseudo(&[(b":method", b"POST")])),
@@ -87,6 +87,10 @@ pub fn all() -> Vec<Frames> {
         ("an empty :path", with(2, b"")),
         ("a :path without a slash", with(2, b"a")),
         ("a :path of * for GET", with(2, b"*")),
+        ("a name with a quote", more(&[(b"x\"a", b"b")])),
+        ("a :path of a query", with(2, b"?a")),
+        ("a :path of a fragment", with(2, b"#a")),
+        ("a :path of a fragment with a slash", with(2, b"#/a")),
         ("a :path with a scheme", with(2, b"http://other/a")),
         ("a :path with a space", with(2, b"/a b")),
         ("a :path with a version", with(2, b"/a HTTP/1.1")),

@@ -69,13 +69,14 @@ pub(crate) struct Exchanges {
 #[derive(Debug)]
 pub(crate) struct MessageBounds {
     fields: AtomicUsize,
+    head: AtomicUsize,
     body_idle_ms: AtomicU64,
 }
 
 impl MessageBounds {
     /// As configured.
     pub(crate) fn new(limits: &FrontLimits) -> Self {
-        let bounds = Self { fields: AtomicUsize::new(0), body_idle_ms: AtomicU64::new(0) };
+        let bounds = Self { fields: AtomicUsize::new(0), head: AtomicUsize::new(0), body_idle_ms: AtomicU64::new(0) };
         bounds.set(limits);
         bounds
     }
@@ -83,8 +84,18 @@ impl MessageBounds {
     /// Takes others, for requests from now on.
     pub(crate) fn set(&self, limits: &FrontLimits) {
         self.fields.store(limits.fields, Ordering::Relaxed);
+        self.head.store(limits.head, Ordering::Relaxed);
         let millis = u64::try_from(limits.body_idle.as_millis()).unwrap_or(u64::MAX);
         self.body_idle_ms.store(millis, Ordering::Relaxed);
+    }
+
+    /// HTTP/1.1 heads are measured while they come in; those of HTTP/2 come unpacked, so they are measured here, as
+    /// SETTINGS_MAX_HEADER_LIST_SIZE counts them (RFC 9113 §6.5.2).
+    fn hold(&self, parts: &Parts) -> bool {
+        let size = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + 32;
+        parts.headers.len() <= self.fields.load(Ordering::Relaxed)
+            && (parts.version != Version::HTTP_2
+                || parts.headers.iter().map(size).sum::<usize>() <= self.head.load(Ordering::Relaxed))
     }
 
     fn body_idle(&self) -> Duration {
@@ -147,7 +158,7 @@ impl Exchanges {
         body: Body,
         record: &mut Record,
     ) -> Result<Answered, Fault> {
-        if parts.headers.len() > self.bounds.fields.load(Ordering::Relaxed) {
+        if !self.bounds.hold(&parts) {
             return Err(Fault::new(Reason::HeadTooLarge));
         }
         if head.upgrade.as_ref().is_some_and(|asked| asks_for_tcp(&asked.protocol)) {

@@ -49,7 +49,8 @@ pub(super) async fn serve<Io, S, F>(
         .initial_window_size(settings.window)
         .initial_connection_window_size(window)
         .max_concurrent_streams(settings.max_streams)
-        .max_header_list_size(u32::try_from(settings.max_head).unwrap_or(u32::MAX))
+        // h2 refuses without a name: whoever serves has room to refuse what is over the limit with one.
+        .max_header_list_size(u32::try_from(settings.max_head.saturating_mul(2)).unwrap_or(u32::MAX))
         .max_send_buffer_size(SEND_BUFFER)
         .max_pending_accept_reset_streams(TAKEN_BACK)
         .max_local_error_reset_streams(Some(PROVOKED_RESETS))

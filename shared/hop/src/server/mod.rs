@@ -53,7 +53,8 @@ pub struct ServerSettings {
     pub head_timeout: Duration,
     /// Without a request. Must be more than the patience of the other side's pool.
     pub keep_alive: Duration,
-    /// The largest head, in bytes; also bounds the buffers of a connection. At least 8 KiB.
+    /// The largest head, in bytes; also bounds the buffers of a connection. At least 8 KiB. HTTP/2 heads up to twice as
+    /// large reach the service, which can refuse them by name.
     pub max_head: usize,
     /// How long a caller that has closed its sending side is still answered while nothing is written to it. A closed
     /// connection cannot be told from a half-closed one before that. HTTP/1.1 only.

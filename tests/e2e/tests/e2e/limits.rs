@@ -122,6 +122,13 @@ async fn heads_have_a_size_and_a_number_of_fields_and_both_change_by_reload() ->
     is(&client::send(http, with("/", &ten)?).await?, 431, "too_large")?;
     let long = "v".repeat(9 << 10);
     is(&client::send(http, with("/", &[("x-long", &long)])?).await?, 431, "too_large")?;
+    let stream = tokio::net::TcpStream::connect(http).await?;
+    let (mut sender, connection) = h2::client::handshake(stream).await?;
+    tokio::spawn(connection);
+    let unpacked = http::Request::get("http://orders/").header("x-long", &long).body(())?;
+    let answer = sender.send_request(unpacked, true)?.0.await?;
+    let named = answer.headers().get("proxy-status").and_then(|value| value.to_str().ok()).unwrap_or_default();
+    ensure!(answer.status() == 431 && named.contains("\"too_large\""), "{answer:?}");
 
     let file = limited.relay.directory().join("relay.toml");
     let text = std::fs::read_to_string(&file)?.replace("8KiB", "64KiB").replace("fields = 10", "fields = 11");

@@ -66,6 +66,11 @@ pub(crate) trait Drive: Send {
     fn finish(self: Box<Self>);
 }
 
+/// Set while a request's body is not fully taken.
+pub(crate) const UPLOADING: u32 = 1;
+/// Set while a request's body is waited for: its sender is slow, not the receiver.
+pub(crate) const STARVED: u32 = 2;
+
 /// A bit that is set while a body lives, and one that is set while somebody waits for its next bytes.
 pub(crate) struct Flag {
     bits: Arc<AtomicU32>,

@@ -7,7 +7,7 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
@@ -17,20 +17,16 @@ use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::{Builder, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::AsyncWrite;
 use tokio::time::Instant;
 
 use culvert_model::reason::Reason;
 
-use crate::body::{Body, Drive, Flag};
+use crate::body::{Body, Drive, Flag, STARVED, UPLOADING};
 use crate::fault::{Fault, Retry};
 use crate::pool::{Inner, Lost, Opener, PoolSettings};
 use crate::wakes::Wakes;
-
-/// Set while the request's body is not fully taken.
-const UPLOADING: u32 = 1;
-/// Set while the request's body is waited for: its sender is slow, not the receiver.
-const STARVED: u32 = 2;
+use crate::wire::{Seen, Wire};
 
 /// A connection. Dropped while an exchange runs, it drops its stream without a clean end.
 pub(crate) struct Client<O: Opener> {
@@ -41,8 +37,8 @@ pub(crate) struct Client<O: Opener> {
     ended: bool,
     error: Option<hyper::Error>,
     bits: Arc<AtomicU32>,
-    written: Arc<AtomicU64>,
-    /// What `written` was when the exchange began.
+    seen: Arc<Seen>,
+    /// What was written when the exchange began.
     baseline: u64,
     pub(crate) idle_since: Instant,
     /// Where it goes when the exchange is over. None while it is there: they would keep each other alive.
@@ -55,8 +51,8 @@ impl<O: Opener> Client<O> {
         pool: &Arc<Inner<O>>,
         settings: &PoolSettings,
     ) -> Result<Box<Self>, Fault> {
-        let written = Arc::new(AtomicU64::new(0));
-        let wire = Wire { io, written: written.clone(), error: None };
+        let seen = Arc::<Seen>::default();
+        let wire = Wire::new(io, seen.clone());
         // Not `max_headers`: setting it moves hyper's parser from the stack to the heap. The default is 100.
         let (sender, connection) = Builder::new()
             .preserve_header_case(settings.preserve_case)
@@ -71,7 +67,7 @@ impl<O: Opener> Client<O> {
             ended: false,
             error: None,
             bits: Arc::new(AtomicU32::new(0)),
-            written,
+            seen,
             baseline: 0,
             idle_since: Instant::now(),
             pool: Some(pool.clone()),
@@ -132,7 +128,7 @@ impl<O: Opener> Client<O> {
 
     /// Bytes that the stream has taken.
     pub(crate) fn written(&self) -> u64 {
-        self.written.load(Ordering::Relaxed)
+        self.seen.written()
     }
 
     pub(crate) fn is_uploading(&self) -> bool {
@@ -148,13 +144,14 @@ impl<O: Opener> Client<O> {
     #[expect(clippy::boxed_local, reason = "it is large, and lives in its box")]
     pub(crate) fn into_raw(mut self: Box<Self>) -> Option<(O::Io, Bytes)> {
         let parts = self.connection.take().filter(|_| self.ended)?.into_parts();
-        Some((parts.io.into_inner().io, parts.read_buf))
+        Some((parts.io.into_inner().into_inner(), parts.read_buf))
     }
 
     /// Drops hyper's half of the connection, which hands back a request that it has not touched.
     pub(crate) fn disconnect(&mut self) -> Option<io::Error> {
         self.ended = true;
-        self.connection.take().and_then(|connection| connection.into_parts().io.into_inner().error)
+        self.connection = None;
+        self.seen.take_error()
     }
 
     /// Names the failure of the exchange: the request's body's own, or what the opener makes of the stream's.
@@ -209,7 +206,7 @@ impl<O: Opener> Client<O> {
     pub(crate) fn retire(mut self: Box<Self>) {
         if let Some(connection) = self.connection.take() {
             let mut wire = connection.into_parts().io.into_inner();
-            let _ = Pin::new(&mut wire.io).poll_shutdown(&mut Context::from_waker(Waker::noop()));
+            let _ = Pin::new(&mut wire).poll_shutdown(&mut Context::from_waker(Waker::noop()));
         }
     }
 }
@@ -236,66 +233,5 @@ impl<O: Opener> Drive for Client<O> {
 
     fn finish(self: Box<Self>) {
         self.release();
-    }
-}
-
-/// A stream that counts what it takes and keeps its first error, which hyper does not always tell.
-pub(crate) struct Wire<Io> {
-    io: Io,
-    written: Arc<AtomicU64>,
-    error: Option<io::Error>,
-}
-
-impl<Io> Wire<Io> {
-    fn keep<T>(&mut self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        polled.map_err(|error| {
-            let kind = error.kind();
-            self.error.get_or_insert(error);
-            kind.into()
-        })
-    }
-
-    fn count(&mut self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(Ok(bytes)) = &polled {
-            self.written.fetch_add(u64::try_from(*bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
-        }
-        self.keep(polled)
-    }
-}
-
-impl<Io: AsyncRead + Unpin> AsyncRead for Wire<Io> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let polled = Pin::new(&mut self.io).poll_read(cx, out);
-        self.keep(polled)
-    }
-}
-
-impl<Io: AsyncWrite + Unpin> AsyncWrite for Wire<Io> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.io).poll_write(cx, bytes);
-        self.count(polled)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        parts: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.io).poll_write_vectored(cx, parts);
-        self.count(polled)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let polled = Pin::new(&mut self.io).poll_flush(cx);
-        self.keep(polled)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let polled = Pin::new(&mut self.io).poll_shutdown(cx);
-        self.keep(polled)
     }
 }

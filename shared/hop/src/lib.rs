@@ -25,7 +25,7 @@
 //! WebSocket by extended CONNECT (RFC 8441) becomes an HTTP/1.1 upgrade at the first hop, and its 101 a 200.
 //!
 //! HTTP/2 stands on the crate h2 itself. It cannot tell a target's fragment, which the crate http drops, nor a head that it
-//! refuses by itself: one over its limit (431 without our words), a malformed one (the stream is reset).
+//! refuses by itself: one over twice the limit (431 without our words), a malformed one (the stream is reset).
 //!
 //! # What hyper 1.12 cannot do
 //!
@@ -65,3 +65,4 @@ mod stream;
 pub mod upgrade;
 pub mod wakes;
 mod websocket;
+mod wire;

@@ -2,9 +2,8 @@
 //!
 //! Must never give a connection more exchanges than it may have, or one that is known to be over.
 
-use std::io::{self, IoSlice};
-use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -12,13 +11,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::client::{Builder, SendRequest};
 use http::uri::Scheme;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use crate::fault::{Fault, Retry};
 use crate::pool::{Inner, Lost, Opener, PoolSettings};
 use crate::pulse;
 use crate::server::{SMALL_FRAMES, connection_window};
+use crate::wire::{Seen, Wire};
 
 /// What of one request waits in memory to be written.
 const SEND_BUFFER: usize = 64 * 1024;
@@ -36,19 +36,8 @@ pub(crate) struct Line {
     open: AtomicU32,
     is_listed: AtomicBool,
     idle_since: Mutex<Instant>,
-    wire: Arc<Seen>,
-}
-
-/// What is known of a connection's bytes.
-#[derive(Debug, Default)]
-pub(crate) struct Seen {
-    written: AtomicU64,
-    read: AtomicU64,
-    /// What `written` was when something was read last.
-    answered: AtomicU64,
-    is_over: AtomicBool,
-    /// The first error, which h2 does not tell whole.
-    error: Mutex<Option<io::Error>>,
+    is_over: Arc<AtomicBool>,
+    seen: Arc<Seen>,
 }
 
 /// One exchange's share of a connection, until it is dropped.
@@ -150,15 +139,16 @@ impl Line {
             .max_header_list_size(u32::try_from(settings.max_head).unwrap_or(u32::MAX))
             .max_send_buffer_size(SEND_BUFFER)
             .data_frame_budget(SMALL_FRAMES.max(usize::try_from(window / 2).unwrap_or(usize::MAX)))
-            .handshake::<_, Bytes>(Wire { io, seen: seen.clone() })
+            .handshake::<_, Bytes>(Wire::new(io, seen.clone()))
             .await?;
-        let over = seen.clone();
+        let (watched, is_over) = (seen.clone(), Arc::new(AtomicBool::new(false)));
+        let over = is_over.clone();
         // A tunnel's stream ends with its tunnel, which has a pulse of its own.
         let ping = if settings.exchanges_per_connection > 1 { connection.ping_pong() } else { None };
         tokio::spawn(async move {
             let pulse = async {
                 match ping {
-                    Some(ping) => pulse::gone(ping, &over).await,
+                    Some(ping) => pulse::gone(ping, &watched).await,
                     None => std::future::pending().await,
                 }
             };
@@ -170,10 +160,10 @@ impl Line {
                 }
                 () = pulse => {
                     tracing::debug!("the other side of a connection is gone without a word");
-                    over.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(io::ErrorKind::TimedOut.into());
+                    watched.fail(io::ErrorKind::TimedOut.into());
                 }
             }
-            over.is_over.store(true, Ordering::Relaxed);
+            over.store(true, Ordering::Relaxed);
         });
         Ok(Arc::new(Self {
             sender,
@@ -182,7 +172,8 @@ impl Line {
             open: AtomicU32::new(0),
             is_listed: AtomicBool::new(false),
             idle_since: Mutex::new(Instant::now()),
-            wire: seen,
+            is_over,
+            seen,
         }))
     }
 
@@ -193,7 +184,7 @@ impl Line {
 
     /// Whether neither side has ended it, as far as is known.
     fn is_usable(&self) -> bool {
-        !self.wire.is_over.load(Ordering::Relaxed)
+        !self.is_over.load(Ordering::Relaxed)
             && matches!(self.sender().poll_ready(&mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(())))
     }
 
@@ -207,26 +198,9 @@ impl Line {
     }
 }
 
-impl Seen {
-    /// Bytes that came.
-    pub(crate) fn read(&self) -> u64 {
-        self.read.load(Ordering::Relaxed)
-    }
-
-    /// Whether something was sent after what came last.
-    pub(crate) fn is_waited_for(&self) -> bool {
-        self.written.load(Ordering::Relaxed) > self.answered.load(Ordering::Relaxed)
-    }
-
-    fn note_read(&self, bytes: usize) {
-        self.read.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
-        self.answered.store(self.written.load(Ordering::Relaxed), Ordering::Relaxed);
-    }
-}
-
 impl<O: Opener> Turn<O> {
     pub(crate) fn new(line: Arc<Line>, pool: Arc<Inner<O>>) -> Self {
-        let baseline = line.wire.written.load(Ordering::Relaxed);
+        let baseline = line.seen.written();
         Self { line, pool, baseline }
     }
 
@@ -242,10 +216,10 @@ impl<O: Opener> Turn<O> {
         } else if error.is_remote() {
             self.name(Lost::Reset(error.reason().map_or(0, u32::from)))
         } else if error.is_io() {
-            match &*self.line.wire.error.lock().unwrap_or_else(PoisonError::into_inner) {
+            self.line.seen.with_error(|io| match io {
                 Some(io) => self.name(Lost::Io(io)),
                 None => self.name(Lost::Ended),
-            }
+            })
         } else {
             self.name(Lost::Malformed)
         };
@@ -254,77 +228,12 @@ impl<O: Opener> Turn<O> {
 
     pub(crate) fn name(&self, lost: Lost<'_>) -> Fault {
         let fault = self.pool.opener.lost(lost);
-        if self.line.wire.written.load(Ordering::Relaxed) == self.baseline { fault.retry(Retry::Safe) } else { fault }
+        if self.line.seen.written() == self.baseline { fault.retry(Retry::Safe) } else { fault }
     }
 }
 
 impl<O: Opener> Drop for Turn<O> {
     fn drop(&mut self) {
         self.pool.lines.give_back(&self.line, self.pool.settings.max_idle, self.pool.is_closed());
-    }
-}
-
-/// A stream that counts what it takes and keeps its first error.
-struct Wire<Io> {
-    io: Io,
-    seen: Arc<Seen>,
-}
-
-impl<Io> Wire<Io> {
-    fn keep<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        polled.map_err(|error| {
-            let kind = error.kind();
-            self.seen.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-            kind.into()
-        })
-    }
-
-    fn count(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(Ok(bytes)) = &polled {
-            self.seen.written.fetch_add(u64::try_from(*bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
-        }
-        self.keep(polled)
-    }
-}
-
-impl<Io: AsyncRead + Unpin> AsyncRead for Wire<Io> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = out.filled().len();
-        let polled = Pin::new(&mut self.io).poll_read(cx, out);
-        let read = out.filled().len().saturating_sub(before);
-        if read > 0 {
-            self.seen.note_read(read);
-        }
-        self.keep(polled)
-    }
-}
-
-impl<Io: AsyncWrite + Unpin> AsyncWrite for Wire<Io> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.io).poll_write(cx, bytes);
-        self.count(polled)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        parts: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.io).poll_write_vectored(cx, parts);
-        self.count(polled)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let polled = Pin::new(&mut self.io).poll_flush(cx);
-        self.keep(polled)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let polled = Pin::new(&mut self.io).poll_shutdown(cx);
-        self.keep(polled)
     }
 }

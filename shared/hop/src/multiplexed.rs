@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::body::{Body, Flag};
+use crate::body::{Body, Flag, STARVED, UPLOADING};
 use crate::exchange::{Answer, Deadlines, LINGER, SendError};
 use crate::expect::Gate;
 use crate::fault::Fault;
@@ -28,11 +28,6 @@ use crate::interim::Interim;
 use crate::lines::Turn;
 use crate::pool::{Lost, Opener};
 use crate::stream::{Inbound, Owner, Progress, Pumped, pump};
-
-/// Set while the request's body is not fully taken.
-const UPLOADING: u32 = 1;
-/// Set while the request's body is waited for: its sender is slow, not the receiver.
-const STARVED: u32 = 2;
 
 /// A request's body on its way; its fault, if it was not whole.
 type Upload = Pin<Box<dyn Future<Output = Option<Fault>> + Send>>;

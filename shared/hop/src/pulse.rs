@@ -9,7 +9,7 @@ use std::time::Duration;
 use h2::{Ping, PingPong};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::lines::Seen;
+use crate::wire::Seen;
 
 /// How long a connection may be silent while it is waited for.
 const QUIET: Duration = Duration::from_secs(10);

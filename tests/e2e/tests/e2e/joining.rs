@@ -133,7 +133,9 @@ async fn a_connector_whose_clock_is_behind_is_up_and_says_so() -> Result<()> {
     }
     let mut setup = crate::Setup::new().await?;
     setup.connector.terminate(Duration::from_secs(10)).await?;
-    setup.connector.prefix = ["faketime", "-f", "-30d"].map(str::to_owned).to_vec();
+    // faketime forks: what it starts has to end with it.
+    let prefix = ["faketime", "-f", "-30d", "setpriv", "--pdeathsig", "KILL", "--"];
+    setup.connector.prefix = prefix.map(str::to_owned).to_vec();
     setup.connector.env.push(("FAKETIME_DONT_FAKE_MONOTONIC".to_owned(), "1".to_owned()));
     setup.connector.start().await?;
     setup.relay.up("orders").await?;

@@ -140,6 +140,11 @@ async fn exchange(
                 ToConnector::Ping { id } => outgoing.send(&ToRelay::Pong { id }).await?,
                 ToConnector::Welcome(_)
                 | ToConnector::Drain
+                | ToConnector::Rekeyed(_)
+                | ToConnector::RekeyRefused { .. }
+                | ToConnector::Renewed { .. }
+                | ToConnector::RelayKey { .. }
+                | ToConnector::Manage { .. }
                 | ToConnector::Pong { .. }
                 | ToConnector::Unsupported { .. }
                 | ToConnector::Unknown => {}

@@ -224,7 +224,14 @@ impl Session<'_> {
                 tracing::debug!(relay = self.way.name(), what, "the relay did not understand");
                 Ok(())
             }
-            ToConnector::Enrolled(_) | ToConnector::Refused { .. } | ToConnector::Unknown => {
+            ToConnector::Enrolled(_)
+            | ToConnector::Refused { .. }
+            | ToConnector::Rekeyed(_)
+            | ToConnector::RekeyRefused { .. }
+            | ToConnector::Renewed { .. }
+            | ToConnector::RelayKey { .. }
+            | ToConnector::Manage { .. }
+            | ToConnector::Unknown => {
                 self.send(&ToRelay::Unsupported { what: "not understood here".to_owned() }).await
             }
         }

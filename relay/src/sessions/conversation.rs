@@ -83,6 +83,9 @@ async fn first_announcement(connection: &Connection) -> Result<Option<(Frames<St
             ToRelay::Enrol(_)
             | ToRelay::Health { .. }
             | ToRelay::Drain
+            | ToRelay::Rekey(_)
+            | ToRelay::Renew { .. }
+            | ToRelay::Managed { .. }
             | ToRelay::Pong { .. }
             | ToRelay::Unsupported { .. }
             | ToRelay::Unknown => {
@@ -229,7 +232,11 @@ impl<'a> Session<'a> {
                 info!(connector = %self.member.id, "connector is leaving");
             }
             ToRelay::Unsupported { what } => debug!(connector = %self.member.id, what, "connector did not understand"),
-            ToRelay::Enrol(_) | ToRelay::Unknown => {
+            ToRelay::Enrol(_)
+            | ToRelay::Rekey(_)
+            | ToRelay::Renew { .. }
+            | ToRelay::Managed { .. }
+            | ToRelay::Unknown => {
                 self.frames.send(&ToConnector::Unsupported { what: "not here".to_owned() }).await?;
             }
         }

@@ -50,6 +50,9 @@ async fn answer(shared: &Shared, connection: &Connection, token: &TokenId) -> Re
             ToRelay::Announce(_)
             | ToRelay::Health { .. }
             | ToRelay::Drain
+            | ToRelay::Rekey(_)
+            | ToRelay::Renew { .. }
+            | ToRelay::Managed { .. }
             | ToRelay::Pong { .. }
             | ToRelay::Unsupported { .. }
             | ToRelay::Unknown => {

@@ -42,6 +42,19 @@ pub enum ToRelay {
     },
     /// The connector wants no new requests; those in flight go on.
     Drain,
+    /// On a connector's session: asks for a second static key of its own, to be used instead of the one it has.
+    /// Idempotent by public key.
+    Rekey(Rekey),
+    /// On a connector's session: asks for a fresh pre-shared key. Answered by [`ToConnector::Renewed`].
+    Renew {
+        /// An ML-KEM-768 encapsulation key made for this exchange alone, base64 (1,184 bytes).
+        kem_key: String,
+    },
+    /// Answers [`ToConnector::Manage`].
+    Managed {
+        /// Those outside of this connector's allow-list, and why. All others are announced.
+        refused: Vec<RefusedService>,
+    },
     /// Asks for a [`ToConnector::Pong`].
     Ping {
         /// Echoed.
@@ -82,6 +95,35 @@ pub enum ToConnector {
     Welcome(Welcome),
     /// The relay wants to stop: open nothing new here, it calls back when it is up again.
     Drain,
+    /// Answers [`ToRelay::Rekey`]: both keys are answered from now on.
+    Rekeyed(Rekeyed),
+    /// Answers [`ToRelay::Rekey`]: not this key. The one in use stays as it is.
+    RekeyRefused {
+        /// Which key.
+        public_key: PublicKey,
+        /// Why, in words for the operator.
+        why: String,
+    },
+    /// Answers [`ToRelay::Renew`]: the next pre-shared key; the one before is answered until this one was used.
+    Renewed {
+        /// ML-KEM-768 ciphertext, base64 (1,088 bytes).
+        ciphertext: String,
+        /// Its epoch.
+        psk_epoch: u32,
+    },
+    /// The relay's newest static key. Comes after [`ToConnector::Welcome`] and when the relay's key is rotated.
+    RelayKey {
+        /// The newest key.
+        public_key: PublicKey,
+        /// Until when the one before is answered: RFC 3339; none when there is no other.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        previous_until: Option<String>,
+    },
+    /// Services that the relay's operator manages for this tunnel: the whole list each time.
+    Manage {
+        /// All of them.
+        services: Vec<ManagedService>,
+    },
     /// Asks for a [`ToRelay::Pong`].
     Ping {
         /// Echoed.
@@ -133,6 +175,26 @@ pub struct Enrolled {
     pub psk_epoch: u32,
     /// Its tunnel's name.
     pub tunnel: Label,
+}
+
+/// A connector's next keys.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rekey {
+    /// The next WireGuard key.
+    pub public_key: PublicKey,
+    /// An ML-KEM-768 encapsulation key made for this exchange alone, base64 (1,184 bytes).
+    pub kem_key: String,
+}
+
+/// What a connector needs to come back under its next key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rekeyed {
+    /// The key that was asked for.
+    pub public_key: PublicKey,
+    /// ML-KEM-768 ciphertext, base64 (1,088 bytes), for the next key's pre-shared key with this relay.
+    pub ciphertext: String,
+    /// The epoch of that pre-shared key.
+    pub psk_epoch: u32,
 }
 
 /// Why an enrolment is refused for good.
@@ -256,6 +318,21 @@ pub struct RefusedService {
     pub why: String,
 }
 
+/// One service that is managed at the relay. The connector's allow-list has the last word on its origin.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManagedService {
+    /// Its name.
+    pub name: ServiceName,
+    /// Its origin, as one would write it in the connector's configuration.
+    pub origin: String,
+    /// `origin`, `preserve` or a literal; absent: `origin`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// The path of its HTTP health check; absent: a TCP connect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_path: Option<String>,
+}
+
 /// Why bytes are not a message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadMessage {
@@ -328,6 +405,45 @@ mod tests {
         }
         let silent = ToConnector::Refused { refusal: Refusal::Expired, at: None, of: None };
         assert!(serde_json::to_value(silent).unwrap().get("of").is_none());
+    }
+
+    #[test]
+    fn messages_about_keys_and_managed_services_survive_the_wire_under_their_names() {
+        let public_key = PublicKey::from_bytes([7; 32]);
+        let kem = || "a2Vt".to_owned();
+        let service = ManagedService {
+            name: "orders".parse().unwrap(),
+            origin: "http://orders.internal:8080".to_owned(),
+            host: None,
+            health_path: Some("/healthz".to_owned()),
+        };
+        let refused = vec![RefusedService { name: "orders".parse().unwrap(), why: "not allowed".to_owned() }];
+        for (name, message) in [
+            ("rekey", ToRelay::Rekey(Rekey { public_key, kem_key: kem() })),
+            ("renew", ToRelay::Renew { kem_key: kem() }),
+            ("managed", ToRelay::Managed { refused }),
+        ] {
+            assert_eq!(serde_json::to_value(&message).unwrap()["type"], name);
+            assert_eq!(over_the_wire(&message), message);
+        }
+        let until = Some("2030-01-01T00:00:00Z".to_owned());
+        for (name, message) in [
+            ("rekeyed", ToConnector::Rekeyed(Rekeyed { public_key, ciphertext: kem(), psk_epoch: 4 })),
+            ("rekey_refused", ToConnector::RekeyRefused { public_key, why: "it is another connector's".to_owned() }),
+            ("renewed", ToConnector::Renewed { ciphertext: kem(), psk_epoch: 5 }),
+            ("relay_key", ToConnector::RelayKey { public_key, previous_until: until }),
+            ("relay_key", ToConnector::RelayKey { public_key, previous_until: None }),
+            ("manage", ToConnector::Manage { services: vec![service] }),
+        ] {
+            assert_eq!(serde_json::to_value(&message).unwrap()["type"], name);
+            assert_eq!(over_the_wire(&message), message);
+        }
+    }
+
+    fn over_the_wire<M: Serialize + DeserializeOwned>(message: &M) -> M {
+        let mut bytes = Vec::new();
+        encode(message, &mut bytes).unwrap();
+        decode(&bytes).unwrap().unwrap().0
     }
 
     #[test]

@@ -9,6 +9,8 @@ pub enum Need {
     Program(&'static str),
     /// A module of Debian's Python.
     Python(&'static str),
+    /// Debian's package of the PostgreSQL server.
+    Postgres,
 }
 
 /// Tells whether everything needed is there; says so loudly when not. `CULVERT_TEST_NO_SKIP=1` turns a skip into a
@@ -47,6 +49,7 @@ fn is_met(need: Need) -> bool {
     match need {
         Need::Root => nix::unistd::geteuid().is_root() && std::path::Path::new("/dev/net/tun").exists(),
         Need::Program(name) => crate::binary::on_path(name).is_some(),
+        Need::Postgres => crate::postgres::Postgres::programs().is_some(),
         Need::Python(module) => std::process::Command::new(crate::binary::PYTHON)
             .args(["-c", &format!("import {module}")])
             .stderr(std::process::Stdio::null())

@@ -145,6 +145,8 @@ async fn exchange(
                 | ToConnector::Renewed { .. }
                 | ToConnector::RelayKey { .. }
                 | ToConnector::Manage { .. }
+                | ToConnector::Relays { .. }
+                | ToConnector::Introduced { .. }
                 | ToConnector::Pong { .. }
                 | ToConnector::Unsupported { .. }
                 | ToConnector::Unknown => {}

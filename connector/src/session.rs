@@ -231,6 +231,8 @@ impl Session<'_> {
             | ToConnector::Renewed { .. }
             | ToConnector::RelayKey { .. }
             | ToConnector::Manage { .. }
+            | ToConnector::Relays { .. }
+            | ToConnector::Introduced { .. }
             | ToConnector::Unknown => {
                 self.send(&ToRelay::Unsupported { what: "not understood here".to_owned() }).await
             }

@@ -86,6 +86,7 @@ async fn first_announcement(connection: &Connection) -> Result<Option<(Frames<St
             | ToRelay::Rekey(_)
             | ToRelay::Renew { .. }
             | ToRelay::Managed { .. }
+            | ToRelay::Introduce { .. }
             | ToRelay::Pong { .. }
             | ToRelay::Unsupported { .. }
             | ToRelay::Unknown => {
@@ -236,6 +237,7 @@ impl<'a> Session<'a> {
             | ToRelay::Rekey(_)
             | ToRelay::Renew { .. }
             | ToRelay::Managed { .. }
+            | ToRelay::Introduce { .. }
             | ToRelay::Unknown => {
                 self.frames.send(&ToConnector::Unsupported { what: "not here".to_owned() }).await?;
             }

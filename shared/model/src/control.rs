@@ -42,6 +42,13 @@ pub enum ToRelay {
     },
     /// The connector wants no new requests; those in flight go on.
     Drain,
+    /// Asks to be made known to another relay of the same registry, under the key of this session.
+    Introduce {
+        /// That relay's tag, as [`ToConnector::Relays`] told it.
+        relay: String,
+        /// A fresh ML-KEM-768 encapsulation key, base64 (1,184 bytes).
+        kem_key: String,
+    },
     /// On a connector's session: asks for a second static key of its own, to be used instead of the one it has.
     /// Idempotent by public key.
     Rekey(Rekey),
@@ -119,6 +126,27 @@ pub enum ToConnector {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         previous_until: Option<String>,
     },
+    /// Every relay of this registry, this one too. Comes after [`ToConnector::Welcome`] where there are several, and when
+    /// one comes or changes.
+    Relays {
+        /// The tag of the relay that speaks.
+        own: String,
+        /// All of them.
+        relays: Vec<RelayPlace>,
+    },
+    /// Answers [`ToRelay::Introduce`]: that relay takes this connector's key from now on.
+    Introduced {
+        /// That relay's tag.
+        relay: String,
+        /// The connector's key.
+        public_key: PublicKey,
+        /// That relay's key, to which the pre-shared key is bound.
+        relay_key: PublicKey,
+        /// ML-KEM-768 ciphertext, base64 (1,088 bytes), for its pre-shared key with that relay.
+        ciphertext: String,
+        /// The epoch of that pre-shared key.
+        psk_epoch: u32,
+    },
     /// Services that the relay's operator manages for this tunnel: the whole list each time.
     Manage {
         /// All of them.
@@ -142,6 +170,17 @@ pub enum ToConnector {
     /// A message of a later version.
     #[serde(other)]
     Unknown,
+}
+
+/// One of several relays that share a registry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RelayPlace {
+    /// What names it for good, whatever its key.
+    pub tag: String,
+    /// Its newest static key.
+    pub public_key: PublicKey,
+    /// Where it listens: `HOST:PORT`, in order of preference.
+    pub endpoints: Vec<String>,
 }
 
 /// A joining connector's keys and name.
@@ -392,6 +431,30 @@ mod tests {
         let mut bytes = Vec::new();
         encode(&serde_json::json!({"type": "teleport", "to": "mars"}), &mut bytes).unwrap();
         assert_eq!(decode(&bytes).map(|read| read.map(|(m, _)| m)), Ok(Some(ToConnector::Unknown)));
+    }
+
+    #[test]
+    fn messages_about_several_relays_survive_the_wire() {
+        let key = crate::key::PrivateKey::from_bytes([7; 32]).public_key();
+        let place = RelayPlace { tag: "ab".to_owned(), public_key: key, endpoints: vec!["r:1".to_owned()] };
+        let told = [
+            ToConnector::Relays { own: "cd".to_owned(), relays: vec![place] },
+            ToConnector::Introduced {
+                relay: "ab".to_owned(),
+                public_key: key,
+                relay_key: key,
+                ciphertext: "AA==".to_owned(),
+                psk_epoch: 1,
+            },
+        ];
+        for message in told {
+            let mut bytes = Vec::new();
+            encode(&message, &mut bytes).unwrap();
+            assert_eq!(decode(&bytes), Ok(Some((message, bytes.len()))));
+        }
+        let asked = serde_json::json!({"type": "introduce", "relay": "ab", "kem_key": "AA=="});
+        let expected = ToRelay::Introduce { relay: "ab".to_owned(), kem_key: "AA==".to_owned() };
+        assert_eq!(serde_json::from_value::<ToRelay>(asked).ok(), Some(expected));
     }
 
     #[test]

@@ -17,8 +17,8 @@ pub(in crate::registry) async fn a_gateway_is_loaded_as_it_was_created_and_its_n
     let first = GatewayRow { certificate: Some(digest.clone()), ..gateway("kong", &["orders", "billing-*"]) };
     registry.create_gateway(first.clone(), root()).await.unwrap();
     assert_eq!(registry.load().await.unwrap().gateways, std::slice::from_ref(&first));
-    let second =
-        GatewayRow { certificate: Some(Certificate::San("kong.example".to_owned())), ..gateway("kong", &["*"]) };
+    let san = Some(Certificate::San("kong.example".to_owned()));
+    let second = GatewayRow { certificate: san, created: START + MINUTE, ..gateway("kong", &["*"]) };
     let taken = registry.create_gateway(second.clone(), root()).await;
     assert_eq!(taken, Err(Rule::GatewayExists(first.name.clone()).into()));
     for at in [START + MINUTE, START + 2 * MINUTE] {

@@ -4,17 +4,17 @@ use std::time::SystemTime;
 
 use culvert_model::id::GatewayId;
 use culvert_model::name::Grant;
-use rusqlite::{Connection, params};
 
-use super::super::rows::{Certificate, GatewayRow, SecretRow};
-use super::super::{Actor, GatewayChange, Rule, SECRETS_AT_MOST};
 use super::failure::Failure;
-use super::read::{self, milliseconds};
+use super::read;
+use super::rows::{Certificate, GatewayRow, SecretRow};
+use super::sql::{Transaction, values};
 use super::write::{audit, list};
+use super::{Actor, GatewayChange, Rule, SECRETS_AT_MOST};
 
 type Result<T> = std::result::Result<T, Failure>;
 
-pub(super) fn create(db: &Connection, gateway: &GatewayRow, by: &Actor) -> Result<()> {
+pub(super) fn create(db: &dyn Transaction, gateway: &GatewayRow, by: &Actor) -> Result<()> {
     let others = read::gateways(db)?;
     if others.iter().any(|other| other.name == gateway.name && other.revoked.is_none()) {
         return Err(Rule::GatewayExists(gateway.name.clone()).into());
@@ -22,8 +22,8 @@ pub(super) fn create(db: &Connection, gateway: &GatewayRow, by: &Actor) -> Resul
     is_free(gateway.certificate.as_ref(), &gateway.id, &others)?;
     let (digest, san) = columns(gateway.certificate.as_ref());
     db.execute(
-        "INSERT INTO gateways (id, name, cert_sha256, cert_san, created) VALUES (?, ?, ?, ?, ?)",
-        params![gateway.id.as_str(), gateway.name.as_str(), digest, san, milliseconds(gateway.created)],
+        "INSERT INTO gateways (id, name, cert_sha256, cert_san, created) VALUES ($1, $2, $3, $4, $5)",
+        &values![gateway.id.as_str(), gateway.name.as_str(), digest, san, gateway.created],
     )?;
     for grant in &gateway.grants {
         insert_grant(db, &gateway.id, grant)?;
@@ -35,7 +35,7 @@ pub(super) fn create(db: &Connection, gateway: &GatewayRow, by: &Actor) -> Resul
 }
 
 pub(super) fn set(
-    db: &Connection,
+    db: &dyn Transaction,
     id: &GatewayId,
     change: GatewayChange,
     by: &Actor,
@@ -55,15 +55,15 @@ pub(super) fn set(
     if gateway.grants.is_empty() {
         return Err(Rule::NothingToCall(gateway.name).into());
     }
-    db.execute("DELETE FROM gateway_grants WHERE gateway = ?", [id.as_str()])?;
+    db.execute("DELETE FROM gateway_grants WHERE gateway = $1", &values![id.as_str()])?;
     for grant in &gateway.grants {
         insert_grant(db, id, grant)?;
     }
     if let Some(certificate) = change.certificate {
         is_free(certificate.as_ref(), id, &read::gateways(db)?)?;
         let (digest, san) = columns(certificate.as_ref());
-        let set = "UPDATE gateways SET cert_sha256 = ?, cert_san = ? WHERE id = ?";
-        db.execute(set, params![digest, san, id.as_str()])?;
+        let set = "UPDATE gateways SET cert_sha256 = $1, cert_san = $2 WHERE id = $3";
+        db.execute(set, &values![digest, san, id.as_str()])?;
     }
     let after = live(db, id)?;
     audit(db, now, &by.0, "gateway.set", after.name.as_str(), &detail(&after))?;
@@ -71,37 +71,39 @@ pub(super) fn set(
 }
 
 pub(super) fn rotate(
-    db: &Connection,
+    db: &dyn Transaction,
     id: &GatewayId,
     secret: &SecretRow,
     until: SystemTime,
     by: &Actor,
 ) -> Result<GatewayRow> {
     let gateway = live(db, id)?;
-    let (now, end) = (milliseconds(secret.created), milliseconds(until));
-    let shorten = "UPDATE gateway_secrets SET until = min(coalesce(until, ?), ?) WHERE gateway = ?";
-    db.execute(shorten, params![end, end, id.as_str()])?;
-    db.execute("DELETE FROM gateway_secrets WHERE gateway = ? AND until <= ?", params![id.as_str(), now])?;
+    let shorten = "UPDATE gateway_secrets SET until = $1 WHERE gateway = $2 AND (until IS NULL OR until > $1)";
+    db.execute(shorten, &values![until, id.as_str()])?;
+    db.execute(
+        "DELETE FROM gateway_secrets WHERE gateway = $1 AND until <= $2",
+        &values![id.as_str(), secret.created],
+    )?;
     insert_secret(db, id, secret)?;
     db.execute(
-        "DELETE FROM gateway_secrets WHERE gateway = ?1 AND position NOT IN \
-         (SELECT position FROM gateway_secrets WHERE gateway = ?1 ORDER BY position DESC LIMIT ?2)",
-        params![id.as_str(), SECRETS_AT_MOST],
+        "DELETE FROM gateway_secrets WHERE gateway = $1 AND position NOT IN \
+         (SELECT position FROM gateway_secrets WHERE gateway = $1 ORDER BY position DESC LIMIT $2)",
+        &values![id.as_str(), SECRETS_AT_MOST as i64],
     )?;
     audit(db, secret.created, &by.0, "gateway.rotate", gateway.name.as_str(), "")?;
     live(db, id)
 }
 
-pub(super) fn revoke(db: &Connection, id: &GatewayId, by: &Actor, now: SystemTime) -> Result<()> {
+pub(super) fn revoke(db: &dyn Transaction, id: &GatewayId, by: &Actor, now: SystemTime) -> Result<()> {
     let gateway = read::gateway(db, id)?.ok_or_else(|| Rule::NoSuchGateway(id.clone()))?;
     if gateway.revoked.is_some() {
         return Ok(());
     }
-    db.execute("UPDATE gateways SET revoked = ? WHERE id = ?", params![milliseconds(now), id.as_str()])?;
+    db.execute("UPDATE gateways SET revoked = $1 WHERE id = $2", &values![now, id.as_str()])?;
     audit(db, now, &by.0, "gateway.revoke", gateway.name.as_str(), "")
 }
 
-fn live(db: &Connection, id: &GatewayId) -> Result<GatewayRow> {
+fn live(db: &dyn Transaction, id: &GatewayId) -> Result<GatewayRow> {
     let gateway = read::gateway(db, id)?.filter(|gateway| gateway.revoked.is_none());
     gateway.ok_or_else(|| Rule::NoSuchGateway(id.clone()).into())
 }
@@ -128,22 +130,16 @@ fn columns(certificate: Option<&Certificate>) -> (Option<&[u8; 32]>, Option<&str
     }
 }
 
-fn insert_grant(db: &Connection, id: &GatewayId, grant: &Grant) -> Result<()> {
-    let insert = "INSERT OR IGNORE INTO gateway_grants (gateway, pattern) VALUES (?, ?)";
-    db.execute(insert, [id.as_str(), grant.as_str()])?;
+fn insert_grant(db: &dyn Transaction, id: &GatewayId, grant: &Grant) -> Result<()> {
+    let insert = "INSERT INTO gateway_grants (gateway, pattern) VALUES ($1, $2) ON CONFLICT DO NOTHING";
+    db.execute(insert, &values![id.as_str(), grant.as_str()])?;
     Ok(())
 }
 
-fn insert_secret(db: &Connection, id: &GatewayId, secret: &SecretRow) -> Result<()> {
+fn insert_secret(db: &dyn Transaction, id: &GatewayId, secret: &SecretRow) -> Result<()> {
     db.execute(
-        "INSERT INTO gateway_secrets (gateway, salt, digest, created, until) VALUES (?, ?, ?, ?, ?)",
-        params![
-            id.as_str(),
-            secret.verifier.salt,
-            secret.verifier.digest,
-            milliseconds(secret.created),
-            secret.until.map(milliseconds),
-        ],
+        "INSERT INTO gateway_secrets (gateway, salt, digest, created, until) VALUES ($1, $2, $3, $4, $5)",
+        &values![id.as_str(), &secret.verifier.salt, &secret.verifier.digest, secret.created, secret.until,],
     )?;
     Ok(())
 }

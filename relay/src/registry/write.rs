@@ -7,27 +7,27 @@ use culvert_model::address::connector_inner;
 use culvert_model::control::Refusal;
 use culvert_model::id::{ConnectorId, TokenId, TunnelId};
 use culvert_model::name::{Grant, ServiceName};
-use rusqlite::{Connection, OptionalExtension as _, params};
 
-use super::super::admission::{Verdict, judge, next_epoch};
-use super::super::rows::{AuditRow, ConnectorRow, TokenRow, Tunnel};
-use super::super::{Actor, Candidate, EPHEMERAL, Enrolment, Forgotten, Note, Rule, TOMBSTONE, grants};
+use super::admission::{Verdict, judge, next_epoch};
 use super::failure::Failure;
-use super::read::{self, milliseconds};
+use super::read;
+use super::rows::{AuditRow, ConnectorRow, TokenRow, Tunnel};
+use super::sql::{Transaction, milliseconds, values};
+use super::{Actor, Candidate, EPHEMERAL, Enrolment, Forgotten, Note, Rule, TOMBSTONE, grants};
 
 /// How often the same refusal, or a repeated enrolment, is worth another line in the audit trail.
 const SAME_AGAIN: Duration = Duration::from_secs(60);
 
 type Result<T> = std::result::Result<T, Failure>;
 
-pub(super) fn create_tunnel(db: &Connection, tunnel: &Tunnel, token: &TokenRow, by: &Actor) -> Result<()> {
+pub(super) fn create_tunnel(db: &dyn Transaction, tunnel: &Tunnel, token: &TokenRow, by: &Actor) -> Result<()> {
     let tunnels = read::tunnels(db)?;
     if tunnels.iter().any(|other| other.name == tunnel.name) {
         return Err(Rule::TunnelExists(tunnel.name.clone()).into());
     }
     db.execute(
-        "INSERT INTO tunnels (id, name, shared, created) VALUES (?, ?, ?, ?)",
-        params![tunnel.id.as_str(), tunnel.name.as_str(), tunnel.shared, milliseconds(tunnel.created)],
+        "INSERT INTO tunnels (id, name, shared, created) VALUES ($1, $2, $3, $4)",
+        &values![tunnel.id.as_str(), tunnel.name.as_str(), tunnel.shared, tunnel.created],
     )?;
     grant(db, tunnel, &tunnel.grants, &tunnels)?;
     let detail = format!("services {}{}", list(&tunnel.grants), if tunnel.shared { ", shared" } else { "" });
@@ -36,7 +36,7 @@ pub(super) fn create_tunnel(db: &Connection, tunnel: &Tunnel, token: &TokenRow, 
 }
 
 pub(super) fn set_grants(
-    db: &Connection,
+    db: &dyn Transaction,
     id: &TunnelId,
     add: &[Grant],
     remove: &[Grant],
@@ -50,7 +50,7 @@ pub(super) fn set_grants(
             return Err(Rule::NotGranted { tunnel: tunnel.name, grant: gone.clone() }.into());
         }
         tunnel.grants.retain(|grant| grant != gone);
-        db.execute("DELETE FROM grants WHERE tunnel = ? AND pattern = ?", [id.as_str(), gone.as_str()])?;
+        db.execute("DELETE FROM grants WHERE tunnel = $1 AND pattern = $2", &values![id.as_str(), gone.as_str()])?;
     }
     let new: Vec<Grant> = add.iter().filter(|grant| !tunnel.grants.contains(grant)).cloned().collect();
     grant(db, &tunnel, &new, &tunnels)?;
@@ -71,38 +71,42 @@ pub(super) fn set_grants(
     Ok(tunnel)
 }
 
-pub(super) fn delete_tunnel(db: &Connection, id: &TunnelId, by: &Actor, now: SystemTime) -> Result<Vec<ConnectorId>> {
+pub(super) fn delete_tunnel(
+    db: &dyn Transaction,
+    id: &TunnelId,
+    by: &Actor,
+    now: SystemTime,
+) -> Result<Vec<ConnectorId>> {
     let tunnels = read::tunnels(db)?;
     let tunnel = live_tunnel(&tunnels, id)?;
-    let at = milliseconds(now);
-    db.execute("UPDATE tunnels SET deleted = ? WHERE id = ?", params![at, id.as_str()])?;
-    db.execute("UPDATE tokens SET revoked = ? WHERE tunnel = ? AND revoked IS NULL", params![at, id.as_str()])?;
+    db.execute("UPDATE tunnels SET deleted = $1 WHERE id = $2", &values![now, id.as_str()])?;
+    db.execute("UPDATE tokens SET revoked = $1 WHERE tunnel = $2 AND revoked IS NULL", &values![now, id.as_str()])?;
     let revoked = read::connectors(db)?
         .into_iter()
         .filter(|connector| connector.tunnel == *id && connector.revoked.is_none())
         .map(|connector| connector.id)
         .collect();
-    db.execute("UPDATE connectors SET revoked = ? WHERE tunnel = ? AND revoked IS NULL", params![at, id.as_str()])?;
-    db.execute("DELETE FROM services WHERE tunnel = ?", [id.as_str()])?;
+    db.execute("UPDATE connectors SET revoked = $1 WHERE tunnel = $2 AND revoked IS NULL", &values![now, id.as_str()])?;
+    db.execute("DELETE FROM services WHERE tunnel = $1", &values![id.as_str()])?;
     audit(db, now, &by.0, "tunnel.delete", tunnel.name.as_str(), "")?;
     Ok(revoked)
 }
 
-pub(super) fn create_token(db: &Connection, token: &TokenRow, by: &Actor) -> Result<()> {
+pub(super) fn create_token(db: &dyn Transaction, token: &TokenRow, by: &Actor) -> Result<()> {
     if !read::tunnel_is_live(db, &token.tunnel)? {
         return Err(Rule::NoSuchTunnel(token.tunnel.clone()).into());
     }
     db.execute(
         "INSERT INTO tokens (id, tunnel, bootstrap_key, psk, uses_left, expires, created, sources) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        params![
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+        &values![
             token.id.as_str(),
             token.tunnel.as_str(),
             token.bootstrap_key.as_bytes(),
-            token.psk.0,
+            token.psk.0.as_slice(),
             token.uses_left,
-            token.expires.map(milliseconds),
-            milliseconds(token.created),
+            token.expires,
+            token.created,
             token.sources.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
         ],
     )?;
@@ -110,16 +114,16 @@ pub(super) fn create_token(db: &Connection, token: &TokenRow, by: &Actor) -> Res
     audit(db, token.created, &by.0, "token.create", token.id.as_str(), &format!("{}, uses {uses}", token.tunnel))
 }
 
-pub(super) fn revoke_token(db: &Connection, id: &TokenId, by: &Actor, now: SystemTime) -> Result<()> {
+pub(super) fn revoke_token(db: &dyn Transaction, id: &TokenId, by: &Actor, now: SystemTime) -> Result<()> {
     let token = read::token(db, id)?.ok_or_else(|| Rule::NoSuchToken(id.clone()))?;
     if token.revoked.is_some() {
         return Ok(());
     }
-    db.execute("UPDATE tokens SET revoked = ? WHERE id = ?", params![milliseconds(now), id.as_str()])?;
+    db.execute("UPDATE tokens SET revoked = $1 WHERE id = $2", &values![now, id.as_str()])?;
     audit(db, now, &by.0, "token.revoke", id.as_str(), "")
 }
 
-pub(super) fn enrol(db: &Connection, candidate: &Candidate) -> Result<Enrolment> {
+pub(super) fn enrol(db: &dyn Transaction, candidate: &Candidate) -> Result<Enrolment> {
     let Some(token) = read::token(db, &candidate.token)? else { return Ok(Enrolment::Unknown) };
     let known = read::connector_by_key(db, &candidate.public_key)?;
     let verdict = judge(&token, known.as_ref(), candidate.source.ip(), candidate.now);
@@ -156,12 +160,12 @@ pub(super) fn enrol(db: &Connection, candidate: &Candidate) -> Result<Enrolment>
     }
     let (epoch, kept) = next_epoch(known.as_ref().map_or(&[], |connector| &connector.psks), &candidate.relay);
     db.execute(
-        "DELETE FROM psks WHERE connector = ? AND relay = ? AND epoch IS NOT ?",
-        params![id.as_str(), candidate.relay, kept],
+        "DELETE FROM psks WHERE connector = $1 AND relay = $2 AND epoch IS DISTINCT FROM $3",
+        &values![id.as_str(), candidate.relay.as_str(), kept],
     )?;
     db.execute(
-        "INSERT INTO psks (connector, relay, epoch, sealed, confirmed) VALUES (?, ?, ?, ?, 0)",
-        params![id.as_str(), candidate.relay, epoch, candidate.psk.0],
+        "INSERT INTO psks (connector, relay, epoch, sealed, confirmed) VALUES ($1, $2, $3, $4, 0)",
+        &values![id.as_str(), candidate.relay.as_str(), epoch, candidate.psk.0.as_slice()],
     )?;
     let detail = format!("with {} from {}, version {}", token.id, candidate.source.ip(), candidate.program);
     if repeated {
@@ -173,16 +177,22 @@ pub(super) fn enrol(db: &Connection, candidate: &Candidate) -> Result<Enrolment>
     Ok(Enrolment::Joined { connector, tunnel, epoch, repeated })
 }
 
-pub(super) fn revoke_connector(db: &Connection, id: &ConnectorId, by: &Actor, now: SystemTime) -> Result<()> {
+pub(super) fn revoke_connector(db: &dyn Transaction, id: &ConnectorId, by: &Actor, now: SystemTime) -> Result<()> {
     if known_connector(db, id)?.revoked.is_some() {
         return Ok(());
     }
-    db.execute("UPDATE connectors SET revoked = ? WHERE id = ?", params![milliseconds(now), id.as_str()])?;
-    db.execute("DELETE FROM psks WHERE connector = ?", [id.as_str()])?;
+    db.execute("UPDATE connectors SET revoked = $1 WHERE id = $2", &values![now, id.as_str()])?;
+    db.execute("DELETE FROM psks WHERE connector = $1", &values![id.as_str()])?;
     audit(db, now, &by.0, "connector.revoke", id.as_str(), "")
 }
 
-pub(super) fn set_drained(db: &Connection, id: &ConnectorId, drained: bool, by: &Actor, now: SystemTime) -> Result<()> {
+pub(super) fn set_drained(
+    db: &dyn Transaction,
+    id: &ConnectorId,
+    drained: bool,
+    by: &Actor,
+    now: SystemTime,
+) -> Result<()> {
     let connector = known_connector(db, id)?;
     if connector.revoked.is_some() {
         return Err(Rule::NoSuchConnector(id.clone()).into());
@@ -190,13 +200,13 @@ pub(super) fn set_drained(db: &Connection, id: &ConnectorId, drained: bool, by: 
     if connector.drained == drained {
         return Ok(());
     }
-    db.execute("UPDATE connectors SET drained = ? WHERE id = ?", params![drained, id.as_str()])?;
+    db.execute("UPDATE connectors SET drained = $1 WHERE id = $2", &values![drained, id.as_str()])?;
     let action = if drained { "connector.drain" } else { "connector.undrain" };
     audit(db, now, &by.0, action, id.as_str(), "")
 }
 
 pub(super) fn announce(
-    db: &Connection,
+    db: &dyn Transaction,
     id: &TunnelId,
     names: &[ServiceName],
     now: SystemTime,
@@ -207,8 +217,8 @@ pub(super) fn announce(
     for name in &decision.accepted {
         if !services.iter().any(|service| service.tunnel == *id && service.name == *name) {
             db.execute(
-                "INSERT INTO services (name, tunnel, since) VALUES (?, ?, ?)",
-                params![name.as_str(), id.as_str(), milliseconds(now)],
+                "INSERT INTO services (name, tunnel, since) VALUES ($1, $2, $3)",
+                &values![name.as_str(), id.as_str(), now],
             )?;
         }
     }
@@ -216,7 +226,7 @@ pub(super) fn announce(
 }
 
 pub(super) fn delete_service(
-    db: &Connection,
+    db: &dyn Transaction,
     name: &ServiceName,
     by: &Actor,
     now: SystemTime,
@@ -226,36 +236,38 @@ pub(super) fn delete_service(
     if tunnels.is_empty() {
         return Err(Rule::NoSuchService(name.clone()).into());
     }
-    db.execute("DELETE FROM services WHERE name = ?", [name.as_str()])?;
+    db.execute("DELETE FROM services WHERE name = $1", &values![name.as_str()])?;
     audit(db, now, &by.0, "service.delete", name.as_str(), "")?;
     Ok(tunnels)
 }
 
-pub(super) fn note(db: &Connection, notes: &[Note]) -> Result<()> {
+pub(super) fn note(db: &dyn Transaction, notes: &[Note]) -> Result<()> {
     for note in notes {
         match note {
-            Note::Endpoint { connector, remote, local } => db.execute(
-                "UPDATE connectors SET last_endpoint = ?, last_local = ? WHERE id = ?",
-                params![remote.to_string(), local.to_string(), connector.as_str()],
+            Note::Endpoint { connector, remote, local } => db.execute_quietly(
+                "UPDATE connectors SET last_endpoint = $1, last_local = $2 WHERE id = $3",
+                &values![remote.to_string(), local.to_string(), connector.as_str()],
             )?,
-            Note::Handshake { connector, at } => db.execute(
-                "UPDATE connectors SET last_handshake = ? WHERE id = ?",
-                params![milliseconds(*at), connector.as_str()],
+            Note::Handshake { connector, at } => db.execute_quietly(
+                "UPDATE connectors SET last_handshake = $1 WHERE id = $2",
+                &values![*at, connector.as_str()],
             )?,
-            Note::GatewayUsed { gateway, at } => db.execute(
-                "UPDATE gateways SET last_used = max(?, coalesce(last_used, 0)) WHERE id = ?",
-                params![milliseconds(*at), gateway.as_str()],
+            Note::GatewayUsed { gateway, at } => db.execute_quietly(
+                "UPDATE gateways SET last_used = $1 WHERE id = $2 AND (last_used IS NULL OR last_used < $1)",
+                &values![*at, gateway.as_str()],
             )?,
-            Note::Program { connector, name, version } => db.execute(
-                "UPDATE connectors SET name = ?, version = ? WHERE id = ?",
-                params![name.as_ref().map(|name| name.as_str()), version, connector.as_str()],
+            Note::Program { connector, name, version } => db.execute_quietly(
+                "UPDATE connectors SET name = $1, version = $2 WHERE id = $3",
+                &values![name.as_ref().map(|name| name.as_str()), version, connector.as_str()],
             )?,
             Note::PskConfirmed { connector, relay, epoch, alone } => {
-                let key = params![connector.as_str(), relay, epoch];
-                let known =
-                    db.execute("UPDATE psks SET confirmed = 1 WHERE connector = ? AND relay = ? AND epoch = ?", key)?;
+                let key = &values![connector.as_str(), relay, *epoch];
+                let known = db.execute_quietly(
+                    "UPDATE psks SET confirmed = 1 WHERE connector = $1 AND relay = $2 AND epoch = $3",
+                    key,
+                )?;
                 if *alone && known > 0 {
-                    db.execute("DELETE FROM psks WHERE connector = ? AND relay = ? AND epoch < ?", key)?;
+                    db.execute_quietly("DELETE FROM psks WHERE connector = $1 AND relay = $2 AND epoch < $3", key)?;
                 }
                 known
             }
@@ -264,13 +276,13 @@ pub(super) fn note(db: &Connection, notes: &[Note]) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn forget(db: &Connection, live: &[ConnectorId], now: SystemTime) -> Result<Forgotten> {
+pub(super) fn forget(db: &dyn Transaction, live: &[ConnectorId], now: SystemTime) -> Result<Forgotten> {
     let live: BTreeSet<&ConnectorId> = live.iter().collect();
     let mut forgotten = Forgotten::default();
     let mut tokens: BTreeSet<TokenId> = BTreeSet::new();
     for token in read::tokens(db)? {
         if token.is_forgotten(now) {
-            db.execute("DELETE FROM tokens WHERE id = ?", [token.id.as_str()])?;
+            db.execute("DELETE FROM tokens WHERE id = $1", &values![token.id.as_str()])?;
             forgotten.tokens.push(token.id);
         } else {
             tokens.insert(token.id);
@@ -278,10 +290,10 @@ pub(super) fn forget(db: &Connection, live: &[ConnectorId], now: SystemTime) -> 
     }
     for gateway in read::gateways(db)? {
         if gateway.is_forgotten(now) {
-            db.execute("DELETE FROM gateways WHERE id = ?", [gateway.id.as_str()])?;
+            db.execute("DELETE FROM gateways WHERE id = $1", &values![gateway.id.as_str()])?;
         }
     }
-    db.execute("DELETE FROM gateway_secrets WHERE until <= ?", [milliseconds(now)])?;
+    db.execute("DELETE FROM gateway_secrets WHERE until <= $1", &values![now])?;
     for connector in read::connectors(db)? {
         let over = match connector.revoked {
             // A revoked key must not come back with the token it still holds.
@@ -292,28 +304,28 @@ pub(super) fn forget(db: &Connection, live: &[ConnectorId], now: SystemTime) -> 
             }
         };
         if over {
-            db.execute("DELETE FROM connectors WHERE id = ?", [connector.id.as_str()])?;
+            db.execute("DELETE FROM connectors WHERE id = $1", &values![connector.id.as_str()])?;
             forgotten.connectors.push(connector.id);
         }
     }
     db.execute(
         "DELETE FROM tunnels WHERE deleted IS NOT NULL AND id NOT IN (SELECT tunnel FROM tokens) \
          AND id NOT IN (SELECT tunnel FROM connectors)",
-        [],
+        &[],
     )?;
     Ok(forgotten)
 }
 
-pub(super) fn audit_row(db: &Connection, row: &AuditRow) -> Result<()> {
+pub(super) fn audit_row(db: &dyn Transaction, row: &AuditRow) -> Result<()> {
     audit(db, row.at, &row.actor, &row.action, &row.subject, &row.detail)
 }
 
 /// Writes grants that `tunnel` did not have; an exact one takes its name from other tunnels' patterns.
-fn grant(db: &Connection, tunnel: &Tunnel, new: &[Grant], tunnels: &[Tunnel]) -> Result<()> {
+fn grant(db: &dyn Transaction, tunnel: &Tunnel, new: &[Grant], tunnels: &[Tunnel]) -> Result<()> {
     for grant in new {
         db.execute(
-            "INSERT OR IGNORE INTO grants (tunnel, pattern) VALUES (?, ?)",
-            [tunnel.id.as_str(), grant.as_str()],
+            "INSERT INTO grants (tunnel, pattern) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+            &values![tunnel.id.as_str(), grant.as_str()],
         )?;
         let Some(name) = grant.exact() else { continue };
         if let Some(owner) = grants::exact_owner(&tunnel.id, tunnel.shared, &name, tunnels) {
@@ -326,25 +338,25 @@ fn grant(db: &Connection, tunnel: &Tunnel, new: &[Grant], tunnels: &[Tunnel]) ->
     Ok(())
 }
 
-fn forget_service(db: &Connection, tunnel: &TunnelId, name: &ServiceName) -> Result<()> {
-    db.execute("DELETE FROM services WHERE tunnel = ? AND name = ?", [tunnel.as_str(), name.as_str()])?;
+fn forget_service(db: &dyn Transaction, tunnel: &TunnelId, name: &ServiceName) -> Result<()> {
+    db.execute("DELETE FROM services WHERE tunnel = $1 AND name = $2", &values![tunnel.as_str(), name.as_str()])?;
     Ok(())
 }
 
 /// INVARIANT: one use at most is taken from what is left, whoever else asks: the update counts in the database.
-fn take_use(db: &Connection, token: &TokenRow, now: SystemTime) -> Result<()> {
+fn take_use(db: &dyn Transaction, token: &TokenRow, now: SystemTime) -> Result<()> {
     db.execute(
-        "UPDATE tokens SET uses_left = uses_left - 1, last_used = ? WHERE id = ?",
-        params![milliseconds(now), token.id.as_str()],
+        "UPDATE tokens SET uses_left = uses_left - 1, last_used = $1 WHERE id = $2",
+        &values![now, token.id.as_str()],
     )?;
     Ok(())
 }
 
-fn insert_member(db: &Connection, tunnel: &Tunnel, candidate: &Candidate) -> Result<()> {
+fn insert_member(db: &dyn Transaction, tunnel: &Tunnel, candidate: &Candidate) -> Result<()> {
     db.execute(
         "INSERT INTO connectors (id, tunnel, token, public_key, name, inner_address, ephemeral, enrolled, version) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        params![
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        &values![
             candidate.id.as_str(),
             tunnel.id.as_str(),
             candidate.token.as_str(),
@@ -352,21 +364,21 @@ fn insert_member(db: &Connection, tunnel: &Tunnel, candidate: &Candidate) -> Res
             candidate.name.as_ref().map(|name| name.as_str()),
             connector_inner(&candidate.id).to_string(),
             candidate.ephemeral,
-            milliseconds(candidate.now),
-            candidate.program,
+            candidate.now,
+            candidate.program.as_str(),
         ],
     )?;
     Ok(())
 }
 
-fn update_member(db: &Connection, id: &ConnectorId, candidate: &Candidate) -> Result<()> {
+fn update_member(db: &dyn Transaction, id: &ConnectorId, candidate: &Candidate) -> Result<()> {
     db.execute(
-        "UPDATE connectors SET token = ?, name = ?, ephemeral = ?, version = ? WHERE id = ?",
-        params![
+        "UPDATE connectors SET token = $1, name = $2, ephemeral = $3, version = $4 WHERE id = $5",
+        &values![
             candidate.token.as_str(),
             candidate.name.as_ref().map(|name| name.as_str()),
             candidate.ephemeral,
-            candidate.program,
+            candidate.program.as_str(),
             id.as_str(),
         ],
     )?;
@@ -377,29 +389,32 @@ fn live_tunnel<'a>(tunnels: &'a [Tunnel], id: &TunnelId) -> Result<&'a Tunnel> {
     tunnels.iter().find(|tunnel| tunnel.id == *id).ok_or_else(|| Rule::NoSuchTunnel(id.clone()).into())
 }
 
-fn known_connector(db: &Connection, id: &ConnectorId) -> Result<ConnectorRow> {
+fn known_connector(db: &dyn Transaction, id: &ConnectorId) -> Result<ConnectorRow> {
     read::connector(db, id)?.ok_or_else(|| Rule::NoSuchConnector(id.clone()).into())
 }
 
 pub(super) fn audit(
-    db: &Connection,
+    db: &dyn Transaction,
     at: SystemTime,
     actor: &str,
     action: &str,
     subject: &str,
     detail: &str,
 ) -> Result<()> {
-    db.prepare_cached("INSERT INTO audit (at, actor, action, subject, detail) VALUES (?, ?, ?, ?, ?)")?
-        .execute(params![milliseconds(at), actor, action, subject, detail])?;
+    db.execute_quietly(
+        "INSERT INTO audit (at, actor, action, subject, detail) VALUES ($1, $2, $3, $4, $5)",
+        &values![at, actor, action, subject, detail],
+    )?;
     Ok(())
 }
 
 /// As [`audit`], but what repeats itself is written once a minute: nobody fills the disk by asking again.
-fn seldom(db: &Connection, at: SystemTime, actor: &str, action: &str, subject: &str, detail: &str) -> Result<()> {
-    let last: Option<i64> = db
-        .prepare_cached("SELECT at FROM audit WHERE subject = ? AND action = ? ORDER BY at DESC LIMIT 1")?
-        .query_row([subject, action], |row| row.get(0))
-        .optional()?;
+fn seldom(db: &dyn Transaction, at: SystemTime, actor: &str, action: &str, subject: &str, detail: &str) -> Result<()> {
+    let last: Option<i64> = db.first(
+        "SELECT at FROM audit WHERE subject = $1 AND action = $2 ORDER BY at DESC LIMIT 1",
+        &values![subject, action],
+        |row| row.number(0),
+    )?;
     if last.is_some_and(|last| u128::from(last.abs_diff(milliseconds(at))) < SAME_AGAIN.as_millis()) {
         return Ok(());
     }

@@ -1,0 +1,276 @@
+//! The registry over an engine, on a thread of its own: an fsync, or a database far away, never stalls a packet.
+//!
+//! Must never hold a rule: what a method does stands in the function that it names.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::SystemTime;
+
+use culvert_model::id::{ConnectorId, GatewayId, TokenId, TunnelId};
+use culvert_model::name::{Grant, ServiceName};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::failure::Failure;
+use super::rows::{AuditRow, GatewayRow, SecretRow, Snapshot, TokenRow, Tunnel};
+use super::sql::Transaction;
+use super::{
+    Actor, Candidate, Enrolment, Forgotten, Future, GatewayChange, Note, Registry, RegistryError, gateway, grants,
+    read, write,
+};
+
+/// Transactions that may wait for the thread; past it their callers wait.
+const WAITING: usize = 256;
+
+/// A database that runs one transaction after the other.
+pub(super) trait Engine: Send + 'static {
+    /// Runs `work` in a transaction: all of it is durable, or nothing of it happened.
+    ///
+    /// # Errors
+    /// What `work` said, or why the transaction could not begin or end.
+    fn transact(&mut self, kind: Kind, work: Work<'_>) -> Result<(), Failure>;
+
+    /// The next job, as long as there may be one; meanwhile the engine may see to its connection.
+    fn next(&mut self, jobs: &mut mpsc::Receiver<Job<Self>>, _status: &Status) -> Option<Job<Self>>
+    where
+        Self: Sized,
+    {
+        jobs.blocking_recv()
+    }
+}
+
+/// Whether a transaction may write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Read,
+    Write,
+}
+
+/// The inside of a transaction.
+pub(super) type Work<'a> = Box<dyn FnOnce(&dyn Transaction) -> Result<(), Failure> + 'a>;
+
+/// What is asked of the thread.
+pub(super) type Job<E> = Box<dyn FnOnce(&mut E) + Send>;
+
+/// What the thread tells of itself.
+#[derive(Clone)]
+pub(super) struct Status {
+    degraded: Arc<Mutex<Option<String>>>,
+    changes: watch::Sender<u64>,
+}
+
+/// A registry over an engine.
+pub(super) struct Store<E> {
+    jobs: Option<mpsc::Sender<Job<E>>>,
+    thread: Option<JoinHandle<()>>,
+    place: Arc<str>,
+    status: Status,
+}
+
+impl Status {
+    fn new() -> Self {
+        Self { degraded: Arc::default(), changes: watch::Sender::new(0) }
+    }
+
+    /// Says how the database is: none = well.
+    pub(super) fn set(&self, degraded: Option<String>) {
+        *self.degraded.lock().unwrap_or_else(PoisonError::into_inner) = degraded;
+    }
+}
+
+impl<E: Engine> Store<E> {
+    /// Starts the thread of a database whose schema is up to date. `place` is what errors name, and holds no secret.
+    ///
+    /// # Errors
+    /// [`RegistryError::Away`]: no thread.
+    pub(super) fn start(mut engine: E, place: Arc<str>) -> Result<Self, RegistryError> {
+        let (jobs, mut queue) = mpsc::channel::<Job<E>>(WAITING);
+        let status = Status::new();
+        let told = status.clone();
+        let work = move || {
+            while let Some(job) = engine.next(&mut queue, &told) {
+                job(&mut engine);
+            }
+        };
+        match std::thread::Builder::new().name("relay.registry".to_owned()).spawn(work) {
+            Ok(thread) => Ok(Self { jobs: Some(jobs), thread: Some(thread), place, status }),
+            Err(error) => Err(RegistryError::Away { path: place.to_string(), detail: error.to_string() }),
+        }
+    }
+
+    /// Has the thread run a job of its own making.
+    pub(super) fn submit<T: Send + 'static>(
+        &self,
+        kind: Kind,
+        what: impl FnOnce(&mut E) -> Result<T, Failure> + Send + 'static,
+    ) -> Future<'_, T> {
+        Box::pin(async move {
+            let (answer, answered) = oneshot::channel();
+            let (place, status) = (Arc::clone(&self.place), self.status.clone());
+            let job: Job<E> = Box::new(move |engine| {
+                let result = what(engine).map_err(|failure| failure.into_error(&place));
+                let amiss = match &result {
+                    Ok(_) | Err(RegistryError::Rule(_)) => None,
+                    Err(error) => Some(error.to_string()),
+                };
+                // What can be read may still not be written.
+                if amiss.is_some() || kind == Kind::Write {
+                    status.set(amiss);
+                }
+                let _ = answer.send(result);
+            });
+            let stopped = || RegistryError::Away {
+                path: self.place.to_string(),
+                detail: "its thread has ended: restart the relay".to_owned(),
+            };
+            self.jobs.as_ref().ok_or_else(stopped)?.send(job).await.map_err(|_| stopped())?;
+            answered.await.map_err(|_| stopped())?
+        })
+    }
+
+    fn read<T: Send + 'static>(
+        &self,
+        what: impl FnOnce(&dyn Transaction) -> Result<T, Failure> + Send + 'static,
+    ) -> Future<'_, T> {
+        self.run(Kind::Read, what)
+    }
+
+    fn write<T: Send + 'static>(
+        &self,
+        what: impl FnOnce(&dyn Transaction) -> Result<T, Failure> + Send + 'static,
+    ) -> Future<'_, T> {
+        self.run(Kind::Write, what)
+    }
+
+    fn run<T: Send + 'static>(
+        &self,
+        kind: Kind,
+        what: impl FnOnce(&dyn Transaction) -> Result<T, Failure> + Send + 'static,
+    ) -> Future<'_, T> {
+        self.submit(kind, move |engine| {
+            let mut value = None;
+            engine.transact(
+                kind,
+                Box::new(|transaction| {
+                    value = Some(what(transaction)?);
+                    Ok(())
+                }),
+            )?;
+            value.ok_or_else(|| Failure::Away("a transaction ended before it began".to_owned()))
+        })
+    }
+}
+
+impl<E> Drop for Store<E> {
+    /// Waits for what was asked, and for the engine to close its database.
+    fn drop(&mut self) {
+        drop(self.jobs.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl<E: Engine> Registry for Store<E> {
+    fn load(&self) -> Future<'_, Snapshot> {
+        self.read(read::snapshot)
+    }
+
+    fn create_tunnel(&self, tunnel: Tunnel, token: TokenRow, by: Actor) -> Future<'_, ()> {
+        self.write(move |db| write::create_tunnel(db, &tunnel, &token, &by))
+    }
+
+    fn set_grants(
+        &self,
+        tunnel: TunnelId,
+        add: Vec<Grant>,
+        remove: Vec<Grant>,
+        by: Actor,
+        now: SystemTime,
+    ) -> Future<'_, Tunnel> {
+        self.write(move |db| write::set_grants(db, &tunnel, &add, &remove, &by, now))
+    }
+
+    fn delete_tunnel(&self, tunnel: TunnelId, by: Actor, now: SystemTime) -> Future<'_, Vec<ConnectorId>> {
+        self.write(move |db| write::delete_tunnel(db, &tunnel, &by, now))
+    }
+
+    fn create_token(&self, token: TokenRow, by: Actor) -> Future<'_, ()> {
+        self.write(move |db| write::create_token(db, &token, &by))
+    }
+
+    fn revoke_token(&self, token: TokenId, by: Actor, now: SystemTime) -> Future<'_, ()> {
+        self.write(move |db| write::revoke_token(db, &token, &by, now))
+    }
+
+    fn enrol(&self, candidate: Candidate) -> Future<'_, Enrolment> {
+        self.write(move |db| write::enrol(db, &candidate))
+    }
+
+    fn revoke_connector(&self, connector: ConnectorId, by: Actor, now: SystemTime) -> Future<'_, ()> {
+        self.write(move |db| write::revoke_connector(db, &connector, &by, now))
+    }
+
+    fn set_drained(&self, connector: ConnectorId, drained: bool, by: Actor, now: SystemTime) -> Future<'_, ()> {
+        self.write(move |db| write::set_drained(db, &connector, drained, &by, now))
+    }
+
+    fn announce(&self, tunnel: TunnelId, names: Vec<ServiceName>, now: SystemTime) -> Future<'_, grants::Decision> {
+        self.write(move |db| write::announce(db, &tunnel, &names, now))
+    }
+
+    fn delete_service(&self, name: ServiceName, by: Actor, now: SystemTime) -> Future<'_, Vec<TunnelId>> {
+        self.write(move |db| write::delete_service(db, &name, &by, now))
+    }
+
+    fn create_gateway(&self, gateway: GatewayRow, by: Actor) -> Future<'_, ()> {
+        self.write(move |db| gateway::create(db, &gateway, &by))
+    }
+
+    fn set_gateway(
+        &self,
+        gateway: GatewayId,
+        change: GatewayChange,
+        by: Actor,
+        now: SystemTime,
+    ) -> Future<'_, GatewayRow> {
+        self.write(move |db| gateway::set(db, &gateway, change, &by, now))
+    }
+
+    fn rotate_gateway(
+        &self,
+        gateway: GatewayId,
+        secret: SecretRow,
+        until: SystemTime,
+        by: Actor,
+    ) -> Future<'_, GatewayRow> {
+        self.write(move |db| gateway::rotate(db, &gateway, &secret, until, &by))
+    }
+
+    fn revoke_gateway(&self, gateway: GatewayId, by: Actor, now: SystemTime) -> Future<'_, ()> {
+        self.write(move |db| gateway::revoke(db, &gateway, &by, now))
+    }
+
+    fn note(&self, notes: Vec<Note>) -> Future<'_, ()> {
+        self.write(move |db| write::note(db, &notes))
+    }
+
+    fn forget(&self, live: Vec<ConnectorId>, now: SystemTime) -> Future<'_, Forgotten> {
+        self.write(move |db| write::forget(db, &live, now))
+    }
+
+    fn audit(&self, row: AuditRow) -> Future<'_, ()> {
+        self.write(move |db| write::audit_row(db, &row))
+    }
+
+    fn audit_since(&self, since: SystemTime) -> Future<'_, Vec<AuditRow>> {
+        self.read(move |db| read::audit_since(db, since))
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.status.changes.subscribe()
+    }
+
+    fn degraded(&self) -> Option<String> {
+        self.status.degraded.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}

@@ -85,6 +85,7 @@ async fn first_announcement(connection: &Connection) -> Result<Option<(Frames<St
             | ToRelay::Drain
             | ToRelay::Rekey(_)
             | ToRelay::Renew { .. }
+            | ToRelay::Retire { .. }
             | ToRelay::Managed { .. }
             | ToRelay::Introduce { .. }
             | ToRelay::Pong { .. }
@@ -236,6 +237,7 @@ impl<'a> Session<'a> {
             ToRelay::Enrol(_)
             | ToRelay::Rekey(_)
             | ToRelay::Renew { .. }
+            | ToRelay::Retire { .. }
             | ToRelay::Managed { .. }
             | ToRelay::Introduce { .. }
             | ToRelay::Unknown => {

@@ -52,6 +52,7 @@ async fn answer(shared: &Shared, connection: &Connection, token: &TokenId) -> Re
             | ToRelay::Drain
             | ToRelay::Rekey(_)
             | ToRelay::Renew { .. }
+            | ToRelay::Retire { .. }
             | ToRelay::Introduce { .. }
             | ToRelay::Managed { .. }
             | ToRelay::Pong { .. }

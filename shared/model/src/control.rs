@@ -57,9 +57,14 @@ pub enum ToRelay {
         /// An ML-KEM-768 encapsulation key made for this exchange alone, base64 (1,184 bytes).
         kem_key: String,
     },
+    /// On a connector's session: it uses this key alone from now on, at every relay. Any older one is to be forgotten.
+    Retire {
+        /// The key that stays.
+        public_key: PublicKey,
+    },
     /// Answers [`ToConnector::Manage`].
     Managed {
-        /// Those outside of this connector's allow-list, and why. All others are announced.
+        /// Those that it does not serve, and why. What its allow-list forbids is announced too, as down: callers are told.
         refused: Vec<RefusedService>,
     },
     /// Asks for a [`ToConnector::Pong`].
@@ -117,6 +122,9 @@ pub enum ToConnector {
         ciphertext: String,
         /// Its epoch.
         psk_epoch: u32,
+        /// The relay's static key that it is bound to; absent: the one that the connector knows.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        relay_key: Option<PublicKey>,
     },
     /// The relay's newest static key. Comes after [`ToConnector::Welcome`] and when the relay's key is rotated.
     RelayKey {
@@ -234,6 +242,9 @@ pub struct Rekeyed {
     pub ciphertext: String,
     /// The epoch of that pre-shared key.
     pub psk_epoch: u32,
+    /// The relay's static key that it is bound to; absent: the one that the connector knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relay_key: Option<PublicKey>,
 }
 
 /// Why an enrolment is refused for good.
@@ -299,6 +310,9 @@ pub struct AnnouncedService {
     /// Whether it is raw TCP and not HTTP.
     #[serde(default)]
     pub tcp: bool,
+    /// Whether the relay manages it ([`ToConnector::Manage`]), and not the connector's own configuration.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub managed: bool,
 }
 
 /// The deadlines of a service that the relay enforces, in milliseconds; absent = the relay's default.
@@ -484,6 +498,7 @@ mod tests {
         for (name, message) in [
             ("rekey", ToRelay::Rekey(Rekey { public_key, kem_key: kem() })),
             ("renew", ToRelay::Renew { kem_key: kem() }),
+            ("retire", ToRelay::Retire { public_key }),
             ("managed", ToRelay::Managed { refused }),
         ] {
             assert_eq!(serde_json::to_value(&message).unwrap()["type"], name);
@@ -491,9 +506,9 @@ mod tests {
         }
         let until = Some("2030-01-01T00:00:00Z".to_owned());
         for (name, message) in [
-            ("rekeyed", ToConnector::Rekeyed(Rekeyed { public_key, ciphertext: kem(), psk_epoch: 4 })),
+            ("rekeyed", ToConnector::Rekeyed(Rekeyed { public_key, ciphertext: kem(), psk_epoch: 4, relay_key: None })),
             ("rekey_refused", ToConnector::RekeyRefused { public_key, why: "it is another connector's".to_owned() }),
-            ("renewed", ToConnector::Renewed { ciphertext: kem(), psk_epoch: 5 }),
+            ("renewed", ToConnector::Renewed { ciphertext: kem(), psk_epoch: 5, relay_key: Some(public_key) }),
             ("relay_key", ToConnector::RelayKey { public_key, previous_until: until }),
             ("relay_key", ToConnector::RelayKey { public_key, previous_until: None }),
             ("manage", ToConnector::Manage { services: vec![service] }),

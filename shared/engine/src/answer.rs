@@ -13,11 +13,14 @@ use crate::config::{BootstrapId, Path, PskEpoch};
 use crate::engine::{Engine, Known};
 use crate::event::{DropReason, Event};
 use crate::index::parity;
+use crate::keys::Under;
 use crate::peer::{CALL_BACK, Instance};
 use crate::replies::Replies;
 use crate::roster::NewPeer;
-use crate::tunn::{INITIATION, KEEPALIVE_TIMEOUT, REJECT_AFTER_TIME, REKEY_TIMEOUT, RESPONSE, le32};
+use crate::tunn::{INITIATION, KEEPALIVE_TIMEOUT, REKEY_TIMEOUT, RESPONSE, le32};
 
+/// The one key of an instance.
+const FIRST_KEY: u32 = 0;
 /// The one epoch of a bootstrap key.
 const BOOTSTRAP_EPOCH: u32 = 0;
 
@@ -31,20 +34,20 @@ impl Engine {
         now: Instant,
         replies: &mut Replies,
     ) -> Result<(), DropReason> {
-        let key = self.own.get(own).ok_or(DropReason::BadMac)?;
+        let key = self.own.get(own).and_then(Option::as_ref).ok_or(DropReason::BadMac)?;
         let Ok(Packet::HandshakeInit(parsed)) = Tunn::parse_incoming_packet(initiation) else {
             return Err(DropReason::Malformed);
         };
         let half = parse_handshake_anon(&key.private, &key.public, &parsed).map_err(|_| DropReason::BadSeal)?;
-        let slot = match self.whose(PublicKey::from_bytes(half.peer_static_public), own) {
-            Some(Known::Peer(slot)) => slot,
+        let (slot, key) = match self.whose(PublicKey::from_bytes(half.peer_static_public), own) {
+            Some(Known::Peer(slot, key)) => (slot, key),
             Some(Known::Bootstrap(id)) => {
                 let known = self.bootstraps.instance(id, path.remote).is_some();
                 if !known && !self.bootstraps.admits(id, now) {
                     let joiner = Joiner { id, initiation: *initiation, path, own, since: now };
                     return if self.bootstraps.wait(joiner) { Ok(()) } else { Err(DropReason::BootstrapLimit) };
                 }
-                self.instance(id, path, own, now)?
+                (self.instance(id, path, own, now)?, FIRST_KEY)
             }
             None => return Err(DropReason::UnknownPeer),
         };
@@ -52,8 +55,8 @@ impl Engine {
         if !peer.may_answer(now) {
             return Err(DropReason::TooManyInitiations);
         }
-        let epoch = peer.epoch_of(parity(half.peer_index));
-        let (tunnel, built) = self.answering_tunnel(slot, own, epoch, now).ok_or(DropReason::QueueFull)?;
+        let under = Under { key, own, epoch: peer.keys.epoch_of(key, parity(half.peer_index)) };
+        let (tunnel, built) = self.answering_tunnel(slot, under, now).ok_or(DropReason::QueueFull)?;
         self.tick(slot, tunnel, now);
         let answer = self.tunnels.get_mut(tunnel).ok_or(DropReason::UnknownIndex)?.answer(initiation, now);
         match answer {
@@ -65,7 +68,7 @@ impl Engine {
                 }
             }
             Err(_) if built => self.drop_tunnel(slot, tunnel),
-            Err(DropReason::Stale) => self.call_back(slot, path, now, replies),
+            Err(DropReason::Stale) => self.call_back(slot, under, path, now, replies),
             Err(_) => {}
         }
         self.rearm(slot, now);
@@ -113,16 +116,15 @@ impl Engine {
     ) {
         let Some(peer) = self.peers.get(slot) else { return };
         let Some(tunnel) = self.tunnels.get(tunnel_slot) else { return };
-        let (epoch, own) = (tunnel.epoch, tunnel.own);
+        let under = tunnel.under;
         let newest = peer.active.and_then(|active| self.tunnels.get(active)).filter(|active| active.is_live(now));
         if newest.and_then(|newest| newest.newest_started()) > tunnel.started_at(index) {
             return;
         }
-        self.set_path(slot, path);
+        self.set_path(slot, path, now);
         let Some(peer) = self.peers.get_mut(slot) else { return };
         let first = !peer.live;
         peer.active = Some(tunnel_slot);
-        peer.own = own;
         peer.live = true;
         peer.last_handshake = Some(now);
         peer.attempt = None;
@@ -132,21 +134,22 @@ impl Engine {
         self.stats.sessions += 1;
         let id = peer.id;
         let bootstrap = peer.instance.map(|instance| instance.bootstrap);
-        let promoted = peer.psks.len() == 2 && epoch == peer.newest_epoch() && peer.forget_old_at.is_none();
-        if promoted {
-            peer.forget_old_at = Some(now + REJECT_AFTER_TIME);
-        }
+        let promoted = peer.keys.confirm(under, now);
         // Another tunnel with the same keys has nothing left to do but to open what is still on its way.
         for other in peer.tunnels.iter().filter(|other| **other != tunnel_slot) {
-            if let Some(other) = self.tunnels.get_mut(*other).filter(|other| (other.epoch, other.own) == (epoch, own)) {
+            if let Some(other) = self.tunnels.get_mut(*other).filter(|other| other.under == under) {
                 other.retired = true;
             }
         }
         if bootstrap.is_some() {
             self.bootstraps.confirm(slot);
         }
+        let epoch = under.epoch;
         self.events.push_back(Event::SessionUp { peer: id, bootstrap, path, epoch, initiated, first });
-        if let (true, Some(epoch)) = (promoted, epoch) {
+        if let Some(public_key) = promoted.key {
+            self.events.push_back(Event::KeyPromoted { peer: id, public_key, static_index: under.own });
+        }
+        if let Some(epoch) = promoted.epoch {
             self.events.push_back(Event::EpochPromoted { peer: id, epoch });
         }
         self.rearm(slot, now);
@@ -154,7 +157,7 @@ impl Engine {
 
     /// A peer's timestamp went back. If it is silent otherwise, an initiation of ours to that source, 148 bytes for 148,
     /// brings it up; from a tunnel of its own, so that nothing else changes.
-    fn call_back(&mut self, slot: u32, path: Path, now: Instant, replies: &mut Replies) {
+    fn call_back(&mut self, slot: u32, under: Under, path: Path, now: Instant, replies: &mut Replies) {
         let Some(peer) = self.peers.get_mut(slot) else { return };
         let active = peer.active.and_then(|active| self.tunnels.get(active));
         let heard = active.is_some_and(|active| {
@@ -165,9 +168,9 @@ impl Engine {
             return;
         }
         peer.called_back = Some(now);
-        let (id, own, epoch) = (peer.id, peer.own, peer.newest_epoch());
+        let id = peer.id;
         self.events.push_back(Event::ClockBehind { peer: id, path });
-        if let Some(tunnel) = self.build_tunnel(slot, own, epoch, now) {
+        if let Some(tunnel) = self.build_tunnel(slot, under, now) {
             self.send_initiation(tunnel, path, now, replies);
         }
     }
@@ -209,15 +212,14 @@ impl Engine {
     }
 
     /// The tunnel that answers under these keys: the one that knows the peer's last timestamp, else a new one.
-    fn answering_tunnel(&mut self, slot: u32, own: usize, epoch: Option<u32>, now: Instant) -> Option<(u32, bool)> {
+    fn answering_tunnel(&mut self, slot: u32, under: Under, now: Instant) -> Option<(u32, bool)> {
         let peer = self.peers.get(slot)?;
-        let fits = |slot: &&u32| {
-            self.tunnels.get(**slot).is_some_and(|tunnel| (tunnel.own, tunnel.epoch) == (own, epoch) && !tunnel.retired)
-        };
+        let fits =
+            |slot: &&u32| self.tunnels.get(**slot).is_some_and(|tunnel| tunnel.under == under && !tunnel.retired);
         let known = peer.active.as_ref().filter(fits).or_else(|| peer.tunnels.iter().find(fits));
         match known {
             Some(tunnel) => Some((*tunnel, false)),
-            None => self.build_tunnel(slot, own, epoch, now).map(|tunnel| (tunnel, true)),
+            None => self.build_tunnel(slot, under, now).map(|tunnel| (tunnel, true)),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use culvert_model::key::Psk;
+use culvert_model::key::{Psk, PublicKey};
 use ipnet::IpNet;
 
 use crate::bucket::{Bucket, Rate};
@@ -32,7 +32,7 @@ const HANDSHAKES: Rate = Rate { burst: 100, every: Duration::from_millis(10) };
 
 /// One key.
 pub(crate) struct Bootstrap {
-    pub(crate) public_key: culvert_model::key::PublicKey,
+    pub(crate) public_key: PublicKey,
     pub(crate) home: usize,
     pub(crate) psk: Psk,
     pub(crate) allowed_ips: Vec<IpNet>,
@@ -71,13 +71,7 @@ pub(crate) enum Room {
 }
 
 impl Bootstraps {
-    pub(crate) fn add(
-        &mut self,
-        public_key: culvert_model::key::PublicKey,
-        home: usize,
-        psk: Psk,
-        allowed_ips: Vec<IpNet>,
-    ) -> BootstrapId {
+    pub(crate) fn add(&mut self, public_key: PublicKey, home: usize, psk: Psk, allowed_ips: Vec<IpNet>) -> BootstrapId {
         self.last = self.last.wrapping_add(1);
         self.keys.insert(self.last, Bootstrap { public_key, home, psk, allowed_ips, handshakes: Bucket::default() });
         BootstrapId(self.last)
@@ -85,6 +79,16 @@ impl Bootstraps {
 
     pub(crate) fn remove(&mut self, id: BootstrapId) -> Option<Bootstrap> {
         self.keys.remove(&id.0)
+    }
+
+    /// Has the keys that were added with one key of ours belong to another; those that it moved.
+    pub(crate) fn move_home(&mut self, index: usize, instead: usize) -> Vec<(BootstrapId, PublicKey)> {
+        let moved = self.keys.iter_mut().filter(|(_, key)| key.home == index);
+        let moved = moved.map(|(id, key)| {
+            key.home = instead;
+            (BootstrapId(*id), key.public_key)
+        });
+        moved.collect()
     }
 
     pub(crate) fn key(&self, id: BootstrapId) -> Option<&Bootstrap> {

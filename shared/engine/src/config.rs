@@ -124,6 +124,17 @@ pub struct PeerConfig {
     pub persistent_keepalive: Option<NonZeroU16>,
 }
 
+/// One more static key of a peer that has one (wire.md §3): a rotation at either end is two of them for a while.
+#[derive(Clone, Debug)]
+pub struct PeerKey {
+    /// The peer's static key.
+    pub public_key: PublicKey,
+    /// Which of our own keys we initiate with under it until the peer confirms another.
+    pub static_index: usize,
+    /// No, one or two pre-shared keys, newest last; two differ in parity.
+    pub psks: Vec<PskEpoch>,
+}
+
 /// A key that many joiners share (wire.md §3).
 #[derive(Clone, Debug)]
 pub struct BootstrapConfig {
@@ -161,9 +172,26 @@ pub enum AddPeerError {
     /// More than two pre-shared keys, or two of the same parity.
     #[error("at most two pre-shared keys, of different parity, newest last")]
     BadPsks,
+    /// The peer that was to get another key is gone.
+    #[error("there is no such peer")]
+    UnknownPeer,
     /// No more peers fit this shard's index space.
     #[error("the table of peers is full")]
     Full,
+}
+
+/// Why a key was not taken away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    /// The peer is gone.
+    #[error("there is no such peer")]
+    UnknownPeer,
+    /// It is not there, or no longer.
+    #[error("there is no such key")]
+    UnknownKey,
+    /// It is the only one.
+    #[error("it is the last key")]
+    Last,
 }
 
 /// Why the pre-shared keys of a peer were not changed.
@@ -172,6 +200,9 @@ pub enum PskError {
     /// The peer is gone.
     #[error("there is no such peer")]
     UnknownPeer,
+    /// The peer has no such static key.
+    #[error("the peer has no such key")]
+    UnknownKey,
     /// More than two pre-shared keys, or two of the same parity.
     #[error("at most two pre-shared keys, of different parity, newest last")]
     BadPsks,

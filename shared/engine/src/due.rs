@@ -9,17 +9,19 @@ use rand::Rng as _;
 use crate::config::Path;
 use crate::engine::Engine;
 use crate::event::Event;
+use crate::keys::Under;
 use crate::peer::Attempt;
 use crate::replies::Replies;
+use crate::statics::lose;
 use crate::timers::MOST;
-use crate::tunn::{Keys, OVERHEAD, Place, REJECT_AFTER_TIME, REKEY_ATTEMPT_TIME, REKEY_TIMEOUT, Tick, Tunnel};
+use crate::tunn::{OVERHEAD, Place, REJECT_AFTER_TIME, REKEY_ATTEMPT_TIME, REKEY_TIMEOUT, Secrets, Tick, Tunnel};
 
 /// WireGuard's jitter on repeated initiations (paper §6.1).
 const JITTER_MS: u64 = 333;
 /// Unanswered initiations after which the `Tunn` is built anew, with the wall clock read again.
 const REBUILD_EVERY: u32 = 2;
-/// Tunnels of one peer: two epochs, and during a change two of each.
-const TUNNELS: usize = 4;
+/// Tunnels of one peer: two keys or two epochs, and during a change two of each; and one that calls back.
+const TUNNELS: usize = 6;
 /// How long a tunnel without sessions is kept for the timestamp it knows.
 const MEMORY: Duration = Duration::from_secs(3 * REJECT_AFTER_TIME.as_secs());
 
@@ -46,15 +48,15 @@ impl Engine {
         let Some(tunnel) = self.tunnels.get_mut(tunnel_slot) else { return };
         let tick = if tunnel.retired { Tick::Nothing } else { tunnel.tick(jitter, now) };
         let wants = tunnel.wants_handshake(now);
-        let epoch = tunnel.epoch;
+        let under = tunnel.under;
         let pending = tunnel.pending;
         let Some(peer) = self.peers.get_mut(slot) else { return };
         if peer.active != Some(tunnel_slot) {
             return;
         }
         match (tick, peer.path) {
-            // Only the newest epoch's tunnel initiates.
-            (Tick::Initiation(initiation), Some(path)) if epoch == peer.newest_epoch() => {
+            // Only the tunnel of the newest keys initiates.
+            (Tick::Initiation(initiation), Some(path)) if under == peer.keys.newest() => {
                 let attempt = peer.attempt.get_or_insert(Attempt::new(None, now));
                 attempt.sent = true;
                 attempt.at = pending.map_or(now + REKEY_TIMEOUT, |pending| pending.retry_at);
@@ -89,8 +91,8 @@ impl Engine {
             }
             return;
         };
-        let (own, epoch) = (peer.own, peer.initiating_epoch());
-        let tunnel = self.initiating_tunnel(slot, own, epoch, now);
+        let under = peer.keys.initiating(path.remote);
+        let tunnel = self.initiating_tunnel(slot, under, now);
         let sent_at = tunnel.and_then(|tunnel| self.send_initiation(tunnel, path, now, replies));
         if let Some(attempt) = self.peers.get_mut(slot).and_then(|peer| peer.attempt.as_mut()) {
             attempt.sent = true;
@@ -115,23 +117,24 @@ impl Engine {
     }
 
     /// Builds a tunnel of a peer, and drops the oldest that is not needed if there are too many.
-    pub(crate) fn build_tunnel(&mut self, slot: u32, own: usize, epoch: Option<u32>, now: Instant) -> Option<u32> {
+    pub(crate) fn build_tunnel(&mut self, slot: u32, under: Under, now: Instant) -> Option<u32> {
         let peer = self.peers.get(slot)?;
         if peer.tunnels.len() >= TUNNELS {
             let spare = peer.tunnels.iter().copied().find(|tunnel| peer.active != Some(*tunnel))?;
             self.drop_tunnel(slot, spare);
         }
         let peer = self.peers.get_mut(slot)?;
-        let psk = peer.psks.iter().find(|psk| Some(psk.epoch) == epoch).map(|psk| &psk.psk);
-        let key = self.own.get(own)?;
-        let keys = Keys { private: &key.private, peer: &peer.public_key, psk, limiter: &key.limiter };
+        let theirs = peer.keys.get(under.key)?;
+        let psk = theirs.psks.iter().find(|psk| Some(psk.epoch) == under.epoch).map(|psk| &psk.psk);
+        let own = self.own.get(under.own)?.as_ref()?;
+        let secrets = Secrets { private: &own.private, peer: &theirs.public_key, psk, limiter: &own.limiter };
         let (indices, rng) = (&mut self.indices, &mut self.rng);
         let mut base = None;
         let tunnel = self.tunnels.insert_with(|tunnel, _| {
             // Parity stands in the base whatever becomes of it: without a free base the row is emptied again below.
-            base = indices.draw(rng, epoch.unwrap_or(0), tunnel);
-            let place = Place { peer: slot, base: base.unwrap_or(0), epoch, own };
-            Box::new(Tunnel::new(keys, place, now))
+            base = indices.draw(rng, under.epoch.unwrap_or(0), tunnel);
+            let place = Place { peer: slot, base: base.unwrap_or(0), under };
+            Box::new(Tunnel::new(secrets, place, now))
         })?;
         if base.is_none() {
             self.tunnels.remove(tunnel);
@@ -163,7 +166,7 @@ impl Engine {
         let mut due: Option<Instant> = None;
         let mut at = |instant: Option<Instant>| due = [due, instant].into_iter().flatten().min();
         at(peer.instance.map(|instance| instance.ends_at));
-        at(peer.forget_old_at);
+        at(peer.keys.forget_old_at());
         at(peer.attempt.map(|attempt| attempt.at));
         at(peer.cookie_at);
         let active = peer.active.and_then(|active| self.tunnels.get(active));
@@ -184,15 +187,14 @@ impl Engine {
     }
 
     fn forget_old_epoch(&mut self, slot: u32, now: Instant) {
-        let Some(peer) = self.peers.get_mut(slot).filter(|peer| peer.forget_old_at.is_some_and(|at| at <= now)) else {
+        let Some(peer) = self.peers.get_mut(slot) else { return };
+        if !peer.keys.forget_old(now) {
             return;
-        };
-        peer.forget_old_at = None;
-        let Some(newest) = peer.newest_epoch() else { return };
-        peer.psks.retain(|psk| psk.epoch == newest);
+        }
         let active = peer.active;
         for tunnel in peer.tunnels.clone() {
-            let Some(entry) = self.tunnels.get_mut(tunnel).filter(|entry| entry.epoch != Some(newest)) else {
+            let Some(peer) = self.peers.get(slot) else { return };
+            let Some(entry) = self.tunnels.get_mut(tunnel).filter(|entry| !peer.keys.has(entry.under)) else {
                 continue;
             };
             if active == Some(tunnel) && entry.is_live(now) {
@@ -220,12 +222,9 @@ impl Engine {
     fn note_loss(&mut self, slot: u32, active: u32, now: Instant) {
         let live = self.tunnels.get(active).is_some_and(|tunnel| tunnel.is_live(now));
         let Some(peer) = self.peers.get_mut(slot).filter(|peer| peer.live && !live) else { return };
-        peer.live = false;
+        lose(peer, now);
         self.stats.live -= 1;
         self.events.push_back(Event::SessionLost { peer: peer.id });
-        if peer.persistent_keepalive.is_some() && peer.attempt.is_none() {
-            peer.attempt = Some(Attempt::new(None, now));
-        }
     }
 
     /// Sends or repeats an initiation, or gives up.
@@ -247,6 +246,9 @@ impl Engine {
             attempt.cookies = 0;
             attempt.unanswered += 1;
             let (unanswered, started) = (attempt.unanswered, attempt.started);
+            if let Some(target) = attempt.target.or(peer.path) {
+                peer.keys.note_unanswered(target.remote);
+            }
             self.events.push_back(Event::Unanswered { peer: peer.id, attempts: unanswered });
             let give_up = now.saturating_duration_since(started) >= REKEY_ATTEMPT_TIME;
             if give_up && peer.persistent_keepalive.is_none() {
@@ -277,24 +279,24 @@ impl Engine {
 
     /// The tunnel that initiates: a rekey goes through the live one; anything else never does, since boringtun clears all
     /// sessions of a `Tunn` that gets no answer for 90 s.
-    fn initiating_tunnel(&mut self, slot: u32, own: usize, epoch: Option<u32>, now: Instant) -> Option<u32> {
+    fn initiating_tunnel(&mut self, slot: u32, under: Under, now: Instant) -> Option<u32> {
         let peer = self.peers.get(slot)?;
         let fits = |slot: &&u32| {
-            self.tunnels.get(**slot).is_some_and(|tunnel| {
-                (tunnel.own, tunnel.epoch) == (own, epoch) && !tunnel.retired && !tunnel.is_live(now)
-            })
+            self.tunnels
+                .get(**slot)
+                .is_some_and(|tunnel| tunnel.under == under && !tunnel.retired && !tunnel.is_live(now))
         };
         let aged = |slot: &&u32| {
             self.tunnels.get(**slot).is_some_and(|tunnel| {
                 let old =
                     tunnel.established().is_some_and(|at| now.saturating_duration_since(at) >= REKEY_ATTEMPT_TIME);
-                (tunnel.own, tunnel.epoch) == (own, epoch) && !tunnel.retired && old
+                tunnel.under == under && !tunnel.retired && old
             })
         };
         let known = peer.tunnels.iter().rev().find(fits).or_else(|| peer.active.as_ref().filter(aged));
         match known {
             Some(tunnel) => Some(*tunnel),
-            None => self.build_tunnel(slot, own, epoch, now),
+            None => self.build_tunnel(slot, under, now),
         }
     }
 

@@ -28,7 +28,7 @@ use crate::limiter::{Limiter, Verdict};
 use crate::own::Own;
 use crate::peer::{Attempt, Peer};
 use crate::replies::Replies;
-use crate::roster::move_endpoint;
+use crate::roster::move_peer;
 use crate::routes::Routes;
 use crate::slots::Slots;
 use crate::stats::{PeerStats, Stats};
@@ -45,7 +45,8 @@ const COOKIE_JITTER_MS: u64 = 50;
 
 /// The peers of one shard.
 pub struct Engine {
-    pub(crate) own: Vec<Own>,
+    /// Those that were taken away leave a hole: the numbers of the others stay.
+    pub(crate) own: Vec<Option<Own>>,
     pub(crate) peers: Slots<Peer>,
     pub(crate) tunnels: Slots<Box<Tunnel>>,
     pub(crate) indices: Indices,
@@ -70,7 +71,8 @@ pub struct Engine {
 /// Whose a static key is.
 #[derive(Copy, Clone, Debug)]
 pub(crate) enum Known {
-    Peer(u32),
+    /// By slot, and which of its keys.
+    Peer(u32, u32),
     Bootstrap(BootstrapId),
 }
 
@@ -82,7 +84,7 @@ impl Engine {
             None => StdRng::from_seed(culvert_model::key::random()),
         };
         Self {
-            own: config.statics.iter().map(Own::new).collect(),
+            own: config.statics.iter().map(|key| Some(Own::new(key))).collect(),
             peers: Slots::default(),
             tunnels: Slots::default(),
             indices: Indices::new(config.shard),
@@ -106,6 +108,11 @@ impl Engine {
     /// overrides the known one. Costs three to six X25519, so thousands of calls want pacing.
     pub fn connect(&mut self, peer: PeerId, path: Option<Path>, now: Instant, replies: &mut Replies) {
         let Some(entry) = self.peers.get_mut(peer.slot).filter(|entry| entry.id == peer) else { return };
+        if let Some(before) = entry.attempt.filter(|before| before.sent)
+            && let Some(target) = before.target.or(entry.path)
+        {
+            entry.keys.note_unanswered(target.remote);
+        }
         entry.attempt = Some(Attempt::new(path, now));
         entry.cookie_at = None;
         self.initiate(peer.slot, now, replies);
@@ -237,12 +244,16 @@ impl Engine {
     pub fn peer_stats(&self, peer: PeerId) -> Option<PeerStats> {
         let entry = self.peer(peer)?;
         let active = entry.active.and_then(|slot| self.tunnels.get(slot));
+        let under = active.map_or_else(|| entry.keys.newest(), |tunnel| tunnel.under);
+        let key = entry.keys.get(under.key).unwrap_or_else(|| entry.keys.preferred());
         Some(PeerStats {
             rx_bytes: entry.rx_bytes,
             tx_bytes: entry.tx_bytes,
             last_handshake: entry.last_handshake,
             path: entry.path,
-            psk_epoch: active.and_then(|tunnel| tunnel.epoch),
+            public_key: key.public_key,
+            static_index: under.own,
+            psk_epoch: active.and_then(|tunnel| tunnel.under.epoch),
             live: entry.live,
             bootstrap: entry.instance.map(|instance| instance.bootstrap),
         })
@@ -288,8 +299,7 @@ impl Engine {
             && peer.active.and_then(|active| self.tunnels.get(active)).is_some_and(|active| opened.is_newest(active))
         {
             self.events.push_back(Event::EndpointMoved { peer: peer.id, path });
-            let old = peer.path.replace(path);
-            move_endpoint(&mut self.endpoints, old, Some(path));
+            move_peer(peer, path, &mut self.endpoints, &mut self.events, now);
         }
         let refused = match opened.inner {
             Inner::Keepalive => return Ok(Received::Handled),
@@ -317,18 +327,21 @@ impl Engine {
         now: Instant,
         replies: &mut Replies,
     ) -> Result<Received, DropReason> {
-        let own = self.own.iter().position(|own| own.fits(message)).ok_or(DropReason::BadMac)?;
+        let own = self.fitting(message).ok_or(DropReason::BadMac)?;
         let response = match <&[u8; RESPONSE]>::try_from(message) {
             Ok(bytes) => {
                 // What answers an initiation of ours needs no cookie: its index was a secret between us and its sender.
                 let tunnel = le32(message, 8).and_then(|index| self.indices.tunnel(index));
                 let tunnel = tunnel.and_then(|slot| self.tunnels.get(slot)).ok_or(DropReason::UnknownIndex)?;
+                if tunnel.under.own != own {
+                    return Err(DropReason::BadMac);
+                }
                 Some((*bytes, tunnel.expects_response()))
             }
             Err(_) => None,
         };
         if !response.is_some_and(|(_, expected)| expected) {
-            let key = self.own.get(own).ok_or(DropReason::BadMac)?;
+            let key = self.own.get(own).and_then(Option::as_ref).ok_or(DropReason::BadMac)?;
             self.load_checked = now;
             match self.limiter.judge(message, path.remote, key, self.queue.len(), &mut self.rng, now) {
                 Verdict::Pass => {}
@@ -378,6 +391,11 @@ impl Engine {
         }
         self.rearm(slot, now);
         SealError::NoSession
+    }
+
+    /// The key of ours that a handshake message is meant for, by its mac1.
+    fn fitting(&self, message: &[u8]) -> Option<usize> {
+        self.own.iter().position(|own| own.as_ref().is_some_and(|own| own.fits(message)))
     }
 
     pub(crate) fn peer(&self, id: PeerId) -> Option<&Peer> {

@@ -2,6 +2,8 @@
 //!
 //! Must never carry key material.
 
+use culvert_model::key::PublicKey;
+
 use crate::config::{BootstrapId, Path, PeerId};
 
 /// A fact about a peer, in the order in which it became true.
@@ -63,6 +65,23 @@ pub enum Event {
         peer: PeerId,
         /// The epoch that is now the only one used.
         epoch: u32,
+    },
+    /// The first session under one of several static keys is confirmed: the others can go after a grace.
+    KeyPromoted {
+        /// Whose key.
+        peer: PeerId,
+        /// The peer's key.
+        public_key: PublicKey,
+        /// Ours.
+        static_index: usize,
+    },
+    /// Authenticated data comes from two places in turn: whoever else has the key, it is in use twice. Told once in ten
+    /// minutes.
+    Flapping {
+        /// Whose key.
+        peer: PeerId,
+        /// Where it was, and where it is now.
+        paths: [Path; 2],
     },
 }
 

@@ -12,8 +12,10 @@ mod config;
 mod due;
 mod engine;
 mod event;
+mod flaps;
 mod handshakes;
 mod index;
+mod keys;
 mod limiter;
 mod own;
 mod peer;
@@ -21,13 +23,14 @@ mod replies;
 mod roster;
 mod routes;
 mod slots;
+mod statics;
 mod stats;
 mod timers;
 mod tunn;
 
 pub use config::{
-    AddPeerError, BootstrapConfig, BootstrapId, Config, HandshakeLimits, Path, PeerConfig, PeerId, PskEpoch, PskError,
-    Shard,
+    AddPeerError, BootstrapConfig, BootstrapId, Config, HandshakeLimits, KeyError, Path, PeerConfig, PeerId, PeerKey,
+    PskEpoch, PskError, Shard,
 };
 pub use engine::Engine;
 pub use event::{DropReason, Event, Received, SealError, Sealed};

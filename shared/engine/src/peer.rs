@@ -4,10 +4,10 @@
 
 use std::time::{Duration, Instant};
 
-use culvert_model::key::PublicKey;
-
 use crate::bucket::{Bucket, Rate};
-use crate::config::{BootstrapId, Path, PeerId, PskEpoch};
+use crate::config::{BootstrapId, Path, PeerId};
+use crate::flaps::Flaps;
+use crate::keys::Keys;
 use crate::routes::Allowed;
 use crate::tunn::REKEY_TIMEOUT;
 
@@ -22,18 +22,11 @@ pub(crate) const CALL_BACK: Duration = Duration::from_secs(5);
 /// A peer, or one instance of a bootstrap key.
 pub(crate) struct Peer {
     pub(crate) id: PeerId,
-    pub(crate) public_key: PublicKey,
-    /// The key of ours that the peer was added with.
-    pub(crate) home: usize,
-    /// The key of ours that it last confirmed.
-    pub(crate) own: usize,
-    /// Newest last.
-    pub(crate) psks: Vec<PskEpoch>,
-    /// When the old one of two is forgotten.
-    pub(crate) forget_old_at: Option<Instant>,
+    pub(crate) keys: Keys,
     pub(crate) allowed: Allowed,
     pub(crate) routed: bool,
     pub(crate) path: Option<Path>,
+    pub(crate) flaps: Flaps,
     pub(crate) persistent_keepalive: Option<Duration>,
     /// Oldest first, a few at most.
     pub(crate) tunnels: Vec<u32>,
@@ -85,24 +78,6 @@ impl Attempt {
 }
 
 impl Peer {
-    /// The epoch of the newest pre-shared key.
-    pub(crate) fn newest_epoch(&self) -> Option<u32> {
-        self.psks.last().map(|psk| psk.epoch)
-    }
-
-    /// The epoch that an index parity names; with one key or none there is no choice.
-    pub(crate) fn epoch_of(&self, parity: u32) -> Option<u32> {
-        let named = self.psks.iter().find(|psk| self.psks.len() > 1 && psk.epoch & 1 == parity);
-        named.or(self.psks.last()).map(|psk| psk.epoch)
-    }
-
-    /// The epoch that we initiate with: the newest, and while nobody answers, each in turn.
-    pub(crate) fn initiating_epoch(&self) -> Option<u32> {
-        let turn = self.attempt.map_or(0, |attempt| attempt.unanswered);
-        let old = self.psks.len() > 1 && self.forget_old_at.is_none() && turn % 2 == 1;
-        if old { self.psks.first().map(|psk| psk.epoch) } else { self.newest_epoch() }
-    }
-
     /// Tells whether one more initiation may be answered.
     ///
     /// Only those answered count: if replays and forgeries did too, anyone could use up what the peer itself needs. What

@@ -2,16 +2,17 @@
 //!
 //! Must never touch a packet.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use culvert_model::key::PublicKey;
 use ipnet::IpNet;
 
-use crate::config::{AddPeerError, BootstrapConfig, BootstrapId, Path, PeerConfig, PeerId, PskEpoch, PskError};
+use crate::config::{AddPeerError, BootstrapConfig, BootstrapId, Path, PeerConfig, PeerId, PskEpoch};
 use crate::engine::{Engine, Known};
 use crate::event::Event;
+use crate::keys::Keys;
 use crate::peer::{Attempt, Instance, Peer};
 use crate::routes::Allowed;
 
@@ -77,33 +78,6 @@ impl Engine {
         }
     }
 
-    /// Replaces a peer's pre-shared keys, newest last, make before break (wire.md §3): a live session stays live, and
-    /// [`connect`](Self::connect) brings up one under the newest.
-    ///
-    /// # Errors
-    /// See [`PskError`].
-    pub fn set_psks(&mut self, peer: PeerId, psks: Vec<PskEpoch>, now: Instant) -> Result<(), PskError> {
-        let Some(entry) = self.peers.get_mut(peer.slot).filter(|entry| entry.id == peer) else {
-            return Err(PskError::UnknownPeer);
-        };
-        if !are_two_epochs_at_most(&psks) {
-            return Err(PskError::BadPsks);
-        }
-        let same = |old: &PskEpoch| psks.iter().any(|new| new.epoch == old.epoch && new.psk == old.psk);
-        let gone: Vec<u32> = entry.psks.iter().filter(|old| !same(old)).map(|old| old.epoch).collect();
-        let had_none = entry.psks.is_empty() && !psks.is_empty();
-        entry.psks = psks;
-        entry.forget_old_at = None;
-        for slot in entry.tunnels.clone() {
-            let Some(tunnel) = self.tunnels.get_mut(slot) else { continue };
-            if tunnel.epoch.map_or(had_none, |epoch| gone.contains(&epoch)) {
-                tunnel.retired = true;
-            }
-        }
-        self.rearm(peer.slot, now);
-        Ok(())
-    }
-
     fn insert_peer(&mut self, config: PeerConfig, routed: bool, now: Instant) -> Result<PeerId, AddPeerError> {
         self.check_new_key(&config.public_key, config.static_index)?;
         if !are_two_epochs_at_most(&config.psks) {
@@ -121,8 +95,8 @@ impl Engine {
             instance: None,
         };
         let slot = self.put_peer(peer).ok_or(AddPeerError::Full)?;
-        self.known.insert(key, Known::Peer(slot));
         let entry = self.peers.get_mut(slot).ok_or(AddPeerError::Full)?;
+        self.known.insert(key, Known::Peer(slot, entry.keys.preferred().serial));
         let id = entry.id;
         entry.routed = routed;
         if routed {
@@ -139,14 +113,11 @@ impl Engine {
     pub(crate) fn put_peer(&mut self, new: NewPeer<'_>) -> Option<u32> {
         let slot = self.peers.insert_with(|slot, generation| Peer {
             id: PeerId { slot, generation },
-            public_key: new.public_key,
-            home: new.own,
-            own: new.own,
-            psks: new.psks,
-            forget_old_at: None,
+            keys: Keys::new(new.public_key, new.own, new.psks),
             allowed: Allowed::new(new.allowed_ips),
             routed: false,
             path: new.path,
+            flaps: Default::default(),
             persistent_keepalive: new.keepalive,
             tunnels: Vec::new(),
             active: None,
@@ -180,7 +151,9 @@ impl Engine {
         match peer.instance {
             Some(instance) => self.bootstraps.forget(instance.bootstrap, instance.source, slot),
             None => {
-                self.known.remove(&(peer.public_key, peer.home));
+                for key in peer.keys.iter() {
+                    self.known.remove(&(key.public_key, key.home));
+                }
             }
         }
         self.stats.live -= u32::from(peer.live);
@@ -196,32 +169,48 @@ impl Engine {
         }
     }
 
-    pub(crate) fn set_path(&mut self, slot: u32, path: Path) {
+    pub(crate) fn set_path(&mut self, slot: u32, path: Path, now: Instant) {
         if let Some(peer) = self.peers.get_mut(slot).filter(|peer| peer.path != Some(path)) {
-            let old = peer.path.replace(path);
-            move_endpoint(&mut self.endpoints, old, Some(path));
+            move_peer(peer, path, &mut self.endpoints, &mut self.events, now);
         }
     }
 
-    fn check_new_key(&self, key: &PublicKey, own: usize) -> Result<(), AddPeerError> {
-        if own >= self.own.len() {
+    pub(crate) fn check_new_key(&self, key: &PublicKey, own: usize) -> Result<(), AddPeerError> {
+        if self.own.get(own).is_none_or(Option::is_none) {
             return Err(AddPeerError::BadStatic);
         }
         match self.known.get(&(*key, own)) {
             None => Ok(()),
             Some(Known::Bootstrap(id)) => Err(AddPeerError::KnownBootstrap(*id)),
-            Some(Known::Peer(slot)) => {
+            Some(Known::Peer(slot, _)) => {
                 Err(self.peers.get(*slot).map_or(AddPeerError::Full, |peer| AddPeerError::KnownKey(peer.id)))
             }
         }
     }
 }
 
-fn are_two_epochs_at_most(psks: &[PskEpoch]) -> bool {
+pub(crate) fn are_two_epochs_at_most(psks: &[PskEpoch]) -> bool {
     match psks {
         [] | [_] => true,
         [old, new] => old.epoch & 1 != new.epoch & 1,
         _ => false,
+    }
+}
+
+/// Gives a peer another way, and notices when it is one that it has just come from.
+pub(crate) fn move_peer(
+    peer: &mut Peer,
+    path: Path,
+    endpoints: &mut HashMap<SocketAddr, u32>,
+    events: &mut VecDeque<Event>,
+    now: Instant,
+) {
+    let old = peer.path.replace(path);
+    move_endpoint(endpoints, old, Some(path));
+    if let Some(old) = old.filter(|_| peer.instance.is_none())
+        && peer.flaps.moved(old.remote, path.remote, now)
+    {
+        events.push_back(Event::Flapping { peer: peer.id, paths: [old, path] });
     }
 }
 

@@ -57,6 +57,11 @@ impl<T> Slots<T> {
         self.rows.get_mut(slot as usize)?.value.as_mut()
     }
 
+    /// Every row in use, in order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
+        self.rows.iter().filter_map(|row| row.value.as_ref())
+    }
+
     /// Rows in use.
     pub(crate) fn len(&self) -> usize {
         self.rows.len() - self.free.len()

@@ -4,6 +4,8 @@
 
 use std::time::Instant;
 
+use culvert_model::key::PublicKey;
+
 use crate::config::{BootstrapId, Path};
 use crate::event::DropReason;
 
@@ -64,6 +66,10 @@ pub struct PeerStats {
     pub last_handshake: Option<Instant>,
     /// Where the peer is.
     pub path: Option<Path>,
+    /// The peer's static key of the newest session; before the first, the one that we would initiate with.
+    pub public_key: PublicKey,
+    /// Our own static key of that session.
+    pub static_index: usize,
     /// The pre-shared key epoch of the newest session.
     pub psk_epoch: Option<u32>,
     /// A session is live: packets can be sealed now.

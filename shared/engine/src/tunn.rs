@@ -31,6 +31,7 @@ use culvert_model::key::{Psk, PublicKey};
 use x25519_dalek::StaticSecret;
 
 use crate::event::DropReason;
+use crate::keys::Under;
 
 /// Length of an initiation.
 pub(crate) const INITIATION: usize = 148;
@@ -64,9 +65,7 @@ pub(crate) struct Tunnel {
     /// The slot of the peer that it belongs to.
     pub(crate) peer: u32,
     pub(crate) base: u32,
-    pub(crate) epoch: Option<u32>,
-    /// Which of our static keys it speaks with.
-    pub(crate) own: usize,
+    pub(crate) under: Under,
     pub(crate) born: Instant,
     /// No longer ticked, and no new handshakes: only what its sessions still carry.
     pub(crate) retired: bool,
@@ -153,7 +152,7 @@ pub(crate) enum Tick {
 }
 
 impl Tunnel {
-    pub(crate) fn new(keys: Keys<'_>, place: Place, now: Instant) -> Self {
+    pub(crate) fn new(keys: Secrets<'_>, place: Place, now: Instant) -> Self {
         let tunn = Tunn::new(
             keys.private.clone(),
             (*keys.peer.as_bytes()).into(),
@@ -167,8 +166,7 @@ impl Tunnel {
             tunn,
             peer: place.peer,
             base: place.base,
-            epoch: place.epoch,
-            own: place.own,
+            under: place.under,
             born: now,
             retired: false,
             ring: [None; RING],
@@ -530,7 +528,7 @@ impl Session {
 }
 
 /// The keys of one tunnel.
-pub(crate) struct Keys<'a> {
+pub(crate) struct Secrets<'a> {
     pub(crate) private: &'a StaticSecret,
     pub(crate) peer: &'a PublicKey,
     pub(crate) psk: Option<&'a Psk>,
@@ -542,8 +540,7 @@ pub(crate) struct Keys<'a> {
 pub(crate) struct Place {
     pub(crate) peer: u32,
     pub(crate) base: u32,
-    pub(crate) epoch: Option<u32>,
-    pub(crate) own: usize,
+    pub(crate) under: Under,
 }
 
 /// Reads a little-endian number.

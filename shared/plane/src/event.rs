@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use culvert_engine::{BootstrapId, Path, PeerId};
+use culvert_model::key::PublicKey;
 use tokio::sync::mpsc;
 
 use crate::connection::Connection;
@@ -71,6 +72,22 @@ pub enum Event {
         peer: PeerId,
         /// The epoch now in use.
         epoch: u32,
+    },
+    /// The first session under one of a peer's several static keys is confirmed: the others can go after a grace.
+    KeyPromoted {
+        /// Whose key.
+        peer: PeerId,
+        /// The peer's key.
+        public_key: PublicKey,
+        /// Ours, by its number.
+        static_index: usize,
+    },
+    /// Authenticated packets of one key come from two places in turn: it is in use twice. Told once in ten minutes.
+    Flapping {
+        /// Whose key.
+        peer: PeerId,
+        /// Where it was, and where it is now.
+        paths: [Path; 2],
     },
     /// The machine slept (CLOCK_BOOTTIME ran ahead of CLOCK_MONOTONIC): the link should redial.
     Resumed {

@@ -31,7 +31,10 @@ mod wrap;
 
 pub use connection::{Closed, Connection, ConnectionStats, DialError, OpenError};
 pub use crypto::PROTOCOL_VERSION;
-pub use culvert_engine::{AddPeerError, BootstrapConfig, BootstrapId, Path, PeerConfig, PeerId, PeerStats, PskEpoch};
+pub use culvert_engine::{
+    AddPeerError, BootstrapConfig, BootstrapId, KeyError, Path, PeerConfig, PeerId, PeerKey, PeerStats, PskEpoch,
+    PskError,
+};
 pub use event::{Event, Events};
 pub use outbox::SendStats;
 pub use plane::{Config, Plane, PlaneStats, Role, StartError, Stats, StreamLimits};

@@ -6,10 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_engine::{
-    AddPeerError, BootstrapConfig, BootstrapId, Engine, Path, PeerConfig, PeerId, PeerStats, PskEpoch, PskError,
+    AddPeerError, BootstrapConfig, BootstrapId, Engine, KeyError, Path, PeerConfig, PeerId, PeerKey, PeerStats,
+    PskEpoch, PskError,
 };
 use culvert_model::close::CloseCode;
 use culvert_model::id::InstanceId;
+use culvert_model::key::{PrivateKey, PublicKey};
 use quinn::{Endpoint, TokioRuntime};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
@@ -220,15 +222,63 @@ impl Plane {
         self.shared().shard().remove_peer(peer);
     }
 
-    /// Replaces the peer's pre-shared keys, make before break (wire.md §3).
+    /// Replaces the pre-shared keys of the key that the peer is initiated with, make before break (wire.md §3).
     ///
     /// # Errors
     /// As the engine says.
     pub fn set_psks(&self, peer: PeerId, psks: Vec<PskEpoch>) -> Result<(), PskError> {
-        let mut shard = self.shared().shard();
-        let set = shard.engine().set_psks(peer, psks, now());
-        shard.after(now());
-        set
+        self.shared().shard().change(|engine, now| engine.set_psks(peer, psks, now))
+    }
+
+    /// As [`Self::set_psks`], for one key of several; `static_index` where the peer has it with several of ours.
+    ///
+    /// # Errors
+    /// As the engine says.
+    pub fn set_key_psks(
+        &self,
+        peer: PeerId,
+        public_key: &PublicKey,
+        static_index: Option<usize>,
+        psks: Vec<PskEpoch>,
+    ) -> Result<(), PskError> {
+        self.shared().shard().change(|engine, now| engine.set_key_psks(peer, public_key, static_index, psks, now))
+    }
+
+    /// Adds a static key to a peer, beside those it has. Its sessions, under whichever key, are one peer's: QUIC does not
+    /// notice. With `prefer` it is what we initiate with from now on; [`Self::connect`] does so at once.
+    ///
+    /// # Errors
+    /// As the engine says.
+    pub fn add_key(&self, peer: PeerId, key: PeerKey, prefer: bool) -> Result<(), AddPeerError> {
+        self.shared().shard().change(|engine, now| engine.add_key(peer, key, prefer, now))
+    }
+
+    /// Takes one of several static keys from a peer, and ends what is left of its sessions.
+    ///
+    /// # Errors
+    /// As the engine says.
+    pub fn remove_key(
+        &self,
+        peer: PeerId,
+        public_key: &PublicKey,
+        static_index: Option<usize>,
+    ) -> Result<(), KeyError> {
+        self.shared().shard().change(|engine, now| engine.remove_key(peer, public_key, static_index, now))
+    }
+
+    /// Adds a static key of our own and tells its number; one that is there keeps its number. Every peer may speak to it
+    /// from now on.
+    pub fn add_static(&self, key: &PrivateKey) -> usize {
+        self.shared().shard().engine().add_static(key)
+    }
+
+    /// Takes a static key of our own away, and ends what is left of the sessions under it. What was added with it belongs
+    /// to `instead` from now on.
+    ///
+    /// # Errors
+    /// As the engine says.
+    pub fn remove_static(&self, index: usize, instead: usize) -> Result<(), KeyError> {
+        self.shared().shard().change(|engine, now| engine.remove_static(index, instead, now))
     }
 
     /// Starts a handshake now, toward `remote` when it is given, even when a session is live.

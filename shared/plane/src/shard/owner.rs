@@ -14,6 +14,7 @@ use super::Shard;
 use crate::connection::Ending;
 use crate::crypto::PROTOCOL_VERSION;
 use crate::plane::Role;
+use crate::socket::now;
 
 /// How a dial stands.
 pub(crate) enum Dial {
@@ -68,6 +69,15 @@ impl Shard {
 
     pub(crate) fn engine(&mut self) -> &mut Engine {
         &mut self.engine.0
+    }
+
+    /// Changes what the engine knows, and carries on what comes of it.
+    pub(crate) fn change<T>(&mut self, change: impl FnOnce(&mut Engine, Instant) -> T) -> T {
+        let now = now();
+        let changed = change(&mut self.engine.0, now);
+        self.drain_engine(now);
+        self.after(now);
+        changed
     }
 
     pub(crate) fn connect(&mut self, id: PeerId, path: Option<Path>, now: Instant) {

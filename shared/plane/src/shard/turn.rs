@@ -59,6 +59,10 @@ impl Shard {
                 self.tell(Event::PeerGone { peer, bootstrap });
             }
             Fact::EpochPromoted { peer, epoch } => self.tell(Event::EpochPromoted { peer, epoch }),
+            Fact::KeyPromoted { peer, public_key, static_index } => {
+                self.tell(Event::KeyPromoted { peer, public_key, static_index });
+            }
+            Fact::Flapping { peer, paths } => self.tell(Event::Flapping { peer, paths }),
             _ => {}
         }
     }

@@ -205,6 +205,8 @@ impl Shared {
                 }
             }
             Event::EpochPromoted { peer, epoch } => self.epoch_promoted(peer, epoch, tasks),
+            Event::KeyPromoted { .. } => {}
+            Event::Flapping { peer, paths } => self.flapping(peer, paths, now),
             Event::Unanswered { peer, attempts } => debug!(peer = ?peer, attempts, "handshake unanswered"),
             Event::SessionLost { peer } => debug!(peer = ?peer, "session lost"),
             Event::PeerGone { .. } => {}
@@ -259,6 +261,16 @@ impl Shared {
             let local = local_of(&self.plane, path);
             self.notes.add(Note::Endpoint { connector: id, remote: path.remote, local });
         }
+    }
+
+    /// One key in two places at once: most likely somebody has a copy of it. Which of the two is right only an operator can
+    /// tell, so nothing is ended; it is said, and shown.
+    fn flapping(&self, peer: PeerId, paths: [Path; 2], now: Instant) {
+        let mut table = self.table();
+        let Some((id, known)) = table.by_peer(peer) else { return };
+        let [one, other] = paths.map(|path| path.remote);
+        known.flapping = Some((now, [one, other]));
+        warn!(connector = %id, one = %one, other = %other, "one connector's key is used in two places at once");
     }
 
     fn epoch_promoted(self: &Arc<Self>, peer: PeerId, epoch: u32, tasks: &mut JoinSet<()>) {

@@ -12,6 +12,8 @@ use super::table::Known;
 use super::{PairState, Sessions, Shared};
 use crate::command::{LiveConnector, LiveService, LiveServiceOfConnector};
 
+/// A key in two places at once is told for so long after it was last noticed.
+const FLAPPING_TOLD_FOR: std::time::Duration = std::time::Duration::from_secs(24 * 3_600);
 /// A clock that was behind is told for so long.
 const CLOCK_TOLD_FOR: std::time::Duration = std::time::Duration::from_secs(3_600);
 
@@ -58,6 +60,11 @@ impl Shared {
         let mut notes = Vec::new();
         if known.clock_behind.is_some_and(|at| now.duration_since(at) < CLOCK_TOLD_FOR) {
             notes.push("clock behind?".to_owned());
+        }
+        if let Some((at, [one, other])) = known.flapping
+            && now.duration_since(at) < FLAPPING_TOLD_FOR
+        {
+            notes.push(format!("its key is used in two places at once, {one} and {other}: stolen?"));
         }
         if known.clones.suspected(now) {
             notes.push("another process uses the same key".to_owned());

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use culvert_model::control::RefusedService;
 use culvert_ops::admin::{Admin, Answer, Call, Health, Pairs};
 use culvert_ops::exit::Quit;
 use http::Method;
@@ -75,6 +76,7 @@ impl Window {
             json!({
                 "name": upstream.service.name,
                 "origin": upstream.service.origin.to_string(),
+                "source": if upstream.is_managed() { "relay" } else { "connector" },
                 "proxy_protocol": upstream.service.proxy_protocol.map(ProxyProtocol::name),
                 "up": why_down.is_none(),
                 "reason": why_down.as_ref().map(|down| &down.reason),
@@ -96,6 +98,7 @@ impl Window {
             "clock": if facts.as_ref().is_some_and(|facts| facts.clock_is_behind(now)) { "behind" } else { "ok" },
             "relays": shared.board.relays().iter().map(|(name, state)| state.json(name)).collect::<Vec<_>>(),
             "services": services.collect::<Vec<_>>(),
+            "managed_refused": shared.refused.borrow().iter().map(refusal).collect::<Vec<_>>(),
         })
     }
 }
@@ -156,6 +159,10 @@ impl Admin for Window {
     }
 }
 
+fn refusal(refused: &RefusedService) -> Value {
+    json!({ "name": refused.name, "why": refused.why })
+}
+
 /// `status` for people.
 pub fn status_text(status: &Value) -> String {
     let text = |value: &Value| match value {
@@ -191,10 +198,14 @@ pub fn status_text(status: &Value) -> String {
     for service in status["services"].as_array().into_iter().flatten() {
         let state =
             if service["up"] == true { "up".to_owned() } else { format!("down ({})", text(&service["reason"])) };
-        lines.push(format!("service      {} {} {state}", text(&service["name"]), text(&service["origin"])));
+        let managed = if service["source"] == "relay" { ", managed at the relay" } else { "" };
+        lines.push(format!("service      {} {} {state}{managed}", text(&service["name"]), text(&service["origin"])));
         if !service["detail"].is_null() {
             lines.push(format!("             {}", text(&service["detail"])));
         }
+    }
+    for refused in status["managed_refused"].as_array().into_iter().flatten() {
+        lines.push(format!("refused      {}: {}", text(&refused["name"]), text(&refused["why"])));
     }
     lines.join("\n")
 }
@@ -209,7 +220,9 @@ mod tests {
             "version": "0.1.0", "ready": false, "draining": false, "id": "con_a", "name": null, "tunnel": "shop",
             "public_key": "K=", "inner_address": "fd43::1", "clock": "behind",
             "relays": [{"endpoints": ["r:1"], "state": "down", "since": null, "reason": "no answer", "refused": [{"name": "x", "why": "not granted"}]}],
-            "services": [{"name": "orders", "origin": "http://o:1", "up": false, "reason": "origin_refused", "detail": "10.0.0.1:1: refused"}],
+            "services": [{"name": "orders", "origin": "http://o:1", "up": false, "reason": "origin_refused", "detail": "10.0.0.1:1: refused"},
+                         {"name": "crm", "origin": "http://c:1", "up": true, "source": "relay"}],
+            "managed_refused": [{"name": "hr", "why": "not allowed here"}],
         });
         let text = status_text(&status);
         for line in [
@@ -220,6 +233,8 @@ mod tests {
             "x refused: not granted",
             "service      orders http://o:1 down (origin_refused)",
             "             10.0.0.1:1: refused",
+            "service      crm http://c:1 up, managed at the relay",
+            "refused      hr: not allowed here",
         ] {
             assert!(text.contains(line), "{line}\n{text}");
         }

@@ -26,9 +26,11 @@ use crate::config::Settled;
 use crate::gate::Gate;
 use crate::health::Checks;
 use crate::identity::{Admission, Candidate, Identity, IdentityError, Relay, Store, fingerprint, relays_of};
+use crate::introductions::Introductions;
 use crate::join::{self, Refused};
 use crate::metrics::ConnectorMetrics;
 use crate::origins::Origins;
+use crate::relays::{self, Told};
 use crate::shared::Shared;
 use crate::stay::{Over, stay};
 use crate::{VERSION, words};
@@ -37,6 +39,8 @@ use crate::{VERSION, words};
 const TICK: Duration = Duration::from_secs(1);
 /// Sweeps come every so many ticks.
 const SWEEP_TICKS: u32 = 5;
+/// Words of relays about each other that wait to be heard.
+const TOLD: usize = 16;
 /// How long links may take to close at the end.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
@@ -101,6 +105,7 @@ pub async fn run(start: Start, drain: Drain) -> Result<Exit, Quit> {
     let origins = Origins::default();
     let metrics = Arc::new(ConnectorMetrics::new());
     let (identity_known, identity) = watch::channel(None);
+    let (tell, told) = mpsc::channel(TOLD);
     let shared = Arc::new(Shared {
         instance: InstanceId::new(),
         name: settled.name.clone().or_else(host_name),
@@ -111,14 +116,21 @@ pub async fn run(start: Start, drain: Drain) -> Result<Exit, Quit> {
         checks: Checks::new(origins.clone()),
         gate: Gate::new(origins.clone(), metrics.clone(), drain.clone()),
         origins,
+        managed: std::sync::Mutex::default(),
+        refused: watch::Sender::default(),
         metrics,
         board: Board::default(),
         drain: drain.clone(),
         drain_timeout: settled.drain_timeout,
         up: watch::Sender::new(0),
+        introductions: Introductions::default(),
+        told: tell,
     });
-    if settled.services.is_empty() {
-        tracing::warn!("no service is declared: --service NAME=URL, or [[service]] in the configuration");
+    if settled.services.is_empty() && settled.allow.is_empty() {
+        tracing::warn!(
+            "no service is declared: --service NAME=URL, or [[service]] in the configuration; or [allow] origins for those \
+             that the relay manages"
+        );
     }
     let watched = apply(&shared, &settled);
     let (ask_reload, asked) = mpsc::channel(4);
@@ -127,8 +139,8 @@ pub async fn run(start: Start, drain: Drain) -> Result<Exit, Quit> {
     if let Some(notifier) = &notifier {
         notifier.ready("connecting");
     }
-    let app =
-        App { shared, watched: Watched::new(watched), source, notifier, identity: identity_known, members: Vec::new() };
+    let watched = Watched::new(watched);
+    let app = App { shared, watched, source, notifier, identity: identity_known, told, members: Vec::new() };
     app.run(known, asked, reloads).await
 }
 
@@ -139,13 +151,21 @@ struct App {
     source: Option<Box<dyn Source>>,
     notifier: Option<Notifier>,
     identity: watch::Sender<Option<Facts>>,
+    told: mpsc::Receiver<Told>,
     members: Vec<Member>,
 }
 
-/// One identity's links.
+/// One identity and its links.
 struct Member {
-    links: Vec<Task<Over>>,
-    /// Set when another identity took its place.
+    identity: Arc<Mutex<Identity>>,
+    links: Vec<Tie>,
+}
+
+/// The link to one relay.
+struct Tie {
+    relay: String,
+    task: Task<Over>,
+    /// Set when it is to go: another identity took its place, or the relay is no more.
     retired: watch::Sender<bool>,
 }
 
@@ -186,8 +206,12 @@ impl App {
                 }
                 over = next_over(&mut self.members), if join.is_none() => match over {
                     Over::Revoked => return Err(self.revoked()),
-                    Over::Drained => self.members.retain(|member| !member.links.iter().all(Task::is_finished)),
+                    Over::Drained => {
+                        self.members.iter_mut().for_each(|member| member.links.retain(|tie| !tie.task.is_finished()));
+                        self.members.retain(|member| !member.links.is_empty());
+                    }
                 },
+                Some(told) = self.told.recv() => self.learn(&told).await,
                 joined = next_join(&mut join) => {
                     join = None;
                     self.joined(joined)?;
@@ -254,8 +278,8 @@ impl App {
         // Start new, then stop old: the former identity's links drain and end by themselves.
         self.begin(identity);
         if let Some((_, former)) = self.members.split_last() {
-            for member in former {
-                member.retired.send_replace(true);
+            for tie in former.iter().flat_map(|member| &member.links) {
+                tie.retired.send_replace(true);
             }
         }
         Ok(())
@@ -267,12 +291,46 @@ impl App {
         let relays: Vec<Relay> = identity.joined.relays.clone();
         self.shared.board.set_relays(relays.iter().map(on_board));
         let identity = Arc::new(Mutex::new(identity));
-        let retired = watch::Sender::new(false);
-        let links = relays.into_iter().map(|relay| {
-            let (shared, identity, retired) = (self.shared.clone(), identity.clone(), retired.subscribe());
-            spawn("connector.link", async move { stay(&shared, &identity, &relay.name, retired).await })
+        let links = relays.into_iter().map(|relay| Tie::to(relay.name, &self.shared, &identity)).collect();
+        self.members.push(Member { identity, links });
+    }
+
+    /// A relay told of the others of its registry: links to new ones start, links to those that are no more end.
+    async fn learn(&mut self, told: &Told) {
+        let Some(Member { identity, links }) = self.members.last_mut() else { return };
+        let shared = &self.shared;
+        let mut known = identity.lock().await;
+        let mut relays = known.joined.relays.clone();
+        let learned = relays::learn(&mut relays, told);
+        if learned.is_nothing() {
+            return;
+        }
+        if let Err(error) = shared.store.know_relays(&mut known, relays.clone()) {
+            tracing::warn!(%error, "what a relay told of the others cannot be kept");
+            return;
+        }
+        drop(known);
+        for relay in &relays {
+            let (name, state) = on_board(relay);
+            shared.board.set_relay(name, state);
+        }
+        for name in &learned.gone {
+            tracing::info!(relay = name, by = told.by, "a relay is no more");
+            shared.board.remove_relay(name);
+        }
+        // What is not up finds its relay by what is known now.
+        let stale = |name: &String| learned.changed.contains(name) && !shared.board.is_up(name);
+        links.retain(|tie| {
+            let stays = !learned.gone.contains(&tie.relay) && !stale(&tie.relay);
+            if !stays {
+                tie.retired.send_replace(true);
+            }
+            stays
         });
-        self.members.push(Member { links: links.collect(), retired });
+        for name in learned.added.iter().chain(learned.changed.iter().filter(|name| stale(name))) {
+            tracing::info!(relay = name, by = told.by, "another relay told where this one is");
+            links.push(Tie::to(name.clone(), shared, identity));
+        }
     }
 
     fn reload(&mut self) -> Result<Vec<String>, Quit> {
@@ -303,7 +361,7 @@ impl App {
         if in_flight > 0 {
             tracing::warn!(in_flight, "requests were cut off at the end of the drain");
         }
-        let links = self.members.drain(..).flat_map(|member| member.links);
+        let links = self.members.drain(..).flat_map(|member| member.links).map(|tie| tie.task);
         let _ = timeout(LAST_WORDS, futures_util::future::join_all(links)).await;
         tracing::info!("connector stopped");
     }
@@ -312,6 +370,15 @@ impl App {
         let id = self.identity.borrow().as_ref().map(|facts| facts.to_string()).unwrap_or_default();
         Quit::config(format!("this connector{id} was revoked at the relay"))
             .hint("to connect this host again, give it a new token: culvert-relay token create TUNNEL")
+    }
+}
+
+impl Tie {
+    fn to(relay: String, shared: &Arc<Shared>, identity: &Arc<Mutex<Identity>>) -> Self {
+        let retired = watch::Sender::new(false);
+        let (name, shared, identity, gone) = (relay.clone(), shared.clone(), identity.clone(), retired.subscribe());
+        let task = spawn("connector.link", async move { stay(&shared, &identity, &name, gone).await });
+        Self { relay, task, retired }
     }
 }
 
@@ -324,8 +391,7 @@ struct Joined {
 
 /// Puts settings into force; the files to watch.
 fn apply(shared: &Shared, settled: &Settled) -> Vec<PathBuf> {
-    shared.origins.replace(settled.services.clone());
-    shared.checks.restart();
+    shared.configure(settled.services.clone(), settled.allow.clone());
     settled.watched.clone()
 }
 
@@ -367,7 +433,7 @@ async fn next_join(join: &mut Option<Task<Joined>>) -> Joined {
 
 /// Waits until any link is over for good.
 async fn next_over(members: &mut [Member]) -> Over {
-    let links = members.iter_mut().flat_map(|member| member.links.iter_mut());
+    let links = members.iter_mut().flat_map(|member| member.links.iter_mut()).map(|tie| &mut tie.task);
     let links: Vec<_> = links.filter(|link| !link.is_finished()).collect();
     if links.is_empty() {
         return std::future::pending().await;

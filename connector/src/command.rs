@@ -146,7 +146,7 @@ fn check(args: &CheckArgs, environment: &dyn Environment) -> Result<Exit, Quit> 
         Some(file) => exit::say(format_args!("configuration: {}", file.display())),
         None => exit::say("configuration: no file, flags, environment and defaults alone"),
     }
-    if settled.services.is_empty() {
+    if settled.services.is_empty() && settled.allow.is_empty() {
         exit::say("warning: no service is declared: --service NAME=URL, or [[service]] in the file");
     }
     match token(&args.run, environment)? {

@@ -16,8 +16,8 @@ use rustls_pki_types::ServerName;
 use zeroize::Zeroizing;
 
 use crate::allow::Allow;
-use crate::origin::{Origin, split_authority};
-use crate::service::{Balance, HealthCheck, HostPolicy, Service, SetHeader, Timeouts};
+use crate::origin::Origin;
+use crate::service::{Balance, HealthCheck, Service, SetHeader, Timeouts, health_path};
 use crate::tls::{ClientTls, Files};
 
 mod raw;
@@ -37,7 +37,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting::new("drain.timeout", Kind::Duration, "how long requests in flight may take at the end")
         .or("25s")
         .restart(),
-    Setting::new("allow.origins", Kind::List(&Kind::Text), "which origins a relay may manage"),
+    Setting::new("allow.origins", Kind::List(&Kind::Text), "which origins a relay may manage: names with *, networks, or unix:/PATH, as in http://*.internal:8080 or 10.0.0.0/8:443; none by default"),
     Setting::new("service", Kind::Entries { name: "name", value: "origin" }, "services"),
     Setting::new("service[].name", Kind::Text, "what gateways call it"),
     Setting::new("service[].origin", Kind::Url, "http://, https://, h2c:// or tcp:// and HOST:PORT, or unix:/PATH"),
@@ -200,7 +200,7 @@ impl Place<'_> {
         let tls = self.tls(&format!("{key}.tls"), &raw.tls, &origin, watched)?;
         let mut service = Service::new(name, origin, tls);
         if let Some(host) = &raw.host {
-            service.host = self.host(&format!("{key}.host"), host)?;
+            service.host = self.parse(&format!("{key}.host"), host)?;
         }
         for (name, spec) in &raw.headers {
             let key = format!("{key}.headers.{name}");
@@ -283,18 +283,6 @@ impl Place<'_> {
         ClientTls::new(files).map(Some).map_err(|error| self.loaded.wrong(key, error))
     }
 
-    fn host(&self, key: &str, text: &str) -> Result<HostPolicy, ConfigError> {
-        match text {
-            "origin" => Ok(HostPolicy::Origin),
-            "preserve" => Ok(HostPolicy::Preserve),
-            literal => {
-                let value = HeaderValue::from_str(literal).ok().filter(|_| split_authority(literal).is_some());
-                let wrong = || self.loaded.wrong(key, "\"origin\", \"preserve\" or a host name is expected");
-                value.map(HostPolicy::Literal).ok_or_else(wrong)
-            }
-        }
-    }
-
     fn header_name(&self, key: &str, text: &str) -> Result<HeaderName, ConfigError> {
         let name = HeaderName::from_str(text).map_err(|_| self.loaded.wrong(key, "is no header field's name"))?;
         if name == header::HOST {
@@ -309,8 +297,7 @@ impl Place<'_> {
     fn health(&self, key: &str, raw: &RawHealth) -> Result<HealthCheck, ConfigError> {
         let usual = HealthCheck::default();
         let path = raw.path.as_ref().map(|text| {
-            let path = text.parse().ok().filter(|_| text.starts_with('/'));
-            path.ok_or_else(|| self.loaded.wrong(&format!("{key}.path"), "a path that starts with / is expected"))
+            health_path(text).map_err(|why| self.loaded.wrong(&format!("{key}.path"), why))
         });
         let positive = |name: &str, given: Option<Duration>, usual: Duration| match given {
             Some(Duration::ZERO) => Err(self.loaded.wrong(&format!("{key}.{name}"), "must be more than 0s")),

@@ -32,12 +32,29 @@ const KEEPALIVE_SECONDS: u32 = 60;
 const KEEPALIVE_PROBES: u32 = 4;
 
 /// Which addresses of an origin may be dialled.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Admission {
     /// Declared by this connector's own operator: all.
     Declared,
     /// Managed from elsewhere: within the allow-list.
     Within(Arc<Allow>),
+}
+
+impl Admission {
+    /// The failure that stands fast before anything is looked up or dialled.
+    pub fn refusal(&self, origin: &Origin) -> Option<Fault> {
+        match self {
+            Self::Declared => None,
+            Self::Within(allow) => allow.may_permit(origin).err().map(|outside| denied(&outside)),
+        }
+    }
+
+    fn admits(&self, origin: &Origin, address: SocketAddr) -> bool {
+        match self {
+            Self::Declared => true,
+            Self::Within(allow) => allow.permits(origin, Some(address)),
+        }
+    }
 }
 
 /// The way to an origin.
@@ -62,25 +79,21 @@ pub struct Way<'a> {
 pub async fn connect(way: Way<'_>, patience: Duration) -> Result<OriginIo, Fault> {
     let deadline = Instant::now() + patience;
     let Way { origin, admission, .. } = way;
+    // Names that lead nowhere are not even looked up.
+    if let Some(refusal) = admission.refusal(origin) {
+        return Err(refusal);
+    }
     match origin {
-        Origin::Unix(path) => {
-            if let Admission::Within(allow) = admission
-                && !allow.permits(origin, None)
-            {
-                return Err(denied(origin));
-            }
-            unix(path, deadline).await.map(OriginIo::Unix)
-        }
+        Origin::Unix(path) => unix(path, deadline).await.map(OriginIo::Unix),
         Origin::Net { scheme, host, port } => {
             let found = resolve(host, *port, way.names, deadline).await?;
-            let admitted: Vec<SocketAddr> = match admission {
-                Admission::Declared => found,
-                Admission::Within(allow) => {
-                    found.into_iter().filter(|address| allow.permits(origin, Some(*address))).collect()
-                }
-            };
+            // INVARIANT: what is dialled below is what was judged here, each address of each attempt.
+            let (admitted, denied_ones): (Vec<SocketAddr>, Vec<SocketAddr>) =
+                found.into_iter().partition(|address| admission.admits(origin, *address));
             if admitted.is_empty() {
-                return Err(denied(origin));
+                let leads_to: Vec<String> = denied_ones.iter().map(|address| address.ip().to_string()).collect();
+                let why = format!("{origin} leads to {}: not within [allow] origins", leads_to.join(", "));
+                return Err(denied(&why));
             }
             let dialled = race(&admitted, deadline).await;
             if dialled.is_err()
@@ -124,8 +137,8 @@ fn fault(reason: Reason) -> Fault {
     Fault::new(reason).side(side).retry(Retry::Safe)
 }
 
-fn denied(origin: &Origin) -> Fault {
-    Fault::new(Reason::OriginDenied).side(Side::Here).retry(Retry::Never).log(format_args!("{origin} is not allowed"))
+fn denied(why: &dyn std::fmt::Display) -> Fault {
+    Fault::new(Reason::OriginDenied).side(Side::Here).retry(Retry::Safe).log(why)
 }
 
 async fn resolve(host: &Host, port: u16, names: &Names, deadline: Instant) -> Result<Vec<SocketAddr>, Fault> {

@@ -64,6 +64,13 @@ impl Health {
         }
     }
 
+    /// Down from the start.
+    pub fn down(fault: &Fault) -> Self {
+        let health = Self::new();
+        health.set(Some(Down::by(fault)));
+        health
+    }
+
     /// Whether the origin answers.
     pub fn is_up(&self) -> bool {
         self.inner.why_down.read().unwrap_or_else(std::sync::PoisonError::into_inner).is_none()

@@ -19,6 +19,7 @@ pub mod identity;
 pub mod join;
 pub mod link;
 pub mod liveness;
+pub mod managed;
 pub mod metrics;
 pub mod moves;
 pub mod names;

@@ -118,7 +118,8 @@ impl Scheme {
             .find(|scheme| scheme.name().eq_ignore_ascii_case(text))
     }
 
-    const fn default_port(self) -> Option<u16> {
+    /// The port that its URL means when it names none.
+    pub(crate) const fn default_port(self) -> Option<u16> {
         match self {
             Self::Http | Self::H2c => Some(80),
             Self::Https => Some(443),

@@ -68,6 +68,15 @@ pub struct Upstream {
     started: Instant,
 }
 
+/// A service as it is to be in the table.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// What it is.
+    pub service: Service,
+    /// Which of its origin's addresses may be dialled.
+    pub admission: Admission,
+}
+
 /// How a pool reaches an origin.
 #[derive(Clone)]
 pub struct Dial {
@@ -90,18 +99,19 @@ impl Origins {
 
     /// Replaces the table. Pools and health of services whose origin is reached as before live on; the pools of the
     /// others end with their exchanges.
-    pub fn replace(&self, services: Vec<Service>) {
+    pub fn replace(&self, services: impl IntoIterator<Item: Into<Entry>>) {
         let old = self.table();
         let mut kept = Vec::new();
-        let upstreams = services.into_iter().map(|service| {
+        let upstreams = services.into_iter().map(|entry| {
+            let Entry { service, admission } = entry.into();
             let name: Box<str> = service.name.as_str().into();
-            let same = old.upstreams.get(&name).filter(|upstream| upstream.reached_as(&service));
+            let same = old.upstreams.get(&name).filter(|upstream| upstream.reached_as(&service, &admission));
             let upstream = match same {
                 Some(upstream) => {
                     kept.push(name.clone());
                     Upstream { service, ..upstream.same() }
                 }
-                None => Upstream::new(service, Admission::Declared, self.names.clone()),
+                None => Upstream::new(service, admission, self.names.clone()),
             };
             (name, Arc::new(upstream))
         });
@@ -126,6 +136,13 @@ impl Origins {
     }
 }
 
+impl From<Service> for Entry {
+    /// Declared by this connector's own operator.
+    fn from(service: Service) -> Self {
+        Self { service, admission: Admission::Declared }
+    }
+}
+
 impl Table {
     /// The service of that name, in lower case.
     pub fn upstream(&self, name: &str) -> Option<&Arc<Upstream>> {
@@ -141,7 +158,10 @@ impl Table {
 impl Upstream {
     /// A service with no connection yet.
     pub fn new(service: Service, admission: Admission, names: Names) -> Self {
-        let health = Health::new();
+        let health = match admission.refusal(&service.origin) {
+            None => Health::new(),
+            Some(fault) => Health::down(&fault),
+        };
         let dial = Dial { service: service.clone(), admission, names, health: health.clone() };
         Self {
             authority: service.origin.authority(),
@@ -152,6 +172,11 @@ impl Upstream {
             last_used: AtomicU64::new(NEVER),
             started: now(),
         }
+    }
+
+    /// Whether a relay's operator defined it, and not this connector's.
+    pub fn is_managed(&self) -> bool {
+        self.pool.opener().admission != Admission::Declared
     }
 
     /// A connection of its own, which no pool keeps.
@@ -190,8 +215,12 @@ impl Upstream {
         self.last_used.store(NEVER, Ordering::Relaxed);
     }
 
-    /// The addresses of the origin's name as of now; none for an address, a socket file, or where nobody knows.
+    /// The addresses of the origin's name as of now; none for an address, a socket file, a name that is not to be looked
+    /// up, or where nobody knows.
     pub async fn addresses(&self) -> Option<Arc<[SocketAddr]>> {
+        if self.pool.opener().admission.refusal(&self.service.origin).is_some() {
+            return None;
+        }
         match &self.service.origin {
             Origin::Net { host: Host::Name(name), .. } => self.pool.opener().names.addresses(name).await.ok(),
             Origin::Net { .. } | Origin::Unix(_) => None,
@@ -210,10 +239,12 @@ impl Upstream {
         }
     }
 
-    fn reached_as(&self, other: &Service) -> bool {
+    fn reached_as(&self, other: &Service, admission: &Admission) -> bool {
         let own = &self.service;
-        (&own.origin, &own.tls, own.proxy_protocol, own.timeouts.connect, &own.health)
-            == (&other.origin, &other.tls, other.proxy_protocol, other.timeouts.connect, &other.health)
+        let is_admitted_alike = self.pool.opener().admission == *admission;
+        let same = (&own.origin, &own.tls, own.proxy_protocol, own.timeouts.connect, &own.health)
+            == (&other.origin, &other.tls, other.proxy_protocol, other.timeouts.connect, &other.health);
+        same && is_admitted_alike
     }
 }
 
@@ -310,7 +341,7 @@ mod tests {
         origins.replace(vec![service("orders", "http://127.0.0.1:1")]);
         assert!(origins.table().upstream("orders").is_some());
         assert!(origins.table().upstream("billing").is_none());
-        origins.replace(Vec::new());
+        origins.replace(Vec::<Service>::new());
         assert!(origins.table().upstream("orders").is_none());
     }
 

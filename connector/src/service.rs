@@ -10,7 +10,7 @@ use culvert_model::control::ServiceTimeouts;
 use culvert_model::name::ServiceName;
 use http::{HeaderName, HeaderValue};
 
-use crate::origin::Origin;
+use crate::origin::{Origin, split_authority};
 use crate::proxy_protocol::ProxyProtocol;
 use crate::tls::ClientTls;
 
@@ -94,6 +94,11 @@ pub struct Timeouts {
     pub queue: Option<Duration>,
 }
 
+/// The text is no Host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("\"origin\", \"preserve\" or a host name is expected")]
+pub struct BadHost;
+
 /// The text is no balance.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is nothing to balance by: \"header:NAME\", \"cookie:NAME\" or \"client-ip\" is expected")]
@@ -149,6 +154,30 @@ impl Timeouts {
             queue_ms: ms(self.queue),
         }
     }
+}
+
+impl std::str::FromStr for HostPolicy {
+    type Err = BadHost;
+
+    fn from_str(text: &str) -> Result<Self, BadHost> {
+        match text {
+            "origin" => Ok(Self::Origin),
+            "preserve" => Ok(Self::Preserve),
+            literal => {
+                let value = HeaderValue::from_str(literal).ok().filter(|_| split_authority(literal).is_some());
+                value.map(Self::Literal).ok_or(BadHost)
+            }
+        }
+    }
+}
+
+/// Reads the path of a health check.
+///
+/// # Errors
+/// What is expected.
+pub fn health_path(text: &str) -> Result<http::uri::PathAndQuery, &'static str> {
+    let path = text.parse().ok().filter(|_| text.starts_with('/'));
+    path.ok_or("a path that starts with / is expected")
 }
 
 impl std::str::FromStr for Balance {

@@ -5,7 +5,9 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use culvert_model::close::CloseCode;
-use culvert_model::control::{self, Announce, AnnouncedService, ToConnector, ToRelay, Welcome};
+use culvert_model::control::{
+    self, Announce, AnnouncedService, ManagedService, RefusedService, ToConnector, ToRelay, Welcome,
+};
 use culvert_ops::drain::InFlight;
 use culvert_plane::{Connection, Event, Stream};
 use tokio::io::{ReadHalf, WriteHalf};
@@ -14,9 +16,11 @@ use tokio::time::{sleep_until, timeout};
 
 use crate::control::{ControlError, Incoming, Outgoing};
 use crate::health;
+use crate::introductions::Introduced;
 use crate::link::{Ended, Link};
 use crate::liveness::{Check, Liveness};
 use crate::reach::{Way, ended_as, now};
+use crate::relays::Told;
 use crate::roam::Roam;
 use crate::shared::Shared;
 use crate::{VERSION, words};
@@ -29,6 +33,9 @@ const WELCOME_PATIENCE: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(500);
 /// How long the relay may take to confirm that it knows of the drain.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A relay's lists of managed services are taken no faster than this: each new one starts the checks of origins anew.
+const MANAGED_EVERY: Duration = Duration::from_millis(200);
 
 /// How a session came to its end.
 #[derive(Debug)]
@@ -48,11 +55,23 @@ struct Session<'a> {
     outgoing: Outgoing<WriteHalf<Stream>>,
     liveness: Liveness,
     announced: Vec<AnnouncedService>,
+    managing: Managing,
     pings: u64,
     drain: Draining,
     retired: Option<Instant>,
     welcomed: bool,
     started: Instant,
+}
+
+/// What this relay manages.
+#[derive(Default)]
+struct Managing {
+    /// Whether it ever said: an older relay knows nothing of it.
+    is_asked: bool,
+    /// A list that is not yet in force, and when it comes into force.
+    next: Option<(Vec<ManagedService>, Instant)>,
+    /// When the last one did.
+    last: Option<Instant>,
 }
 
 /// How far the drain of this session is.
@@ -92,18 +111,25 @@ pub async fn live(
         outgoing: Outgoing::new(write),
         liveness: Liveness::new(now()),
         announced: Vec::new(),
+        managing: Managing::default(),
         pings: 0,
         drain: Draining::Not,
         retired: None,
         welcomed: false,
         started: now(),
     };
-    session.run(Incoming::new(read), retired).await
+    let name = session.way.name().to_owned();
+    let left = session.run(Incoming::new(read), retired).await;
+    shared.introductions.released(&name);
+    left
 }
 
 impl Session<'_> {
     async fn run(mut self, mut incoming: Incoming<ReadHalf<Stream>>, retired: &mut watch::Receiver<bool>) -> Left {
         let mut news = self.shared.checks.news();
+        let mut wishes = self.shared.introductions.news();
+        wishes.mark_changed();
+        let mut refused = self.shared.refused.subscribe();
         let gate = self.shared.gate.serve(self.connection);
         tokio::pin!(gate);
         let mut roam = Roam::default();
@@ -130,6 +156,8 @@ impl Session<'_> {
                     Err(error) => Err(error),
                 },
                 Ok(()) = news.changed() => self.tell().await,
+                Ok(()) = wishes.changed(), if self.welcomed => self.introduce().await,
+                Ok(()) = refused.changed(), if self.managing.is_asked => self.tell_refused().await,
                 event = self.way.events.recv() => match event {
                     Some(event) => match self.event(&event) {
                         Some(ended) => return Left::Ended(ended),
@@ -167,6 +195,11 @@ impl Session<'_> {
             self.connection.close(CloseCode::Protocol);
             return Err(Left::Ended(Ended::Lost("the relay said no welcome".to_owned())));
         }
+        if let Some((_, at)) = self.managing.next
+            && now() >= at
+        {
+            self.manage().await.map_err(|error| self.broken(&error))?;
+        }
         if let Draining::Told { by, .. } = self.drain
             && now() >= by
         {
@@ -181,6 +214,7 @@ impl Session<'_> {
             match self.liveness.poll(now()) {
                 Check::Until(until) => {
                     let until = if self.welcomed { until } else { until.min(started + WELCOME_PATIENCE) };
+                    let until = self.managing.next.as_ref().map_or(until, |(_, at)| until.min(*at));
                     return Ok(match self.drain {
                         Draining::Told { by, .. } => until.min(by),
                         Draining::Not | Draining::Known => until,
@@ -224,18 +258,31 @@ impl Session<'_> {
                 tracing::debug!(relay = self.way.name(), what, "the relay did not understand");
                 Ok(())
             }
+            ToConnector::Manage { services } => {
+                let soonest = self.managing.last.map_or_else(now, |last| last + MANAGED_EVERY);
+                self.managing.next = Some((services, soonest));
+                Ok(())
+            }
+            ToConnector::Relays { own, relays } => {
+                let told = Told { by: self.way.name().to_owned(), own, relays };
+                // A full queue holds earlier words of the same kind: the relay says it again at the next change.
+                if self.shared.told.try_send(told).is_err() {
+                    tracing::debug!(relay = self.way.name(), "a list of relays was not taken");
+                }
+                Ok(())
+            }
+            ToConnector::Introduced { relay, public_key, relay_key, ciphertext, psk_epoch } => {
+                let introduced = Introduced { public_key, relay_key, ciphertext, psk_epoch };
+                self.shared.introductions.answered(&relay, introduced);
+                Ok(())
+            }
             ToConnector::Enrolled(_)
             | ToConnector::Refused { .. }
             | ToConnector::Rekeyed(_)
             | ToConnector::RekeyRefused { .. }
             | ToConnector::Renewed { .. }
             | ToConnector::RelayKey { .. }
-            | ToConnector::Manage { .. }
-            | ToConnector::Relays { .. }
-            | ToConnector::Introduced { .. }
-            | ToConnector::Unknown => {
-                self.send(&ToRelay::Unsupported { what: "not understood here".to_owned() }).await
-            }
+            | ToConnector::Unknown => self.send(&ToRelay::Unsupported { what: "not understood here".to_owned() }).await,
         }
     }
 
@@ -285,7 +332,7 @@ impl Session<'_> {
     async fn tell(&mut self) -> Result<(), ControlError> {
         let now = self.services();
         let same = |a: &AnnouncedService, b: &AnnouncedService| {
-            (&a.name, &a.balance, a.timeouts, a.tcp) == (&b.name, &b.balance, b.timeouts, b.tcp)
+            (&a.name, &a.balance, a.timeouts, a.tcp, a.managed) == (&b.name, &b.balance, b.timeouts, b.tcp, b.managed)
         };
         let all_same = now.len() == self.announced.len() && now.iter().zip(&self.announced).all(|(a, b)| same(a, b));
         if all_same {
@@ -295,6 +342,20 @@ impl Session<'_> {
         } else {
             self.announce().await
         }
+    }
+
+    /// Puts the relay's list into force. It is answered each time, also where it changed nothing.
+    async fn manage(&mut self) -> Result<(), ControlError> {
+        let Some((services, _)) = self.managing.next.take() else { return Ok(()) };
+        (self.managing.is_asked, self.managing.last) = (true, Some(now()));
+        tracing::info!(relay = self.way.name(), services = services.len(), "services managed at the relay");
+        self.shared.manage(services);
+        self.tell_refused().await
+    }
+
+    async fn tell_refused(&mut self) -> Result<(), ControlError> {
+        let refused: Vec<RefusedService> = self.shared.refused.borrow().clone();
+        self.send(&ToRelay::Managed { refused }).await
     }
 
     async fn announce(&mut self) -> Result<(), ControlError> {
@@ -316,8 +377,17 @@ impl Session<'_> {
             balance: upstream.service.balance.as_ref().map(ToString::to_string),
             timeouts: upstream.service.timeouts.announced(),
             tcp: upstream.service.origin.is_tcp(),
+            managed: upstream.is_managed(),
         });
         announced.collect()
+    }
+
+    /// Asks this relay to make the connector known to others.
+    async fn introduce(&mut self) -> Result<(), ControlError> {
+        for (relay, kem_key) in self.shared.introductions.take(self.way.name()) {
+            self.send(&ToRelay::Introduce { relay, kem_key }).await?;
+        }
+        Ok(())
     }
 
     /// Tells the relay first; what is in flight goes on.

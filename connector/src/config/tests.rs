@@ -4,6 +4,7 @@ use std::fs;
 use tempfile::TempDir;
 
 use super::*;
+use crate::service::HostPolicy;
 
 struct Host(TempDir);
 

@@ -350,6 +350,7 @@ impl Joined {
             balance: None,
             timeouts: ServiceTimeouts::default(),
             tcp: false,
+            managed: false,
         });
         let name = Some(self.name.parse().unwrap());
         let announce = Announce { version: VERSION, program: "test".to_owned(), name, services: services.collect() };

@@ -134,7 +134,7 @@ impl Engine {
         self.stats.sessions += 1;
         let id = peer.id;
         let bootstrap = peer.instance.map(|instance| instance.bootstrap);
-        let promoted = peer.keys.confirm(under, now);
+        let promoted = peer.keys.confirm(under, initiated, now);
         // Another tunnel with the same keys has nothing left to do but to open what is still on its way.
         for other in peer.tunnels.iter().filter(|other| **other != tunnel_slot) {
             if let Some(other) = self.tunnels.get_mut(*other).filter(|other| other.under == under) {

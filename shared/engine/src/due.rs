@@ -91,7 +91,7 @@ impl Engine {
             }
             return;
         };
-        let under = peer.keys.initiating(path.remote);
+        let under = peer.keys.initiating(path.remote, peer.live);
         let tunnel = self.initiating_tunnel(slot, under, now);
         let sent_at = tunnel.and_then(|tunnel| self.send_initiation(tunnel, path, now, replies));
         if let Some(attempt) = self.peers.get_mut(slot).and_then(|peer| peer.attempt.as_mut()) {

@@ -139,11 +139,12 @@ impl Keys {
     }
 
     /// What the next initiation to an address goes under: the newest, and while nobody answers there, in every other turn
-    /// each of the others.
-    pub(crate) fn initiating(&self, target: SocketAddr) -> Under {
+    /// each of the others. While a session is `live` only in every fourth: it is the newest that is wanted then.
+    pub(crate) fn initiating(&self, target: SocketAddr, live: bool) -> Under {
         let newest = self.newest();
         let tries = self.tries.iter().find(|(known, _)| *known == target).map_or(0, |(_, tries)| *tries);
-        if tries % 2 == 0 {
+        let every = if live { 4 } else { 2 };
+        if tries % every + 1 < every {
             return newest;
         }
         let older = self.iter().flat_map(|key| {
@@ -158,7 +159,7 @@ impl Keys {
                 .map(|epoch| key.under(epoch))
         });
         let older: Vec<Under> = older.filter(|under| *under != newest).collect();
-        older.get((tries as usize / 2) % older.len().max(1)).copied().unwrap_or(newest)
+        older.get((tries / every) as usize % older.len().max(1)).copied().unwrap_or(newest)
     }
 
     /// An initiation to an address had no answer.
@@ -177,13 +178,14 @@ impl Keys {
         }
     }
 
-    /// A session under these keys is confirmed, and the newest.
-    pub(crate) fn confirm(&mut self, under: Under, now: Instant) -> Confirmed {
+    /// A session under these keys is confirmed, and the newest. `initiated`: it was we who chose them.
+    pub(crate) fn confirm(&mut self, under: Under, initiated: bool, now: Instant) -> Confirmed {
         self.tries.clear();
         let several = !self.more.is_empty();
         let preferred = self.preferred;
-        // One that was preferred and never used stays preferred: the older one only answered first.
-        let keep = self.get(preferred).is_some_and(|key| !key.promoted && key.serial != under.key);
+        // We follow what the peer initiates with. An older key that answered us first, or alone, is not what we want next
+        // time, nor is any in place of one that was preferred and never used.
+        let keep = initiated || self.get(preferred).is_some_and(|key| !key.promoted && key.serial != under.key);
         let Some(key) = self.iter_mut().find(|key| key.serial == under.key) else {
             return Confirmed { key: None, epoch: None };
         };
@@ -249,7 +251,7 @@ mod tests {
     fn tried(keys: &mut Keys, count: usize) -> Vec<(u32, Option<u32>)> {
         let target = ([192, 0, 2, 1], 1).into();
         let mut next = || {
-            let under = keys.initiating(target);
+            let under = keys.initiating(target, false);
             keys.note_unanswered(target);
             (under.key, under.epoch)
         };
@@ -274,28 +276,32 @@ mod tests {
         let [a, b] = [1, 2].map(|port| SocketAddr::from(([192, 0, 2, 1], port)));
         for address in [a, b, a, b] {
             let turn = keys.tries.iter().find(|(known, _)| *known == address).map_or(0, |(_, tries)| *tries);
-            assert_eq!(keys.initiating(address).key, if turn == 0 { 1 } else { 0 });
+            assert_eq!(keys.initiating(address, false).key, if turn == 0 { 1 } else { 0 });
+            assert_eq!(keys.initiating(address, true).key, 1, "what is live is not given up for it");
             keys.note_unanswered(address);
         }
     }
 
     #[test]
-    fn a_preferred_key_stays_preferred_until_it_was_used_and_then_the_last_one_confirmed_is() {
+    fn a_preferred_key_stays_preferred_until_the_peer_itself_uses_another() {
         let now = Instant::now();
         let mut keys = Keys::new(public(1), 0, Vec::new());
         let under = |key| Under { key, own: 0, epoch: None };
-        assert!(keys.confirm(under(0), now).key.is_none(), "the only one");
+        assert!(keys.confirm(under(0), true, now).key.is_none(), "the only one");
         keys.add(public(2), 0, Vec::new(), true).unwrap();
-        assert!(keys.confirm(under(0), now).key.is_none());
+        assert!(keys.confirm(under(0), false, now).key.is_none());
+        assert_eq!(keys.newest().key, 1, "never used");
+        assert_eq!(keys.confirm(under(1), true, now).key, Some(public(2)));
+        assert!(keys.confirm(under(1), true, now).key.is_none(), "told once");
+        // The answer to an initiation under the older key comes late.
+        assert_eq!(keys.confirm(under(0), true, now).key, None);
         assert_eq!(keys.newest().key, 1);
-        assert_eq!(keys.confirm(under(1), now).key, Some(public(2)));
-        assert!(keys.confirm(under(1), now).key.is_none(), "told once");
-        keys.confirm(under(0), now);
+        keys.confirm(under(0), false, now);
         assert_eq!(keys.newest().key, 0);
         // Only answered until the other end uses it.
         keys.add(public(3), 0, Vec::new(), false).unwrap();
         assert_eq!(keys.newest().key, 0);
-        assert_eq!(keys.confirm(under(2), now).key, Some(public(3)));
+        assert_eq!(keys.confirm(under(2), false, now).key, Some(public(3)));
         assert_eq!(keys.newest().key, 2);
     }
 

@@ -69,6 +69,10 @@ impl Engine {
         let entry = self.peers.get_mut(peer.slot).filter(|entry| entry.id == peer).ok_or(AddPeerError::UnknownPeer)?;
         let serial = entry.keys.add(public_key, static_index, psks, prefer).ok_or(AddPeerError::Full)?;
         self.known.insert((public_key, static_index), Known::Peer(peer.slot, serial));
+        if let Some(attempt) = entry.attempt.as_mut().filter(|_| prefer) {
+            // Whoever is silent to the older key may answer this one.
+            (attempt.sent, attempt.at) = (false, now);
+        }
         self.rearm(peer.slot, now);
         Ok(())
     }

@@ -3,6 +3,7 @@
 //! Must never do anything but read: [`RelayVerb::into_command`] names what to do, others do it. What does not work yet is not
 //! here, so that it is not in `--help` either.
 
+mod backup;
 mod gateway;
 
 use std::net::IpAddr;
@@ -18,6 +19,7 @@ use culvert_model::units::{parse_duration, parse_optional_duration};
 use ipnet::IpNet;
 
 use crate::command::{Command, TokenTerms};
+pub(crate) use backup::{BackupArgs, RestoreArgs};
 use gateway::GatewayVerb;
 
 /// The relay beside an API gateway: connectors dial it over WireGuard, gateways call it over HTTP
@@ -41,6 +43,10 @@ pub(crate) enum Verb {
     Dev(DevArgs),
     #[command(flatten)]
     Relay(RelayVerb),
+    /// Write the relay's keys and registry into one encrypted file, also while it runs
+    Backup(BackupArgs),
+    /// Put a backup into an empty state directory: the relay is itself again, and its connectors come back
+    Restore(RestoreArgs),
     /// Print a new private key, as `wg genkey` does
     Genkey,
     /// Read a private key from stdin and print its public key, as `wg pubkey` does

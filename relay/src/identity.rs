@@ -111,9 +111,7 @@ impl Identity {
 
     /// Which relay this is among those that share a registry: stays when the static key is rotated. No secret.
     pub(crate) fn relay_tag(&self) -> String {
-        let digest =
-            Sha256::new().chain_update(b"culvert relay tag v1").chain_update(self.state_key.as_bytes()).finalize();
-        digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+        relay_tag(&self.state_key)
     }
 
     /// Seals a pre-shared key for the registry: 24 random bytes of nonce, ciphertext, tag (XChaCha20-Poly1305).
@@ -144,6 +142,12 @@ impl Identity {
     fn cipher(&self) -> XChaCha20Poly1305 {
         XChaCha20Poly1305::new(Key::from_slice(self.state_key.as_bytes()))
     }
+}
+
+/// [`Identity::relay_tag`] of the relay whose sealing key this is.
+pub(crate) fn relay_tag(state_key: &PrivateKey) -> String {
+    let digest = Sha256::new().chain_update(b"culvert relay tag v1").chain_update(state_key.as_bytes()).finalize();
+    digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl fmt::Debug for Identity {

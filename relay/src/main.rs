@@ -2,6 +2,7 @@
 
 mod access_log;
 mod app;
+mod backup;
 mod bind;
 mod cli;
 mod command;
@@ -65,6 +66,8 @@ async fn dispatch(verb: Verb) -> Result<Exit, Quit> {
             let (command, how) = verb.into_command();
             ask::ask(command, how).await
         }
+        Verb::Backup(args) => backup::backup(args).await,
+        Verb::Restore(args) => backup::restore(args).await,
         Verb::Genkey => keys::genkey(),
         Verb::Pubkey => keys::pubkey(),
         Verb::Genpsk => keys::genpsk(),

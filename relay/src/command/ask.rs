@@ -28,18 +28,26 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// The command's end.
 pub(crate) async fn ask(command: Command, how: Ask) -> Result<Exit, Quit> {
     let state = find(&how.place)?;
-    let client = Client::new(&state);
+    perform(command, &how.place, &state).await?.print(how.json)
+}
+
+/// Has one command carried out, by the relay that runs or without one.
+///
+/// # Errors
+/// It could be carried out by neither.
+pub(crate) async fn perform(command: Command, place: &Place, state: &StateDir) -> Result<Reply, Quit> {
+    let client = Client::new(state);
     let request = Request { actor: super::uid(nix::unistd::geteuid().as_raw()), command };
     let mut waited = Duration::ZERO;
     loop {
         match call(&client, &request).await {
-            Ok(reply) => return reply.print(how.json),
-            Err(CallError::NotRunning(_)) if request.command == Command::Status => return Err(not_running(&state)),
+            Ok(reply) => return Ok(reply),
+            Err(CallError::NotRunning(_)) if request.command == Command::Status => return Err(not_running(state)),
             Err(CallError::NotRunning(_)) => {}
             Err(error) => return Err(error.into()),
         }
         match state.lock() {
-            Ok(lock) => return by_itself(request, &how.place, &state, lock).await?.print(how.json),
+            Ok(lock) => return by_itself(request, place, state, lock).await,
             // A relay that is starting or stopping, or another command.
             Err(StateError::Busy { .. }) if waited < PATIENCE => tokio::time::sleep(PAUSE).await,
             Err(error) => return Err(error.into()),
@@ -123,7 +131,7 @@ pub(crate) fn check(args: &CheckArgs) -> Result<Exit, Quit> {
 }
 
 /// The state directory that is meant; said on stderr, because it decides whose relay this changes.
-fn find(place: &Place) -> Result<StateDir, Quit> {
+pub(crate) fn find(place: &Place) -> Result<StateDir, Quit> {
     find_in(place, &ProcessEnvironment)
 }
 

@@ -1,13 +1,13 @@
 //! `genkey`, `pubkey`, `genpsk`: bytes in and out as `wg`'s.
 
-use std::io::{self, Read as _};
+use std::io::{self, Read};
 
 use culvert_model::key::{PrivateKey, Psk};
 use culvert_ops::exit::{self, Exit, OrQuit as _, Quit};
 use zeroize::Zeroizing;
 
-/// More than any key and the white space around it.
-const LONGEST: u64 = 1024;
+/// A key as text.
+const KEY: usize = 44;
 
 /// Prints a new private key.
 ///
@@ -22,9 +22,7 @@ pub(crate) fn genkey() -> Result<Exit, Quit> {
 /// # Errors
 /// When stdin holds none.
 pub(crate) fn pubkey() -> Result<Exit, Quit> {
-    let mut text = Zeroizing::new(String::new());
-    io::stdin().lock().take(LONGEST).read_to_string(&mut text).or_failed("cannot read a private key from stdin")?;
-    let key: PrivateKey = text.parse().or_failed("stdin")?;
+    let key = read_key(io::stdin().lock())?;
     exit::print(key.public_key()).map(|()| Exit::Ok)
 }
 
@@ -34,4 +32,27 @@ pub(crate) fn pubkey() -> Result<Exit, Quit> {
 /// When stdout cannot be written.
 pub(crate) fn genpsk() -> Result<Exit, Quit> {
     exit::print(Psk::generate().to_base64().as_str()).map(|()| Exit::Ok)
+}
+
+/// Reads what `wg pubkey` reads: 44 characters of base64 and any white space behind them, to the end. A key file with something
+/// before the key or behind it is taken for damaged by both.
+fn read_key(mut input: impl Read) -> Result<PrivateKey, Quit> {
+    const READING: &str = "cannot read a private key from stdin";
+    let mut text = Zeroizing::new([0; KEY]);
+    input.read_exact(text.as_mut_slice()).or_failed(READING)?;
+    let text = std::str::from_utf8(text.as_slice()).or_failed(READING)?;
+    let key = if text.contains(|c: char| c.is_ascii_whitespace()) { None } else { text.parse().ok() };
+    let mut rest = [0; 512];
+    loop {
+        match input.read(&mut rest).or_failed(READING)? {
+            0 => break,
+            more => {
+                let is_white = |byte: &u8| byte.is_ascii_whitespace() || *byte == 0x0b;
+                if !rest.iter().take(more).all(is_white) {
+                    return Err(Quit::failed("stdin: something stands behind the key"));
+                }
+            }
+        }
+    }
+    key.ok_or_else(|| Quit::failed(format!("stdin: {}", culvert_model::key::BadKey)))
 }

@@ -78,6 +78,7 @@ pub(crate) enum Command {
     GatewayRevoke { gateway: String },
     KeyShow,
     Audit { since_seconds: u64 },
+    NoteBackup,
     Status,
 }
 
@@ -222,6 +223,7 @@ pub(crate) async fn carry_out(
         Command::GatewayRevoke { gateway } => gateway::revoke(&gateway, &view, registry, by).await,
         Command::KeyShow => Ok(status::key(facts)),
         Command::Audit { since_seconds } => audit::show(Duration::from_secs(since_seconds), &view, registry).await,
+        Command::NoteBackup => audit::note_backup(by, registry, now).await,
         Command::Status => status::status(&view, live, registry, facts),
     }
 }

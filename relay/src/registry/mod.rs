@@ -162,8 +162,11 @@ pub(crate) trait Registry: Send + Sync {
     fn forget(&self, live: Vec<ConnectorId>, now: SystemTime) -> Future<'_, Forgotten>;
 
     /// Adds a line to the audit trail that no other method writes, such as a refused attempt.
-    #[cfg_attr(not(test), expect(dead_code, reason = "what is not a change of the registry comes with issue 4"))]
     fn audit(&self, row: AuditRow) -> Future<'_, ()>;
+
+    /// Readies a registry that comes from a backup, so that connectors of the relay with this tag find their way back
+    /// whatever became of their pre-shared keys since, and writes the line that says so.
+    fn restored(&self, relay: String, row: AuditRow) -> Future<'_, ()>;
 
     /// The audit trail from a time on, oldest first.
     fn audit_since(&self, since: SystemTime) -> Future<'_, Vec<AuditRow>>;

@@ -40,6 +40,16 @@ impl FromStr for Url {
 }
 
 impl Url {
+    /// A SQLite file, wherever it is.
+    pub(crate) fn at(file: &Path) -> Self {
+        Self { file: file.to_path_buf() }
+    }
+
+    /// The database's file; none where the registry is elsewhere.
+    pub(crate) fn file(&self, state: &StateDir) -> Option<PathBuf> {
+        Some(self.path(state))
+    }
+
     /// The database's file; relative to the state directory.
     pub(crate) fn path(&self, state: &StateDir) -> PathBuf {
         state.path().join(&self.file)

@@ -54,7 +54,7 @@ pub(super) fn token(db: &dyn Transaction, id: &TokenId) -> Result<Option<TokenRo
 
 pub(super) fn connectors(db: &dyn Transaction) -> Result<Vec<ConnectorRow>> {
     let mut psks = grouped(db.all(
-        "SELECT relay, epoch, sealed, confirmed, connector FROM psks ORDER BY relay, epoch",
+        "SELECT relay, epoch, sealed, confirmed, connector FROM psks WHERE relay NOT LIKE '%/recovery' ORDER BY relay, epoch",
         &[],
         |row| Ok((row.text::<ConnectorId>(4)?, psk_row(row)?)),
     )?);
@@ -122,7 +122,8 @@ fn one_connector(db: &dyn Transaction, column: &str, value: Value) -> Result<Opt
         return Ok(None);
     };
     connector.psks = db.all(
-        "SELECT relay, epoch, sealed, confirmed FROM psks WHERE connector = $1 ORDER BY relay, epoch",
+        "SELECT relay, epoch, sealed, confirmed FROM psks WHERE connector = $1 AND relay NOT LIKE '%/recovery' \
+         ORDER BY relay, epoch",
         &values![connector.id.as_str()],
         psk_row,
     )?;

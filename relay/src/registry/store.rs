@@ -262,6 +262,10 @@ impl<E: Engine> Registry for Store<E> {
         self.write(move |db| write::audit_row(db, &row))
     }
 
+    fn restored(&self, relay: String, row: AuditRow) -> Future<'_, ()> {
+        self.write(move |db| write::restored(db, &relay, &row))
+    }
+
     fn audit_since(&self, since: SystemTime) -> Future<'_, Vec<AuditRow>> {
         self.read(move |db| read::audit_since(db, since))
     }

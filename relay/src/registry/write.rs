@@ -11,10 +11,12 @@ use culvert_model::name::{Grant, ServiceName};
 use super::admission::{Verdict, judge, next_epoch};
 use super::failure::Failure;
 use super::read;
-use super::rows::{AuditRow, ConnectorRow, TokenRow, Tunnel};
+use super::rows::{AuditRow, ConnectorRow, Sealed, TokenRow, Tunnel};
 use super::sql::{Transaction, milliseconds, values};
 use super::{Actor, Candidate, EPHEMERAL, Enrolment, Forgotten, Note, Rule, TOMBSTONE, grants};
 
+/// Behind a relay's tag: where [`keep_for_recovery`] keeps a connector's first pre-shared key. No relay has such a tag.
+const RECOVERY: &str = "/recovery";
 /// How often the same refusal, or a repeated enrolment, is worth another line in the audit trail.
 const SAME_AGAIN: Duration = Duration::from_secs(60);
 
@@ -167,6 +169,7 @@ pub(super) fn enrol(db: &dyn Transaction, candidate: &Candidate) -> Result<Enrol
         "INSERT INTO psks (connector, relay, epoch, sealed, confirmed) VALUES ($1, $2, $3, $4, 0)",
         &values![id.as_str(), candidate.relay.as_str(), epoch, candidate.psk.0.as_slice()],
     )?;
+    keep_for_recovery(db, &id, &candidate.relay, epoch, &candidate.psk)?;
     let detail = format!("with {} from {}, version {}", token.id, candidate.source.ip(), candidate.program);
     if repeated {
         seldom(db, candidate.now, token.id.as_str(), "connector.repeat", id.as_str(), &detail)?;
@@ -318,6 +321,54 @@ pub(super) fn forget(db: &dyn Transaction, live: &[ConnectorId], now: SystemTime
 
 pub(super) fn audit_row(db: &dyn Transaction, row: &AuditRow) -> Result<()> {
     audit(db, row.at, &row.actor, &row.action, &row.subject, &row.detail)
+}
+
+/// Makes the registry of a backup one that connectors find their way back to, and says in the trail that it was restored.
+///
+/// Their pre-shared keys went on since the backup. Each keeps its first one with a relay for this day, and takes it out when
+/// none of the later ones is answered; so does the registry ([`keep_for_recovery`]). Beside the newest confirmed epoch it
+/// stands under the number below, so that the parity of the two differs (wire.md §3).
+pub(super) fn restored(db: &dyn Transaction, relay: &str, row: &AuditRow) -> Result<()> {
+    let place = format!("{relay}{RECOVERY}");
+    let first = "SELECT connector, sealed FROM psks WHERE relay = $1";
+    for (id, sealed) in
+        db.all(first, &values![place.as_str()], |row| Ok((row.text::<ConnectorId>(0)?, row.bytes(1)?)))?
+    {
+        let known = known_connector(db, &id)?;
+        let ours = || known.psks.iter().filter(|psk| psk.relay == relay);
+        let kept = ours().filter(|psk| psk.confirmed).map(|psk| psk.epoch).max().or(ours().map(|psk| psk.epoch).max());
+        db.execute(
+            "DELETE FROM psks WHERE connector = $1 AND relay = $2 AND epoch IS DISTINCT FROM $3",
+            &values![id.as_str(), relay, kept],
+        )?;
+        if ours().any(|psk| Some(psk.epoch) == kept && psk.sealed.0 == sealed) {
+            continue;
+        }
+        let epoch = kept.map_or(1, |kept| if kept == 0 { 1 } else { kept - 1 });
+        db.execute(
+            "INSERT INTO psks (connector, relay, epoch, sealed, confirmed) VALUES ($1, $2, $3, $4, 0)",
+            &values![id.as_str(), relay, epoch, sealed.as_slice()],
+        )?;
+    }
+    audit_row(db, row)
+}
+
+/// Keeps the first pre-shared key of a connector's key with a relay beside those in use, as long as the connector does: what a
+/// relay that was restored from a backup and a connector that went on have in common.
+pub(super) fn keep_for_recovery(
+    db: &dyn Transaction,
+    connector: &ConnectorId,
+    relay: &str,
+    epoch: u32,
+    psk: &Sealed,
+) -> Result<()> {
+    let place = format!("{relay}{RECOVERY}");
+    db.execute("DELETE FROM psks WHERE connector = $1 AND relay = $2", &values![connector.as_str(), place.as_str()])?;
+    db.execute(
+        "INSERT INTO psks (connector, relay, epoch, sealed, confirmed) VALUES ($1, $2, $3, $4, 0)",
+        &values![connector.as_str(), place.as_str(), epoch, psk.0.as_slice()],
+    )?;
+    Ok(())
 }
 
 /// Writes grants that `tunnel` did not have; an exact one takes its name from other tunnels' patterns.

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use culvert_model::control::RefusedService;
+use culvert_model::key::PublicKey;
 use culvert_ops::admin::{Admin, Answer, Call, Health, Pairs};
 use culvert_ops::exit::Quit;
+use culvert_ops::time::rfc3339;
 use http::Method;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -17,8 +19,14 @@ use crate::identity::Identity;
 use crate::proxy_protocol::ProxyProtocol;
 use crate::shared::Shared;
 
-/// A reload that somebody waits for.
-pub type Asked = oneshot::Sender<Result<Vec<String>, Quit>>;
+/// What somebody asks the running connector for, and waits for.
+#[derive(Debug)]
+pub enum Asked {
+    /// To read its configuration again.
+    Reload(oneshot::Sender<Result<Vec<String>, Quit>>),
+    /// To change to another key.
+    Rotate(oneshot::Sender<Result<PublicKey, Quit>>),
+}
 
 /// The admin server's view of the connector.
 pub struct Window {
@@ -26,8 +34,8 @@ pub struct Window {
     pub shared: Arc<Shared>,
     /// Who it is, once it has joined.
     pub identity: watch::Receiver<Option<Facts>>,
-    /// Where reloads are asked for.
-    pub reload: mpsc::Sender<Asked>,
+    /// Where changes are asked for.
+    pub ask: mpsc::Sender<Asked>,
 }
 
 /// What may be told of an identity.
@@ -38,6 +46,7 @@ pub struct Facts {
     public_key: String,
     inner_address: String,
     joined_seconds: u64,
+    key_made: SystemTime,
 }
 
 impl Facts {
@@ -49,6 +58,7 @@ impl Facts {
             public_key: identity.private_key.public_key().to_string(),
             inner_address: identity.joined.inner_address.to_string(),
             joined_seconds: identity.joined.joined_seconds,
+            key_made: identity.joined.key_made(),
         }
     }
 
@@ -93,6 +103,7 @@ impl Window {
             "tunnel": facts.as_ref().map(|facts| &facts.tunnel),
             "public_key": facts.as_ref().map(|facts| &facts.public_key),
             "inner_address": facts.as_ref().map(|facts| &facts.inner_address),
+            "key": self.key(),
             "ephemeral": shared.ephemeral,
             "in_flight": shared.drain.in_flight(),
             "clock": if facts.as_ref().is_some_and(|facts| facts.clock_is_behind(now)) { "behind" } else { "ok" },
@@ -101,6 +112,33 @@ impl Window {
             "managed_refused": shared.refused.borrow().iter().map(refusal).collect::<Vec<_>>(),
         })
     }
+}
+
+impl Window {
+    /// Has something done by the connector itself.
+    async fn asked<T>(&self, what: impl FnOnce(oneshot::Sender<Result<T, Quit>>) -> Asked) -> Result<T, Quit> {
+        let (tell, told) = oneshot::channel();
+        let gone = || Quit::failed("this connector is going down");
+        self.ask.send(what(tell)).await.map_err(|_| gone())?;
+        told.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// `key show`: the public half and its age, and the change to the next one.
+    fn key(&self) -> Value {
+        let facts = self.identity.borrow().clone();
+        let relays: Vec<String> = self.shared.board.relays().into_iter().map(|(name, _)| name).collect();
+        json!({
+            "public_key": facts.as_ref().map(|facts| &facts.public_key),
+            "created": facts.as_ref().map(|facts| rfc3339(facts.key_made)),
+            "age_seconds": facts.as_ref().map(|facts| age_seconds(facts.key_made, SystemTime::now())),
+            "rotation": self.shared.rotation.json(&relays),
+        })
+    }
+}
+
+/// Whole seconds since then; a clock that went back gives none.
+pub fn age_seconds(then: SystemTime, now: SystemTime) -> u64 {
+    now.duration_since(then).map_or(0, |age| age.as_secs())
 }
 
 impl Admin for Window {
@@ -142,18 +180,16 @@ impl Admin for Window {
         let parts = call.parts();
         match (call.method.clone(), parts.iter().map(String::as_str).collect::<Vec<_>>().as_slice()) {
             (Method::GET, ["status"]) => Answer::ok(self.status()),
-            (Method::POST, ["reload"]) => {
-                let (tell, told) = oneshot::channel();
-                if self.reload.send(tell).await.is_err() {
-                    return Answer::from(Quit::failed("this connector is going down"));
-                }
-                match told.await {
-                    Ok(Ok(restart)) => Answer::ok(json!({ "restart_needed": restart })),
-                    Ok(Err(quit)) => Answer::from(quit),
-                    Err(_) => Answer::from(Quit::failed("this connector is going down")),
-                }
-            }
-            (_, ["status" | "reload"]) => Answer::wrong_method(),
+            (Method::POST, ["reload"]) => match self.asked(Asked::Reload).await {
+                Ok(restart) => Answer::ok(json!({ "restart_needed": restart })),
+                Err(quit) => Answer::from(quit),
+            },
+            (Method::GET, ["key"]) => Answer::ok(self.key()),
+            (Method::POST, ["key", "rotate"]) => match self.asked(Asked::Rotate).await {
+                Ok(public_key) => Answer::ok(json!({ "public_key": public_key })),
+                Err(quit) => Answer::from(quit),
+            },
+            (_, ["status" | "reload" | "key"] | ["key", "rotate"]) => Answer::wrong_method(),
             _ => Answer::not_found("no such path"),
         }
     }
@@ -184,12 +220,23 @@ pub fn status_text(status: &Value) -> String {
     if status["clock"] == "behind" {
         lines.push("clock        behind? it shows a time before this connector joined".to_owned());
     }
+    if !status["key"]["rotation"].is_null() {
+        lines.push(format!("next key     {}, under way", text(&status["key"]["rotation"]["public_key"])));
+    }
     for relay in status["relays"].as_array().into_iter().flatten() {
         let since = text(&relay["since"]);
         let endpoints: Vec<String> = relay["endpoints"].as_array().into_iter().flatten().map(text).collect();
         lines.push(format!("relay        {} {} since {since}", endpoints.join(" "), text(&relay["state"])));
         if !relay["reason"].is_null() {
             lines.push(format!("             {}", text(&relay["reason"])));
+        }
+        if !relay["quantum_safe_since"].is_null() {
+            lines.push(format!(
+                "             safe against recording for a quantum computer since {} (pre-shared key {} since {})",
+                text(&relay["quantum_safe_since"]),
+                text(&relay["psk_epoch"]),
+                text(&relay["psk_since"])
+            ));
         }
         for refused in relay["refused"].as_array().into_iter().flatten() {
             lines.push(format!("             {} refused: {}", text(&refused["name"]), text(&refused["why"])));
@@ -248,6 +295,7 @@ mod tests {
             public_key: String::new(),
             inner_address: String::new(),
             joined_seconds: 1_000,
+            key_made: SystemTime::UNIX_EPOCH,
         };
         let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
         assert!(facts.clock_is_behind(at(999)));

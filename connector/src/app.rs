@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use culvert_model::id::InstanceId;
+use culvert_model::key::PublicKey;
 use culvert_model::name::Label;
 use culvert_model::token::Token;
 use culvert_ops::admin::{AdminSocket, bind_tcp, serve_socket, serve_tcp};
@@ -31,6 +32,7 @@ use crate::join::{self, Refused};
 use crate::metrics::ConnectorMetrics;
 use crate::origins::Origins;
 use crate::relays::{self, Told};
+use crate::rotation::{Do, Rotation};
 use crate::shared::Shared;
 use crate::stay::{Over, stay};
 use crate::{VERSION, words};
@@ -41,6 +43,8 @@ const TICK: Duration = Duration::from_secs(1);
 const SWEEP_TICKS: u32 = 5;
 /// Words of relays about each other that wait to be heard.
 const TOLD: usize = 16;
+/// After a next key was refused, another is made so much later.
+const ROTATE_AGAIN: Duration = Duration::from_secs(3600);
 /// How long links may take to close at the end.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
@@ -122,6 +126,8 @@ pub async fn run(start: Start, drain: Drain) -> Result<Exit, Quit> {
         board: Board::default(),
         drain: drain.clone(),
         drain_timeout: settled.drain_timeout,
+        rotation: Rotation::default(),
+        renew_psk_after: watch::Sender::new(settled.key.renew_psk_after),
         up: watch::Sender::new(0),
         introductions: Introductions::default(),
         told: tell,
@@ -133,14 +139,24 @@ pub async fn run(start: Start, drain: Drain) -> Result<Exit, Quit> {
         );
     }
     let watched = apply(&shared, &settled);
-    let (ask_reload, asked) = mpsc::channel(4);
-    let _doors = open_doors(&shared, &settled, socket, serve_admin, identity, ask_reload).await?;
+    let (ask, asked) = mpsc::channel(4);
+    let _doors = open_doors(&shared, &settled, socket, serve_admin, identity, ask).await?;
     tracing::info!(version = VERSION, services = settled.services.len(), "connector started");
     if let Some(notifier) = &notifier {
         notifier.ready("connecting");
     }
     let watched = Watched::new(watched);
-    let app = App { shared, watched, source, notifier, identity: identity_known, told, members: Vec::new() };
+    let app = App {
+        shared,
+        watched,
+        source,
+        notifier,
+        identity: identity_known,
+        told,
+        members: Vec::new(),
+        rotate_after: settled.key.rotate_after,
+        rotate_not_before: None,
+    };
     app.run(known, asked, reloads).await
 }
 
@@ -153,6 +169,9 @@ struct App {
     identity: watch::Sender<Option<Facts>>,
     told: mpsc::Receiver<Told>,
     members: Vec<Member>,
+    rotate_after: Option<Duration>,
+    /// A relay refused a next key: another one is not made at once.
+    rotate_not_before: Option<std::time::Instant>,
 }
 
 /// One identity and its links.
@@ -190,6 +209,7 @@ impl App {
         let left = drain.run_out();
         tokio::pin!(left);
         let mut up = self.shared.up.subscribe();
+        let mut rotation = self.shared.rotation.news();
         let mut leaving = false;
         let watchdog = self.notifier.as_ref().is_some_and(|notifier| notifier.watchdog_every().is_some());
         loop {
@@ -216,9 +236,20 @@ impl App {
                     join = None;
                     self.joined(joined)?;
                 }
-                Some(tell) = asked.recv() => {
-                    let _ = tell.send(self.reload());
-                }
+                Some(asked) = asked.recv() => match asked {
+                    Asked::Reload(tell) => {
+                        let _ = tell.send(self.reload());
+                    }
+                    Asked::Rotate(tell) => {
+                        let rotating = if join.is_some() {
+                            Err(Quit::failed("this connector is joining, and gets another key by that"))
+                        } else {
+                            self.rotate().await
+                        };
+                        let _ = tell.send(rotating);
+                    }
+                },
+                Ok(()) = rotation.changed() => self.rotate_on().await,
                 Some(()) = reloads.recv() => self.reload_and_log(),
                 Ok(()) = up.changed() => {
                     if let Some(notifier) = &self.notifier {
@@ -237,6 +268,9 @@ impl App {
                     if self.watched.changed() {
                         tracing::info!("a watched file changed");
                         self.reload_and_log();
+                    }
+                    if join.is_none() && !leaving {
+                        self.rotate_by_age().await;
                     }
                 }
             }
@@ -285,8 +319,74 @@ impl App {
         Ok(())
     }
 
-    /// Starts a link to each relay.
+    /// Makes a next key, which the links then make known; the one under way, if there is one.
+    async fn rotate(&mut self) -> Result<PublicKey, Quit> {
+        let Some(member) = self.members.last() else { return Err(Quit::failed("this connector has not joined yet")) };
+        if let Some(next) = self.shared.rotation.next() {
+            return Ok(next.public_key());
+        }
+        let identity = member.identity.lock().await;
+        let next = self.shared.store.make_next(&identity.joined, SystemTime::now())?;
+        let key = next.public_key();
+        tracing::info!(public_key = %key, "a next key was made");
+        self.shared.rotation.begin(next);
+        Ok(key)
+    }
+
+    /// Makes a next key when the present one is as old as it may become.
+    async fn rotate_by_age(&mut self) {
+        let (Some(most), Some(member)) = (self.rotate_after, self.members.last()) else { return self.rotate_on().await };
+        let too_soon = self.rotate_not_before.is_some_and(|at| std::time::Instant::now() < at);
+        if self.shared.rotation.is_under_way() || too_soon || !self.shared.board.is_any_up() {
+            return self.rotate_on().await;
+        }
+        let made = member.identity.lock().await.joined.key_made();
+        if SystemTime::now().duration_since(made).is_ok_and(|age| age >= most)
+            && let Err(quit) = self.rotate().await
+        {
+            self.rotate_not_before = Some(std::time::Instant::now() + ROTATE_AGAIN);
+            tracing::error!(error = quit.message, "no next key can be made");
+        }
+    }
+
+    /// Lets the next key take over when the relays have proven that they know it.
+    async fn rotate_on(&mut self) {
+        let Some(member) = self.members.last() else { return };
+        let mut identity = member.identity.lock().await;
+        match self.shared.rotation.poll(&identity, SystemTime::now()) {
+            Do::Wait => {}
+            Do::TakeOver => {
+                let Some(next) = self.shared.rotation.next() else { return };
+                if let Err(error) = self.shared.store.take_over(&mut identity, &next) {
+                    tracing::error!(%error, "the next key cannot be put in place: the one before stays in use");
+                    self.rotate_not_before = Some(std::time::Instant::now() + ROTATE_AGAIN);
+                    return;
+                }
+                self.identity.send_replace(Some(Facts::of(&identity)));
+                drop(identity);
+                self.shared.rotation.end();
+                tracing::info!(public_key = %next.public_key(), "the next key is in use");
+            }
+            Do::Drop(why) => {
+                drop(identity);
+                self.shared.store.drop_next();
+                self.shared.rotation.end();
+                self.rotate_not_before = Some(std::time::Instant::now() + ROTATE_AGAIN);
+                tracing::warn!(why, "a relay refused the next key: the one before stays in use");
+            }
+        }
+    }
+
+    /// Starts a link to each relay, and goes on with a rotation that an earlier run began.
     fn begin(&mut self, identity: Identity) {
+        match self.shared.store.next_key(&identity.joined) {
+            Ok(Some(next)) => self.shared.rotation.begin(next),
+            Ok(None) => self.shared.rotation.end(),
+            Err(error) => {
+                tracing::warn!(%error, "a next key cannot be read: the present one stays in use");
+                self.shared.store.drop_next();
+            }
+        }
         self.identity.send_replace(Some(Facts::of(&identity)));
         let relays: Vec<Relay> = identity.joined.relays.clone();
         self.shared.board.set_relays(relays.iter().map(on_board));
@@ -318,15 +418,11 @@ impl App {
             tracing::info!(relay = name, by = told.by, "a relay is no more");
             shared.board.remove_relay(name);
         }
-        // What is not up finds its relay by what is known now.
+        // What is not up finds its relay by what is known now; a link that is to go ends when nothing is in flight.
         let stale = |name: &String| learned.changed.contains(name) && !shared.board.is_up(name);
-        links.retain(|tie| {
-            let stays = !learned.gone.contains(&tie.relay) && !stale(&tie.relay);
-            if !stays {
-                tie.retired.send_replace(true);
-            }
-            stays
-        });
+        for tie in links.iter().filter(|tie| learned.gone.contains(&tie.relay) || stale(&tie.relay)) {
+            tie.retired.send_replace(true);
+        }
         for name in learned.added.iter().chain(learned.changed.iter().filter(|name| stale(name))) {
             tracing::info!(relay = name, by = told.by, "another relay told where this one is");
             links.push(Tie::to(name.clone(), shared, identity));
@@ -344,6 +440,7 @@ impl App {
         }
         let (settled, restart) = loaded?;
         self.watched = Watched::new(apply(&self.shared, &settled));
+        self.rotate_after = settled.key.rotate_after;
         tracing::info!(services = settled.services.len(), "configuration reloaded");
         for key in &restart {
             tracing::warn!(key, "this setting changes only with a restart");
@@ -392,6 +489,7 @@ struct Joined {
 /// Puts settings into force; the files to watch.
 fn apply(shared: &Shared, settled: &Settled) -> Vec<PathBuf> {
     shared.configure(settled.services.clone(), settled.allow.clone());
+    shared.renew_psk_after.send_replace(settled.key.renew_psk_after);
     settled.watched.clone()
 }
 
@@ -402,9 +500,9 @@ async fn open_doors(
     socket: Option<StateDir>,
     serve_admin: bool,
     identity: watch::Receiver<Option<Facts>>,
-    reload: mpsc::Sender<Asked>,
+    ask: mpsc::Sender<Asked>,
 ) -> Result<Owner, Quit> {
-    let window = Arc::new(Window { shared: shared.clone(), identity, reload });
+    let window = Arc::new(Window { shared: shared.clone(), identity, ask });
     let mut doors = Owner::new();
     if serve_admin {
         let listener = bind_tcp(settled.admin_listen, settled.admin_chosen).await?;
@@ -505,7 +603,7 @@ impl From<IdentityError> for Quit {
             IdentityError::State(error) => Self::from(error),
             IdentityError::Damaged(_) => Self::config(error.to_string())
                 .hint("restore it, or start anew with an empty state directory and a new token"),
-            IdentityError::Move { .. } => Self::failed(error.to_string()),
+            IdentityError::Gap(_) | IdentityError::Move { .. } => Self::failed(error.to_string()),
         }
     }
 }

@@ -36,6 +36,10 @@ pub struct RelayState {
     pub last_handshake: Option<SystemTime>,
     /// Round-trip time.
     pub rtt: Option<Duration>,
+    /// The epoch of the pre-shared key that its session hangs on, and the first handshake under it.
+    pub psk: Option<(u32, Option<SystemTime>)>,
+    /// The first handshake under any pre-shared key from ML-KEM: traffic recorded since then stays secret.
+    pub safe_since: Option<SystemTime>,
     /// Services it does not take from this connector, and why.
     pub refused: Vec<RefusedService>,
 }
@@ -44,6 +48,26 @@ impl Board {
     /// Starts over with these relays, none of them up.
     pub fn set_relays(&self, relays: impl IntoIterator<Item = (String, RelayState)>) {
         *self.lock() = relays.into_iter().collect();
+    }
+
+    /// One more relay, or a known one with other endpoints or another key: what is known of its session stays.
+    pub fn set_relay(&self, name: String, state: RelayState) {
+        let mut relays = self.lock();
+        let now = match relays.remove(&name) {
+            Some(known) => RelayState { endpoints: state.endpoints, public_key: state.public_key, ..known },
+            None => state,
+        };
+        relays.insert(name, now);
+    }
+
+    /// A relay that is no more.
+    pub fn remove_relay(&self, name: &str) {
+        self.lock().remove(name);
+    }
+
+    /// Whether a session with that relay is live.
+    pub fn is_up(&self, relay: &str) -> bool {
+        self.lock().get(relay).is_some_and(|state| state.up)
     }
 
     /// Why there is no session.
@@ -95,6 +119,14 @@ impl Board {
         }
     }
 
+    /// What the session's secrecy hangs on.
+    pub fn set_psk(&self, relay: &str, epoch: u32, used: Option<SystemTime>, safe_since: Option<SystemTime>) {
+        if let Some(state) = self.lock().get_mut(relay) {
+            state.psk = Some((epoch, used));
+            state.safe_since = safe_since;
+        }
+    }
+
     /// Whether a session is live with any relay.
     pub fn is_any_up(&self) -> bool {
         self.lock().values().any(|state| state.up)
@@ -129,6 +161,9 @@ impl RelayState {
             "version": self.version,
             "last_handshake": self.last_handshake.map(rfc3339),
             "rtt_seconds": self.rtt.map(|rtt| rtt.as_secs_f64()),
+            "psk_epoch": self.psk.map(|(epoch, _)| epoch),
+            "psk_since": self.psk.and_then(|(_, used)| used).map(rfc3339),
+            "quantum_safe_since": self.safe_since.map(rfc3339),
             "refused": self.refused.iter().map(|refused| json!({"name": refused.name, "why": refused.why})).collect::<Vec<_>>(),
         })
     }
@@ -152,5 +187,19 @@ mod tests {
         assert!(!board.is_any_up());
         board.set_up("unknown", None, "0.1.0", &[], SystemTime::UNIX_EPOCH);
         assert!(!board.is_any_up(), "only known relays count");
+    }
+
+    #[test]
+    fn a_relay_that_moves_keeps_its_session_and_one_that_is_gone_is_not_shown() {
+        let board = Board::default();
+        board.set_relays([("a".to_owned(), RelayState::default())]);
+        board.set_up("a", None, "0.1.0", &[], SystemTime::UNIX_EPOCH);
+        let at = |endpoint: &str| RelayState { endpoints: vec![endpoint.to_owned()], ..RelayState::default() };
+        board.set_relay("a".to_owned(), at("a:2"));
+        board.set_relay("b".to_owned(), at("b:1"));
+        assert!(board.is_up("a") && !board.is_up("b"));
+        assert_eq!(board.relays()[0].1.endpoints, ["a:2"]);
+        board.remove_relay("a");
+        assert_eq!(board.relays().len(), 1);
     }
 }

@@ -26,6 +26,8 @@ use crate::cli::{Ask, CheckArgs, Cli, KeyVerb, Place, ReadyArgs, RunArgs, Verb};
 use crate::config::{self, Settled};
 use crate::identity::Store;
 
+mod key;
+
 /// Between the word to the relay and the end of an idle process at least.
 const DRAIN_DELAY: Duration = Duration::from_millis(100);
 /// Upgraded connections end so long before the deadline, so that their end can be told.
@@ -40,7 +42,8 @@ pub async fn dispatch(verb: Verb) -> Result<Exit, Quit> {
     match verb {
         Verb::Run(args) => run(*args).await,
         Verb::Check(args) => check(&args, environment),
-        Verb::Key(KeyVerb::Show(ask)) => key_show(&ask),
+        Verb::Key(KeyVerb::Show(ask)) => key::show(&ask).await,
+        Verb::Key(KeyVerb::Rotate(ask)) => key::rotate(&ask).await,
         Verb::Status(ask) => status(&ask).await,
         Verb::Ready(args) => ready(&args).await,
         Verb::Reload(place) => reload(&place).await,
@@ -162,21 +165,6 @@ fn check(args: &CheckArgs, environment: &dyn Environment) -> Result<Exit, Quit> 
     } else {
         let lines: Vec<String> = values.iter().map(ToString::to_string).collect();
         exit::print(lines.join("\n"))?;
-    }
-    Ok(Exit::Ok)
-}
-
-fn key_show(ask: &Ask) -> Result<Exit, Quit> {
-    let state = find(&ask.place)?;
-    let identity = Store::Directory(state.clone()).peek().map_err(Quit::from)?;
-    let Some(public_key) = identity else {
-        return Err(Quit::failed(format!("this connector has not joined yet: no key in {}", state.path().display()))
-            .hint("`culvert-connector run` with a token joins; --state-dir DIR names another place"));
-    };
-    if ask.json {
-        exit::print(json!({ "public_key": public_key }))?;
-    } else {
-        exit::print(public_key)?;
     }
     Ok(Exit::Ok)
 }

@@ -22,7 +22,7 @@ use crate::tls::{ClientTls, Files};
 
 mod raw;
 
-use raw::{Raw, RawHealth, RawService, RawTimeouts, RawTls};
+use raw::{Raw, RawHealth, RawKey, RawService, RawTimeouts, RawTls};
 
 /// Every setting. Names of variables, `check` and unknown-key errors follow from it.
 pub const SETTINGS: &[Setting] = &[
@@ -37,7 +37,23 @@ pub const SETTINGS: &[Setting] = &[
     Setting::new("drain.timeout", Kind::Duration, "how long requests in flight may take at the end")
         .or("25s")
         .restart(),
-    Setting::new("allow.origins", Kind::List(&Kind::Text), "which origins a relay may manage: names with *, networks, or unix:/PATH, as in http://*.internal:8080 or 10.0.0.0/8:443; none by default"),
+    Setting::new(
+        "allow.origins",
+        Kind::List(&Kind::Text),
+        "which origins a relay may manage: names with *, networks, or unix:/PATH, as in http://*.internal:8080 or 10.0.0.0/8:443; none by default",
+    ),
+    Setting::new(
+        "key.rotate_after",
+        Kind::OptionalDuration,
+        "the age at which this connector makes itself another key; 0s or never: at no age",
+    )
+    .or("30d"),
+    Setting::new(
+        "key.renew_psk_after",
+        Kind::Duration,
+        "the age at which a pre-shared key is renewed by ML-KEM-768: 10s to 7d",
+    )
+    .or("1h"),
     Setting::new("service", Kind::Entries { name: "name", value: "origin" }, "services"),
     Setting::new("service[].name", Kind::Text, "what gateways call it"),
     Setting::new("service[].origin", Kind::Url, "http://, https://, h2c:// or tcp:// and HOST:PORT, or unix:/PATH"),
@@ -94,6 +110,21 @@ pub struct Given {
     pub drain_timeout: Option<String>,
 }
 
+/// How old keys become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyAges {
+    /// The connector's own key; none: as old as it gets.
+    pub rotate_after: Option<Duration>,
+    /// Pre-shared keys.
+    pub renew_psk_after: Duration,
+}
+
+impl Default for KeyAges {
+    fn default() -> Self {
+        Self { rotate_after: Some(Duration::from_secs(30 * 86_400)), renew_psk_after: Duration::from_secs(3600) }
+    }
+}
+
 /// Settings that mean something.
 #[derive(Debug, Clone)]
 pub struct Settled {
@@ -109,6 +140,8 @@ pub struct Settled {
     pub admin_group: Option<String>,
     /// The longest drain.
     pub drain_timeout: Duration,
+    /// How old keys become.
+    pub key: KeyAges,
     /// What a relay may manage.
     pub allow: Allow,
     /// The services.
@@ -127,6 +160,7 @@ impl Settled {
             admin_chosen: false,
             admin_group: None,
             drain_timeout: Duration::from_secs(25),
+            key: KeyAges::default(),
             allow: Allow::default(),
             services,
             watched: Vec::new(),
@@ -178,10 +212,27 @@ pub fn settle(loaded: &Loaded, environment: &dyn Environment) -> Result<Settled,
         admin_chosen: loaded.source("admin.listen") != Source::Default,
         admin_group: raw.admin.group,
         drain_timeout: raw.drain.timeout,
+        key: key_ages(&raw.key, loaded)?,
         allow,
         services,
         watched,
     })
+}
+
+/// A connector that makes itself keys without end wears out disks and audit trails.
+const ROTATE_AT_SOONEST: Duration = Duration::from_secs(3600);
+/// Two flushes to disk at both ends each time; and a session that nobody renews is no safer than WireGuard alone.
+const RENEW_WITHIN: std::ops::RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_secs(7 * 86_400);
+
+fn key_ages(raw: &RawKey, loaded: &Loaded) -> Result<KeyAges, ConfigError> {
+    let rotate_after = raw.rotate_after.filter(|age| !age.is_zero());
+    if rotate_after.is_some_and(|age| age < ROTATE_AT_SOONEST) {
+        return Err(loaded.wrong("key.rotate_after", "must be an hour or more, or \"never\""));
+    }
+    if !RENEW_WITHIN.contains(&raw.renew_psk_after) {
+        return Err(loaded.wrong("key.renew_psk_after", "must be from 10s to 7d"));
+    }
+    Ok(KeyAges { rotate_after, renew_psk_after: raw.renew_psk_after })
 }
 
 /// Where values stand and what they may read.
@@ -296,9 +347,10 @@ impl Place<'_> {
 
     fn health(&self, key: &str, raw: &RawHealth) -> Result<HealthCheck, ConfigError> {
         let usual = HealthCheck::default();
-        let path = raw.path.as_ref().map(|text| {
-            health_path(text).map_err(|why| self.loaded.wrong(&format!("{key}.path"), why))
-        });
+        let path = raw
+            .path
+            .as_ref()
+            .map(|text| health_path(text).map_err(|why| self.loaded.wrong(&format!("{key}.path"), why)));
         let positive = |name: &str, given: Option<Duration>, usual: Duration| match given {
             Some(Duration::ZERO) => Err(self.loaded.wrong(&format!("{key}.{name}"), "must be more than 0s")),
             given => Ok(given.unwrap_or(usual)),

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::Ipv6Addr;
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -22,10 +22,23 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
+use crate::relays::name_for;
+
+use crate::psks::{Gap, Psks};
+
+mod next;
+
+pub use next::Next;
+
 const PRIVATE: &str = "private.key";
+/// What `wg` users look for: the newest pre-shared key, as `wg genpsk` writes it. Written, and read only where an older
+/// version left nothing else.
 const PRESHARED: &str = "preshared.key";
+/// The pre-shared keys with a relay, with their epochs ([`Psks::to_text`]).
+const EPOCHS: &str = "epochs.key";
 const JOINED: &str = "joined.json";
 const JOINING: &str = "joining";
+const NEXT: &str = "next";
 const RELAYS: &str = "relays";
 
 /// An enrolled connector.
@@ -35,8 +48,8 @@ pub struct Identity {
     pub private_key: PrivateKey,
     /// What the relays know it as.
     pub joined: Joined,
-    /// Its pre-shared key with each relay, by the relay's name.
-    pub psks: BTreeMap<String, Psk>,
+    /// Its pre-shared keys with each relay, by the relay's name.
+    pub psks: BTreeMap<String, Psks>,
 }
 
 /// The record of a join.
@@ -54,6 +67,9 @@ pub struct Joined {
     pub token: String,
     /// When: seconds since 1970. A clock that shows less is behind.
     pub joined_seconds: u64,
+    /// When its key was made in place of the one it joined with, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rekeyed_seconds: Option<u64>,
     /// The relays that the token named.
     pub relays: Vec<Relay>,
 }
@@ -63,6 +79,9 @@ pub struct Joined {
 pub struct Relay {
     /// The name of its directory.
     pub name: String,
+    /// What names it among the relays of its registry, whatever its key; none before one of them told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag: Option<String>,
     /// Its static key.
     pub public_key: PublicKey,
     /// Its endpoints, `HOST:PORT`, in order of preference.
@@ -108,6 +127,9 @@ pub enum IdentityError {
     /// A file of it does not hold what it should.
     #[error("{0} in the state directory is damaged")]
     Damaged(String),
+    /// What a relay answered does not fit what is known of it: nothing was changed.
+    #[error(transparent)]
+    Gap(#[from] Gap),
     /// A step between files failed.
     #[error("cannot {what} {name} in the state directory: {source}")]
     Move {
@@ -137,29 +159,19 @@ pub fn fingerprint(token: &Token) -> String {
 
 /// The relays that a token names: endpoints of one key are one relay.
 pub fn relays_of(refs: &[RelayRef]) -> Vec<Relay> {
-    let mut relays: Vec<(String, Relay)> = Vec::new();
+    let mut relays: Vec<Relay> = Vec::new();
     for one in refs {
         let endpoint = one.endpoint.to_string();
-        if let Some((_, known)) = relays.iter_mut().find(|(_, relay)| relay.public_key == one.public_key) {
+        if let Some(known) = relays.iter_mut().find(|relay| relay.public_key == one.public_key) {
             if !known.endpoints.contains(&endpoint) {
                 known.endpoints.push(endpoint);
             }
             continue;
         }
-        let host = one.endpoint.host().replace(':', "_").trim_start_matches('.').to_owned();
-        let taken = |name: &str| relays.iter().any(|(other, _)| other == name);
-        let mut name = if host.is_empty() { "relay".to_owned() } else { host.clone() };
-        if taken(&name) {
-            name = format!("{host}_{}", one.endpoint.port());
-        }
-        while taken(&name) {
-            name.push('_');
-        }
-        let relay =
-            Relay { name: name.clone(), public_key: one.public_key, endpoints: vec![endpoint], psk_epoch: None };
-        relays.push((name, relay));
+        let endpoints = vec![endpoint];
+        relays.push(Relay::new(name_for(&endpoints, &relays), one.public_key, endpoints));
     }
-    relays.into_iter().map(|(_, relay)| relay).collect()
+    relays
 }
 
 impl Candidate {
@@ -169,7 +181,20 @@ impl Candidate {
     }
 }
 
+impl Joined {
+    /// When its key was made.
+    pub fn key_made(&self) -> SystemTime {
+        let seconds = self.rekeyed_seconds.unwrap_or(self.joined_seconds);
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).unwrap_or(SystemTime::UNIX_EPOCH)
+    }
+}
+
 impl Relay {
+    /// One that this connector has yet to enrol at.
+    pub fn new(name: String, public_key: PublicKey, endpoints: Vec<String>) -> Self {
+        Self { name, tag: None, public_key, endpoints, psk_epoch: None }
+    }
+
     /// The endpoints that can be read.
     pub fn endpoints(&self) -> Vec<Endpoint> {
         self.endpoints.iter().filter_map(|text| text.parse().ok()).collect()
@@ -183,35 +208,37 @@ impl Store {
     /// [`IdentityError`]
     pub fn load(&self) -> Result<Option<Identity>, IdentityError> {
         let Self::Directory(state) = self else { return Ok(None) };
-        if state.read(&joining(JOINED))?.is_some() {
-            promote(state)?;
+        for cut_short in [JOINING, NEXT] {
+            if state.read(&format!("{cut_short}/{JOINED}"))?.is_some() {
+                promote(state, cut_short)?;
+            }
         }
         let Some(joined) = read_joined(state, JOINED)? else { return Ok(None) };
         let private_key = read_key(state, PRIVATE)?.ok_or_else(|| IdentityError::Damaged(PRIVATE.to_owned()))?;
         let mut psks = BTreeMap::new();
         for relay in &joined.relays {
-            if let Some(psk) = read_psk(state, &psk_name(&relay.name))? {
-                psks.insert(relay.name.clone(), psk);
+            if let Some(known) = read_psks(state, relay, &joined)? {
+                psks.insert(relay.name.clone(), known);
             }
         }
         Ok(Some(Identity { private_key, joined, psks }))
     }
 
-    /// The public key alone, if this connector has joined. Changes nothing.
+    /// The public key alone and the record of the join, if this connector has joined. Changes nothing.
     ///
     /// # Errors
     /// [`IdentityError`]
-    pub fn peek(&self) -> Result<Option<PublicKey>, IdentityError> {
+    pub fn peek(&self) -> Result<Option<(PublicKey, Joined)>, IdentityError> {
         let Self::Directory(state) = self else { return Ok(None) };
-        if state.read(&joining(JOINED))?.is_some()
-            && let Some(key) = read_key(state, &joining(PRIVATE))?
-        {
-            return Ok(Some(key.public_key()));
+        for cut_short in [JOINING, NEXT] {
+            if let Some(joined) = read_joined(state, &format!("{cut_short}/{JOINED}"))?
+                && let Some(key) = read_key(state, &format!("{cut_short}/{PRIVATE}"))?
+            {
+                return Ok(Some((key.public_key(), joined)));
+            }
         }
-        if read_joined(state, JOINED)?.is_none() {
-            return Ok(None);
-        }
-        Ok(read_key(state, PRIVATE)?.map(|key| key.public_key()))
+        let Some(joined) = read_joined(state, JOINED)? else { return Ok(None) };
+        Ok(read_key(state, PRIVATE)?.map(|key| (key.public_key(), joined)))
     }
 
     /// The keys to ask with: those of an earlier try with the same token, or new ones, written before they are used.
@@ -260,23 +287,51 @@ impl Store {
             tunnel: admission.tunnel,
             token: candidate.token.clone(),
             joined_seconds,
+            rekeyed_seconds: None,
             relays,
         };
+        let psks = Psks::new(admission.psk_epoch, admission.psk, now);
         if let Self::Directory(state) = self {
-            state.create_dir(&format!("{JOINING}/{RELAYS}/{}", admission.relay))?;
-            write_line(state, &joining(&psk_name(&admission.relay)), &admission.psk.to_base64())?;
+            write_psks(state, JOINING, &admission.relay, &psks)?;
             write_joined(state, &joining(JOINED), &joined)?;
-            promote(state)?;
+            promote(state, JOINING)?;
         }
-        let psks = BTreeMap::from([(admission.relay, admission.psk)]);
+        let psks = BTreeMap::from([(admission.relay, psks)]);
         Ok(Identity { private_key: candidate.private_key.clone(), joined, psks })
+    }
+
+    /// Notes which relays there are: what was learned by [`crate::relays::learn`].
+    ///
+    /// # Errors
+    /// [`IdentityError`]
+    pub fn know_relays(&self, identity: &mut Identity, relays: Vec<Relay>) -> Result<(), IdentityError> {
+        let joined = Joined { relays, ..identity.joined.clone() };
+        if let Self::Directory(state) = self {
+            write_joined(state, JOINED, &joined)?;
+            if joined.relays.len() > 1 {
+                state.remove(PRESHARED)?;
+            }
+            for former in &identity.joined.relays {
+                if !joined.relays.iter().any(|relay| relay.name == former.name) {
+                    let _ = fs::remove_dir_all(state.path().join(RELAYS).join(&former.name));
+                }
+            }
+        }
+        identity.psks.retain(|name, _| joined.relays.iter().any(|relay| relay.name == *name));
+        identity.joined = joined;
+        Ok(())
     }
 
     /// Notes the enrolment of a connector that has joined at one more relay.
     ///
     /// # Errors
     /// [`IdentityError`]
-    pub fn enrolled_at(&self, identity: &mut Identity, admission: &Admission) -> Result<(), IdentityError> {
+    pub fn enrolled_at(
+        &self,
+        identity: &mut Identity,
+        admission: &Admission,
+        now: SystemTime,
+    ) -> Result<(), IdentityError> {
         let mut joined = identity.joined.clone();
         // A relay that had forgotten this connector gives it another id.
         (joined.id, joined.inner_address) = (admission.id.clone(), admission.inner_address);
@@ -284,27 +339,99 @@ impl Store {
         for relay in joined.relays.iter_mut().filter(|relay| relay.name == admission.relay) {
             relay.psk_epoch = Some(admission.psk_epoch);
         }
+        let psks = Psks::new(admission.psk_epoch, admission.psk.clone(), now);
         if let Self::Directory(state) = self {
-            state.create_dir(&format!("{RELAYS}/{}", admission.relay))?;
-            write_line(state, &psk_name(&admission.relay), &admission.psk.to_base64())?;
+            write_psks(state, "", &admission.relay, &psks)?;
             write_joined(state, JOINED, &joined)?;
         }
         identity.joined = joined;
-        identity.psks.insert(admission.relay.clone(), admission.psk.clone());
+        identity.psks.insert(admission.relay.clone(), psks);
+        Ok(())
+    }
+
+    /// Keeps the next pre-shared key with a relay beside the one before it; neither end uses it before.
+    ///
+    /// # Errors
+    /// [`IdentityError`]: those before stand then.
+    pub fn renewed(
+        &self,
+        identity: &mut Identity,
+        relay: &str,
+        psk: Psk,
+        epoch: u32,
+        now: SystemTime,
+    ) -> Result<(), IdentityError> {
+        let known = identity.psks.get(relay).ok_or(Gap(epoch))?;
+        let psks = known.with_next(epoch, psk, now)?;
+        self.keep(identity, relay, psks)
+    }
+
+    /// Notes a handshake under an epoch, if it is the first.
+    ///
+    /// # Errors
+    /// [`IdentityError`]: it is noted in memory alone.
+    pub fn used(
+        &self,
+        identity: &mut Identity,
+        relay: &str,
+        epoch: u32,
+        now: SystemTime,
+    ) -> Result<(), IdentityError> {
+        let Some(psks) = identity.psks.get(relay).and_then(|psks| psks.used(epoch, now)) else { return Ok(()) };
+        self.keep(identity, relay, psks)
+    }
+
+    /// As [`Self::renewed`], with a relay that knew no other key than the very first.
+    ///
+    /// # Errors
+    /// [`IdentityError`]: those before stand then.
+    pub fn renewed_anew(
+        &self,
+        identity: &mut Identity,
+        relay: &str,
+        psk: Psk,
+        epoch: u32,
+        now: SystemTime,
+    ) -> Result<(), IdentityError> {
+        let psks = identity.psks.get(relay).ok_or(Gap(epoch))?.anew(epoch, psk, now);
+        self.keep(identity, relay, psks)
+    }
+
+    /// Drops the pre-shared keys before an epoch.
+    ///
+    /// # Errors
+    /// [`IdentityError`]
+    pub fn forget_before(&self, identity: &mut Identity, relay: &str, epoch: u32) -> Result<(), IdentityError> {
+        let Some(psks) = identity.psks.get(relay).and_then(|psks| psks.from_epoch(epoch)) else { return Ok(()) };
+        self.keep(identity, relay, psks)
+    }
+
+    fn keep(&self, identity: &mut Identity, relay: &str, psks: Psks) -> Result<(), IdentityError> {
+        if let Self::Directory(state) = self {
+            write_psks(state, "", relay, &psks)?;
+            if let ([only], Some(key)) = (identity.joined.relays.as_slice(), psks.newest_key())
+                && only.name == relay
+            {
+                write_line(state, PRESHARED, &key.to_base64())?;
+            }
+        }
+        identity.psks.insert(relay.to_owned(), psks);
         Ok(())
     }
 }
 
-/// Moves what `joining/joined.json` tells of into its place. Every step may be repeated.
-fn promote(state: &StateDir) -> Result<(), IdentityError> {
-    let Some(joined) = read_joined(state, &joining(JOINED))? else { return Ok(()) };
-    rename(state, &joining(PRIVATE), PRIVATE)?;
+/// Moves what `joined.json` in a directory tells of into its place. Every step may be repeated.
+fn promote(state: &StateDir, from: &str) -> Result<(), IdentityError> {
+    let Some(joined) = read_joined(state, &format!("{from}/{JOINED}"))? else { return Ok(()) };
+    rename(state, &format!("{from}/{PRIVATE}"), PRIVATE)?;
     for relay in &joined.relays {
         state.create_dir(&format!("{RELAYS}/{}", relay.name))?;
-        if relay.psk_epoch.is_some() {
-            rename(state, &joining(&psk_name(&relay.name)), &psk_name(&relay.name))?;
-        } else {
-            state.remove(&psk_name(&relay.name))?;
+        for name in [psk_name(&relay.name), epochs_name(&relay.name)] {
+            if relay.psk_epoch.is_some() {
+                rename(state, &format!("{from}/{name}"), &name)?;
+            } else {
+                state.remove(&name)?;
+            }
         }
     }
     match joined.relays.as_slice() {
@@ -316,7 +443,7 @@ fn promote(state: &StateDir) -> Result<(), IdentityError> {
         }
         _ => state.remove(PRESHARED)?,
     }
-    rename(state, &joining(JOINED), JOINED)?;
+    rename(state, &format!("{from}/{JOINED}"), JOINED)?;
     let gone = |path: &Path| fs::remove_dir_all(path);
     if let Ok(entries) = fs::read_dir(state.path().join(RELAYS)) {
         for entry in entries.flatten() {
@@ -325,7 +452,9 @@ fn promote(state: &StateDir) -> Result<(), IdentityError> {
             }
         }
     }
-    let _ = gone(&state.path().join(JOINING));
+    for done in [JOINING, NEXT] {
+        let _ = gone(&state.path().join(done));
+    }
     Ok(())
 }
 
@@ -346,6 +475,31 @@ fn joining(name: &str) -> String {
 
 fn psk_name(relay: &str) -> String {
     format!("{RELAYS}/{relay}/{PRESHARED}")
+}
+
+fn epochs_name(relay: &str) -> String {
+    format!("{RELAYS}/{relay}/{EPOCHS}")
+}
+
+/// The keys first and the copy for `wg` users last: what a crash leaves between them is read by nobody.
+fn write_psks(state: &StateDir, under: &str, relay: &str, psks: &Psks) -> Result<(), IdentityError> {
+    let place = |name: String| if under.is_empty() { name } else { format!("{under}/{name}") };
+    state.create_dir(&place(format!("{RELAYS}/{relay}")))?;
+    state.write(&place(epochs_name(relay)), psks.to_text().as_bytes())?;
+    if let Some(key) = psks.newest_key() {
+        write_line(state, &place(psk_name(relay)), &key.to_base64())?;
+    }
+    Ok(())
+}
+
+fn read_psks(state: &StateDir, relay: &Relay, joined: &Joined) -> Result<Option<Psks>, IdentityError> {
+    let name = epochs_name(&relay.name);
+    if let Some(text) = state.read_text(&name)? {
+        return Psks::read(&text).map(Some).ok_or(IdentityError::Damaged(name));
+    }
+    // As an earlier version wrote it.
+    let psk = read_psk(state, &psk_name(&relay.name))?;
+    Ok(psk.zip(relay.psk_epoch).map(|(psk, epoch)| Psks::new(epoch, psk, joined.key_made())))
 }
 
 fn write_line(state: &StateDir, name: &str, text: &str) -> Result<(), StateError> {
@@ -433,6 +587,23 @@ mod tests {
     }
 
     #[test]
+    fn a_relay_that_is_learned_stays_known_and_one_that_is_gone_leaves_nothing() {
+        let (store, state) = store();
+        let mut identity = joined(&store, &token(&["a.example:1"]));
+        let later = Relay::new("b".to_owned(), PrivateKey::from_bytes([9; 32]).public_key(), vec!["b:1".to_owned()]);
+        let both = vec![identity.joined.relays[0].clone(), later];
+        store.know_relays(&mut identity, both).unwrap();
+        store.enrolled_at(&mut identity, &admission("b"), SystemTime::now()).unwrap();
+        assert!(!state.path().join(PRESHARED).exists(), "which one would it be");
+        let loaded = store.load().unwrap().unwrap();
+        assert_eq!((loaded.joined.relays.len(), loaded.psks.len()), (2, 2));
+        let first = vec![identity.joined.relays[0].clone()];
+        store.know_relays(&mut identity, first).unwrap();
+        assert!(!state.path().join("relays/b").exists());
+        assert_eq!(identity.psks.len(), 1);
+    }
+
+    #[test]
     fn a_candidate_is_the_same_for_the_same_token_and_another_for_another() {
         let (store, state) = store();
         let first = store.candidate("one").unwrap();
@@ -470,7 +641,7 @@ mod tests {
     #[test]
     fn a_join_cut_short_at_any_file_is_completed_or_repeated_as_the_same_connector() {
         // Every prefix of the steps of `join`, made by hand: the state after it must lead to the same key.
-        for cut in 0..6 {
+        for cut in 0..7 {
             let (store, state) = store();
             let token = token(&["relay.example:51820"]);
             let relays = relays_of(token.relays());
@@ -479,7 +650,8 @@ mod tests {
             let admission = admission("relay.example");
             if cut > 0 {
                 state.create_dir("joining/relays/relay.example").unwrap();
-                write_line(&state, "joining/relays/relay.example/preshared.key", &admission.psk.to_base64()).unwrap();
+                let psks = Psks::new(1, admission.psk.clone(), SystemTime::UNIX_EPOCH);
+                write_psks(&state, JOINING, "relay.example", &psks).unwrap();
             }
             if cut > 1 {
                 let mut relays = relays.clone();
@@ -491,6 +663,7 @@ mod tests {
                     tunnel: admission.tunnel.clone(),
                     token: fingerprint(&token),
                     joined_seconds: 0,
+                    rekeyed_seconds: None,
                     relays,
                 };
                 write_joined(&state, "joining/joined.json", &joined).unwrap();
@@ -498,12 +671,14 @@ mod tests {
             if cut > 2 {
                 rename(&state, "joining/private.key", "private.key").unwrap();
             }
-            if cut > 3 {
-                state.create_dir("relays/relay.example").unwrap();
-                rename(&state, "joining/relays/relay.example/preshared.key", "relays/relay.example/preshared.key")
-                    .unwrap();
+            for (cut_before, name) in [(3, "preshared.key"), (4, "epochs.key")] {
+                if cut > cut_before {
+                    let name = format!("relays/relay.example/{name}");
+                    state.create_dir("relays/relay.example").unwrap();
+                    rename(&state, &format!("joining/{name}"), &name).unwrap();
+                }
             }
-            if cut > 4 {
+            if cut > 5 {
                 rename(&state, "joining/joined.json", "joined.json").unwrap();
             }
             match store.load().unwrap() {
@@ -513,7 +688,8 @@ mod tests {
                 }
                 Some(identity) => {
                     assert!(cut > 1 && identity.private_key == key, "{cut}");
-                    assert_eq!(identity.psks.get("relay.example"), Some(&admission.psk), "{cut}");
+                    let psks = identity.psks.get("relay.example").unwrap();
+                    assert_eq!(psks.newest_key(), Some(&admission.psk), "{cut}");
                 }
             }
         }
@@ -542,9 +718,45 @@ mod tests {
         let mut identity = joined(&store, &token);
         assert_eq!(identity.joined.relays[1].psk_epoch, None);
         let second = Admission { id: identity.joined.id.clone(), ..admission("b.example") };
-        store.enrolled_at(&mut identity, &second).unwrap();
+        store.enrolled_at(&mut identity, &second, SystemTime::now()).unwrap();
         let read = store.load().unwrap().unwrap();
         assert_eq!((read.joined, read.psks), (identity.joined, identity.psks));
+    }
+
+    #[test]
+    fn a_renewed_pre_shared_key_is_kept_beside_the_old_one_until_that_is_forgotten() {
+        let (store, state) = store();
+        let mut identity = joined(&store, &token(&["relay.example:51820"]));
+        let now = SystemTime::now();
+        store.renewed(&mut identity, "relay.example", Psk::from_bytes([2; 32]), 2, now).unwrap();
+        assert_eq!(store.load().unwrap().unwrap().psks, identity.psks);
+        let epochs = |identity: &Identity| identity.psks["relay.example"].for_engine().len();
+        assert_eq!(epochs(&identity), 2);
+        assert!(store.renewed(&mut identity, "relay.example", Psk::generate(), 5, now).is_err(), "a gap");
+        assert!(store.renewed(&mut identity, "elsewhere", Psk::generate(), 2, now).is_err());
+        store.used(&mut identity, "relay.example", 2, now).unwrap();
+        store.forget_before(&mut identity, "relay.example", 2).unwrap();
+        let read = store.load().unwrap().unwrap();
+        assert_eq!((epochs(&read), &read.psks), (1, &identity.psks));
+        let newest = Psk::from_bytes([2; 32]).to_base64();
+        for copy in ["preshared.key", "relays/relay.example/preshared.key"] {
+            assert_eq!(state.read_text(copy).unwrap().unwrap(), newest, "{copy}");
+        }
+        store.renewed(&mut identity, "relay.example", Psk::generate(), 3, now).unwrap();
+        store.forget_before(&mut identity, "relay.example", 3).unwrap();
+        store.renewed_anew(&mut identity, "relay.example", Psk::generate(), 9, now).unwrap();
+        assert_eq!(store.load().unwrap().unwrap().psks, identity.psks);
+        assert_eq!(identity.psks["relay.example"].newest(), Some(9));
+    }
+
+    #[test]
+    fn an_identity_that_an_earlier_version_wrote_is_read() {
+        let (store, state) = store();
+        let made = joined(&store, &token(&["relay.example:51820"]));
+        state.remove("relays/relay.example/epochs.key").unwrap();
+        let read = store.load().unwrap().unwrap();
+        let psks = |identity: &Identity| identity.psks["relay.example"].newest_key().cloned();
+        assert_eq!((psks(&read), read.psks["relay.example"].newest()), (psks(&made), Some(1)));
     }
 
     #[test]

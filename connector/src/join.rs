@@ -77,7 +77,7 @@ pub async fn ask(shared: &Shared, token: &Token, candidate: &Candidate, relay: &
     loop {
         let speaker = Speaker {
             private_key: token.bootstrap_key(),
-            psk: PskEpoch { epoch: 0, psk: token.bootstrap_psk() },
+            psks: vec![PskEpoch { epoch: 0, psk: token.bootstrap_psk() }],
             inner: BOOTSTRAP_INNER,
             instance: shared.instance,
             reset_secret: culvert_model::key::random(),

@@ -11,10 +11,11 @@ use culvert_engine::{Config as EngineConfig, HandshakeLimits, Shard};
 use culvert_model::address::RELAY_INNER;
 use culvert_model::close::CloseCode;
 use culvert_model::id::InstanceId;
-use culvert_model::key::PrivateKey;
+use culvert_model::key::{PrivateKey, PublicKey};
 use culvert_model::token::Endpoint;
 use culvert_plane::{
-    Closed, Config, Connection, DialError, Event, Events, PeerConfig, PeerId, Plane, PskEpoch, Role, StreamLimits,
+    AddPeerError, Closed, Config, Connection, DialError, Event, Events, PeerConfig, PeerId, PeerKey, Plane, PskEpoch,
+    Role, StreamLimits,
 };
 use ipnet::IpNet;
 use tokio::time::sleep_until;
@@ -40,6 +41,17 @@ pub struct Way {
     pub events: Events,
     /// The relay.
     pub peer: PeerId,
+    /// The key that this end speaks with.
+    pub public_key: PublicKey,
+    /// The relay's static key, as this end knows it.
+    pub relay_key: PublicKey,
+    own: usize,
+    /// The next key and its number, while it is being taken into use.
+    next: Option<(PublicKey, usize)>,
+    /// The key before this one: its number, and when it goes.
+    retiring: Option<(Instant, usize)>,
+    /// The pre-shared key is the very first one, tried because no later one was answered.
+    at_first: bool,
     families: (bool, bool),
     endpoints: Vec<Endpoint>,
     shown: String,
@@ -50,8 +62,8 @@ pub struct Way {
 pub struct Speaker {
     /// Its key.
     pub private_key: PrivateKey,
-    /// Its pre-shared key with the relay.
-    pub psk: PskEpoch,
+    /// Its pre-shared keys with the relay, newest last.
+    pub psks: Vec<PskEpoch>,
     /// Its inner address.
     pub inner: std::net::Ipv6Addr,
     /// This process.
@@ -120,7 +132,7 @@ impl Way {
         let peer = plane.add_peer(PeerConfig {
             public_key: relay.public_key,
             static_index: 0,
-            psks: vec![speaker.psk.clone()],
+            psks: speaker.psks.clone(),
             allowed_ips: vec![IpNet::from(std::net::IpAddr::V6(RELAY_INNER))],
             path: None,
             persistent_keepalive: std::num::NonZeroU16::new(KEEPALIVE_SECONDS),
@@ -130,6 +142,12 @@ impl Way {
             plane,
             events,
             peer,
+            public_key: speaker.private_key.public_key(),
+            relay_key: relay.public_key,
+            own: 0,
+            next: None,
+            retiring: None,
+            at_first: false,
             families,
             endpoints: relay.endpoints(),
             shown: relay.endpoints.join(" "),
@@ -150,6 +168,67 @@ impl Way {
     /// Where the relay is, as the engine knows it.
     pub fn remote(&self) -> Option<SocketAddr> {
         Some(self.plane.peer_stats(self.peer)?.path?.remote)
+    }
+
+    /// Speaks with the next key too, and with it first. False when it does already.
+    ///
+    /// # Errors
+    /// As the engine says.
+    pub fn take_next(&mut self, key: &PrivateKey, psks: Vec<PskEpoch>) -> Result<bool, AddPeerError> {
+        let public_key = key.public_key();
+        if self.next.is_some_and(|(known, _)| known == public_key) || self.public_key == public_key {
+            return Ok(false);
+        }
+        let static_index = self.plane.add_static(key);
+        self.plane.add_key(self.peer, PeerKey { public_key: self.relay_key, static_index, psks }, true)?;
+        self.next = Some((public_key, static_index));
+        Ok(true)
+    }
+
+    /// Whether a next key is in use beside the one before it.
+    pub fn has_next(&self) -> bool {
+        self.next.is_some()
+    }
+
+    /// Whether the newest handshake was under the next key.
+    pub fn is_under_next(&self) -> bool {
+        let stats = self.plane.peer_stats(self.peer).filter(|stats| stats.live);
+        stats.zip(self.next).is_some_and(|(stats, (_, next))| stats.static_index == next)
+    }
+
+    /// The rotation is over: if `key` is the next one, the one before goes at `retire_at`; else the next one goes now.
+    pub fn settle_next(&mut self, key: &PublicKey, retire_at: Instant) -> bool {
+        let Some((next, number)) = self.next.take() else { return false };
+        if next != *key {
+            let _ = self.plane.remove_static(number, self.own);
+            return false;
+        }
+        self.retire();
+        self.retiring = Some((retire_at, self.own));
+        (self.public_key, self.own) = (next, number);
+        true
+    }
+
+    /// When the key before this one goes.
+    pub fn retire_at(&self) -> Option<Instant> {
+        self.retiring.map(|(at, _)| at)
+    }
+
+    /// Forgets the key before this one.
+    pub fn retire(&mut self) {
+        if let Some((_, old)) = self.retiring.take() {
+            let _ = self.plane.remove_static(old, self.own);
+        }
+    }
+
+    /// Whether the very first pre-shared key is being tried.
+    pub fn is_at_first(&self) -> bool {
+        self.at_first
+    }
+
+    /// Says what [`Self::is_at_first`] is from now on.
+    pub fn set_at_first(&mut self, at_first: bool) {
+        self.at_first = at_first;
     }
 
     /// Tries for a connection until there is one, or something else is to be done first. Cancel safe.
@@ -288,17 +367,13 @@ mod tests {
     async fn a_way_that_was_closed_gives_its_sockets_back() {
         let speaker = Speaker {
             private_key: PrivateKey::generate(),
-            psk: PskEpoch { epoch: 1, psk: Psk::generate() },
+            psks: vec![PskEpoch { epoch: 1, psk: Psk::generate() }],
             inner: "fd43:554c:5645::9".parse().unwrap(),
             instance: InstanceId::new(),
             reset_secret: [1; 32],
         };
-        let relay = Relay {
-            name: "relay".to_owned(),
-            public_key: PrivateKey::generate().public_key(),
-            endpoints: vec!["127.0.0.1:9".to_owned()],
-            psk_epoch: Some(1),
-        };
+        let endpoints = vec!["127.0.0.1:9".to_owned()];
+        let relay = Relay::new("relay".to_owned(), PrivateKey::generate().public_key(), endpoints);
         let way = Way::open(&speaker, &relay).unwrap();
         let addresses = way.plane.local_addrs();
         assert!(addresses.iter().all(|address| culvert_plane::bind(*address).is_err()), "held while it is open");

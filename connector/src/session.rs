@@ -11,11 +11,12 @@ use culvert_model::control::{
 use culvert_ops::drain::InFlight;
 use culvert_plane::{Connection, Event, Stream};
 use tokio::io::{ReadHalf, WriteHalf};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tokio::time::{sleep_until, timeout};
 
 use crate::control::{ControlError, Incoming, Outgoing};
 use crate::health;
+use crate::identity::Identity;
 use crate::introductions::Introduced;
 use crate::link::{Ended, Link};
 use crate::liveness::{Check, Liveness};
@@ -24,6 +25,10 @@ use crate::relays::Told;
 use crate::roam::Roam;
 use crate::shared::Shared;
 use crate::{VERSION, words};
+
+mod keys;
+
+use keys::Keys;
 
 /// A control message must be taken by the relay within this time.
 const SEND_PATIENCE: Duration = Duration::from_secs(5);
@@ -61,6 +66,8 @@ struct Session<'a> {
     retired: Option<Instant>,
     welcomed: bool,
     started: Instant,
+    identity: &'a Mutex<Identity>,
+    keys: Keys,
 }
 
 /// What this relay manages.
@@ -92,6 +99,7 @@ pub async fn live(
     link: &mut Link,
     connection: &Connection,
     shared: &Shared,
+    identity: &Mutex<Identity>,
     retired: &mut watch::Receiver<bool>,
 ) -> Left {
     let stream = match timeout(SEND_PATIENCE, connection.open()).await {
@@ -117,6 +125,8 @@ pub async fn live(
         retired: None,
         welcomed: false,
         started: now(),
+        identity,
+        keys: Keys::new(),
     };
     let name = session.way.name().to_owned();
     let left = session.run(Incoming::new(read), retired).await;
@@ -130,6 +140,7 @@ impl Session<'_> {
         let mut wishes = self.shared.introductions.news();
         wishes.mark_changed();
         let mut refused = self.shared.refused.subscribe();
+        let mut rotation = self.shared.rotation.news();
         let gate = self.shared.gate.serve(self.connection);
         tokio::pin!(gate);
         let mut roam = Roam::default();
@@ -158,6 +169,7 @@ impl Session<'_> {
                 Ok(()) = news.changed() => self.tell().await,
                 Ok(()) = wishes.changed(), if self.welcomed => self.introduce().await,
                 Ok(()) = refused.changed(), if self.managing.is_asked => self.tell_refused().await,
+                Ok(()) = rotation.changed() => Ok(()),
                 event = self.way.events.recv() => match event {
                     Some(event) => match self.event(&event) {
                         Some(ended) => return Left::Ended(ended),
@@ -210,10 +222,11 @@ impl Session<'_> {
         {
             return Err(Left::Drained);
         }
+        let keys = self.care().await.map_err(|error| self.broken(&error))?;
         loop {
             match self.liveness.poll(now()) {
                 Check::Until(until) => {
-                    let until = if self.welcomed { until } else { until.min(started + WELCOME_PATIENCE) };
+                    let until = if self.welcomed { until.min(keys) } else { until.min(started + WELCOME_PATIENCE) };
                     let until = self.managing.next.as_ref().map_or(until, |(_, at)| until.min(*at));
                     return Ok(match self.drain {
                         Draining::Told { by, .. } => until.min(by),
@@ -276,11 +289,20 @@ impl Session<'_> {
                 self.shared.introductions.answered(&relay, introduced);
                 Ok(())
             }
+            ToConnector::Rekeyed(answer) => {
+                self.rekeyed(&answer);
+                Ok(())
+            }
+            ToConnector::RekeyRefused { public_key, why } => {
+                self.rekey_refused(&public_key, why);
+                Ok(())
+            }
+            ToConnector::Renewed { ciphertext, psk_epoch, relay_key } => {
+                self.renewed(&ciphertext, psk_epoch, relay_key).await;
+                Ok(())
+            }
             ToConnector::Enrolled(_)
             | ToConnector::Refused { .. }
-            | ToConnector::Rekeyed(_)
-            | ToConnector::RekeyRefused { .. }
-            | ToConnector::Renewed { .. }
             | ToConnector::RelayKey { .. }
             | ToConnector::Unknown => self.send(&ToRelay::Unsupported { what: "not understood here".to_owned() }).await,
         }
@@ -321,6 +343,7 @@ impl Session<'_> {
                 Some(Ended::Lost("this host slept".to_owned()))
             }
             Event::SessionUp { .. } => {
+                self.keys.handshaken();
                 self.figures();
                 None
             }

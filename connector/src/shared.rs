@@ -1,6 +1,7 @@
 //! What every link of this process shares.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use culvert_model::control::{ManagedService, RefusedService};
 use culvert_model::id::InstanceId;
@@ -18,6 +19,7 @@ use crate::introductions::Introductions;
 use crate::managed::Managed;
 use crate::metrics::ConnectorMetrics;
 use crate::origins::Origins;
+use crate::rotation::Rotation;
 use crate::relays::Told;
 use crate::service::Service;
 
@@ -53,7 +55,11 @@ pub struct Shared {
     /// The way out.
     pub drain: Drain,
     /// How long requests in flight may take when a session is to go.
-    pub drain_timeout: std::time::Duration,
+    pub drain_timeout: Duration,
+    /// The change from this connector's key to its next one.
+    pub rotation: Rotation,
+    /// How old a pre-shared key becomes.
+    pub renew_psk_after: watch::Sender<Duration>,
     /// Told when a session came up.
     pub up: watch::Sender<u64>,
     /// Relays that do not know this connector yet.

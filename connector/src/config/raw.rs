@@ -13,6 +13,7 @@ pub(super) struct Raw {
     pub(super) ephemeral: bool,
     pub(super) admin: RawAdmin,
     pub(super) drain: RawDrain,
+    pub(super) key: RawKey,
     #[serde(default)]
     pub(super) allow: RawAllow,
     #[serde(default)]
@@ -29,6 +30,14 @@ pub(super) struct RawAdmin {
 pub(super) struct RawDrain {
     #[serde(with = "culvert_ops::config::duration")]
     pub(super) timeout: Duration,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct RawKey {
+    #[serde(default, with = "culvert_ops::config::optional_duration")]
+    pub(super) rotate_after: Option<Duration>,
+    #[serde(with = "culvert_ops::config::duration")]
+    pub(super) renew_psk_after: Duration,
 }
 
 #[derive(Debug, Default, Deserialize)]

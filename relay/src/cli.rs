@@ -5,6 +5,7 @@
 
 mod backup;
 mod gateway;
+mod service;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -21,6 +22,11 @@ use ipnet::IpNet;
 use crate::command::{Command, TokenTerms};
 pub(crate) use backup::{BackupArgs, RestoreArgs};
 use gateway::GatewayVerb;
+use service::ServiceVerb;
+
+/// How long the relay's key before the newest may be answered.
+const SHORTEST_GRACE: Duration = Duration::from_secs(1);
+const LONGEST_GRACE: Duration = Duration::from_secs(365 * 86_400);
 
 /// The relay beside an API gateway: connectors dial it over WireGuard, gateways call it over HTTP
 ///
@@ -79,7 +85,7 @@ pub(crate) enum RelayVerb {
     /// See connectors, take them out of service, revoke their keys
     #[command(subcommand)]
     Connector(ConnectorVerb),
-    /// See services and whether they are up
+    /// See services and whether they are up, and manage those that connectors allow
     #[command(subcommand)]
     Service(ServiceVerb),
     /// Define who may call, and what
@@ -268,6 +274,9 @@ pub(crate) enum TokenVerb {
     Create {
         /// The tunnel's name or id
         tunnel: String,
+        /// What its connectors may serve, a name or a pattern [default: all that the tunnel may]
+        #[arg(long = "service", value_name = "NAME-OR-GLOB")]
+        services: Vec<Grant>,
         #[command(flatten)]
         terms: TermsArgs,
         #[command(flatten)]
@@ -334,35 +343,22 @@ pub(crate) enum ConnectorVerb {
     },
 }
 
-/// `service …`.
-#[derive(Debug, Subcommand)]
-pub(crate) enum ServiceVerb {
-    /// List services
-    #[command(visible_alias = "ls")]
-    List(Ask),
-    /// Show a service and the connectors that serve it
-    #[command(alias = "describe")]
-    Show {
-        /// Its name
-        name: String,
-        #[command(flatten)]
-        ask: Ask,
-    },
-    /// Forget a service that no connector serves any more
-    #[command(visible_alias = "rm", alias = "remove")]
-    Delete {
-        /// Its name
-        name: String,
-        #[command(flatten)]
-        ask: Ask,
-    },
-}
-
 /// `key …`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum KeyVerb {
     /// Print the relay's public key
     Show(Ask),
+    /// Make a new key; connectors learn it through their tunnels while the one before is answered too
+    Rotate {
+        /// How long the key before is answered: tokens and connectors that know no other work so long
+        #[arg(long, value_name = "TIME", default_value = "24h", value_parser = grace)]
+        grace: Duration,
+        /// Rotate even when connectors have not used the newest key since the last rotation: they are locked out
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        ask: Ask,
+    },
 }
 
 impl RelayVerb {
@@ -372,9 +368,7 @@ impl RelayVerb {
             Self::Tunnel(verb) => verb.into_command(),
             Self::Token(verb) => verb.into_command(),
             Self::Connector(verb) => verb.into_command(),
-            Self::Service(ServiceVerb::List(ask)) => (Command::ServiceList, ask),
-            Self::Service(ServiceVerb::Show { name, ask }) => (Command::ServiceShow { service: name }, ask),
-            Self::Service(ServiceVerb::Delete { name, ask }) => (Command::ServiceDelete { service: name }, ask),
+            Self::Service(verb) => verb.into_command(),
             Self::Gateway(verb) => verb.into_command(),
             Self::Key(KeyVerb::Show(ask)) => (Command::KeyShow, ask),
             Self::Audit { since, ask } => (Command::Audit { since_seconds: since.as_secs() }, ask),
@@ -402,7 +396,10 @@ impl TunnelVerb {
 impl TokenVerb {
     fn into_command(self) -> (Command, Ask) {
         match self {
-            Self::Create { tunnel, terms, ask } => (Command::TokenCreate { tunnel, token: terms.into() }, ask),
+            Self::Create { tunnel, services, terms, ask } => {
+                let token = TokenTerms { services, ..terms.into() };
+                (Command::TokenCreate { tunnel, token }, ask)
+            }
             Self::List { tunnel, ask } => (Command::TokenList { tunnel }, ask),
             Self::Revoke { id, ask } => (Command::TokenRevoke { token: id }, ask),
         }
@@ -429,6 +426,7 @@ impl From<TermsArgs> for TokenTerms {
             from: terms.from,
             endpoints: terms.endpoint.iter().map(ToString::to_string).collect(),
         }
+            services: Vec::new(),
     }
 }
 

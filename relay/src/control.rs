@@ -180,6 +180,7 @@ impl Control {
             | Change::GatewayChanged(_) => false,
         };
         if outcome.changes.iter().any(grants) {
+            | Change::ServiceSet(_)
             self.sessions.decide_anew();
         }
     }

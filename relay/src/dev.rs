@@ -159,6 +159,7 @@ async fn token(control: &Control, names: &[String]) -> Result<Token, Quit> {
         grants.push(name.parse().or_usage("--service")?);
     }
     let terms = TokenTerms {
+        services: Vec::new(),
         uses: Some(1),
         expires_seconds: Some(60),
         from: Vec::new(),

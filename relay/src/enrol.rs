@@ -34,6 +34,16 @@ pub(crate) struct Admitted {
 }
 
 /// Why a connector is not enrolled.
+/// The bootstrap session that a request came over.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Via {
+    /// Where its end is.
+    pub(crate) source: SocketAddr,
+    /// The key of this relay that its token names: not the newest, perhaps, in the grace of a rotation. The pre-shared
+    /// key is bound to it, because the joiner knows no other.
+    pub(crate) relay_key: PublicKey,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refused {
     /// For good: tell it, as `ToConnector::Refused`.
@@ -68,7 +78,7 @@ pub(crate) async fn enrol(
     identity: &Identity,
     token: &TokenId,
     request: Enrol,
-    source: SocketAddr,
+    via: Via,
     now: SystemTime,
 ) -> Result<Admitted, Refused> {
     let for_good = |refusal| Refused::ForGood { refusal, at: None, of: Subject::Token };
@@ -87,7 +97,7 @@ pub(crate) async fn enrol(
         name: request.name,
         ephemeral: request.ephemeral,
         program: program(&request.program),
-        source,
+        source: via.source,
         now,
     };
     match registry.enrol(candidate).await? {
@@ -225,7 +235,7 @@ mod tests {
         assert!(relay.enrol(good).await.is_ok());
         let never = TokenId::new();
         let request = Joiner::new().request();
-        let unknown = super::enrol(relay.registry.as_ref(), &relay.identity, &never, request, source(), NOW);
+        let unknown = super::enrol(relay.registry.as_ref(), &relay.identity, &never, request, relay.via(), NOW);
         assert_eq!(unknown.await.unwrap_err(), Refused::Unknown);
     }
 
@@ -277,7 +287,9 @@ mod tests {
                 uses_left,
                 expires: None,
                 revoked: None,
+                services: Vec::new(),
                 created: NOW,
+                used: 0,
                 last_used: None,
             };
             let id = row.id.clone();
@@ -286,7 +298,11 @@ mod tests {
         }
 
         async fn enrol(&self, request: Enrol) -> Result<Admitted, Refused> {
-            super::enrol(self.registry.as_ref(), &self.identity, &self.id, request, source(), NOW).await
+            super::enrol(self.registry.as_ref(), &self.identity, &self.id, request, self.via(), NOW).await
+        }
+
+        fn via(&self) -> Via {
+            Via { source: "192.0.2.9:4000".parse().unwrap(), relay_key: self.identity.public_key() }
         }
 
         fn restarted(self) -> Self {
@@ -323,7 +339,4 @@ mod tests {
         }
     }
 
-    fn source() -> SocketAddr {
-        "192.0.2.9:4000".parse().unwrap()
-    }
 }

@@ -14,6 +14,7 @@ fn the_definition_is_sound() {
 #[test]
 fn commands_read_as_they_are_typed() {
     let terms = |uses, hours: Option<u64>| TokenTerms {
+        services: Vec::new(),
         uses,
         expires_seconds: hours.map(|hours| hours * 3600),
         from: Vec::new(),

@@ -1,5 +1,7 @@
 //! `connector list|show|drain|undrain|revoke`.
 
+use culvert_model::name::Grant;
+
 use super::live::LiveServiceOfConnector;
 use super::table::{facts, or_dash, relative, table};
 use super::view::View;
@@ -32,6 +34,8 @@ pub(super) fn show(named: &str, view: &View) -> Result<Outcome, CommandError> {
         ("version", or_dash(view.version(connector))),
         ("joined", format!("{} with {}", relative(connector.enrolled, view.now), connector.token)),
     ];
+    let narrowed: Vec<&str> = connector.services.iter().map(Grant::as_str).collect();
+    pairs.extend((!narrowed.is_empty()).then(|| ("limited to", narrowed.join(" "))));
     let out_of_service = connector.drained.then(|| "yes, until `connector undrain`".to_owned());
     pairs.extend(out_of_service.map(|words| ("drained", words)));
     pairs.extend(connector.revoked.map(|at| ("revoked", relative(at, view.now))));

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::time::SystemTime;
 
+use culvert_model::control::RefusedService;
 use culvert_model::id::{ConnectorId, GatewayId};
 use culvert_model::name::{Label, ServiceName};
 use serde::Serialize;
@@ -57,6 +58,8 @@ pub(crate) struct LiveConnector {
     pub(crate) services: Vec<LiveServiceOfConnector>,
     /// What an operator should know: a clock behind, a second process with the same key, refused names.
     pub(crate) notes: Vec<String>,
+    /// Services that are managed at the relay and that it does not serve, and why.
+    pub(crate) managed_refused: Vec<RefusedService>,
     /// Bytes received, inside the tunnel.
     pub(crate) rx_bytes: u64,
     /// Bytes sent, inside the tunnel.
@@ -72,6 +75,8 @@ pub(crate) struct LiveServiceOfConnector {
     pub(crate) up: bool,
     /// Why not.
     pub(crate) reason: Option<String>,
+    /// Who defined it: `connector`, or the `relay` that manages it.
+    pub(crate) source: &'static str,
 }
 
 /// One service over all its live connectors.
@@ -81,6 +86,10 @@ pub(crate) struct LiveService {
     pub(crate) up: usize,
     /// Live connectors that announce it.
     pub(crate) total: usize,
+    /// Of those that are up: where the relay manages it.
+    pub(crate) managed_up: usize,
+    /// Of all: where the relay manages it.
+    pub(crate) managed: usize,
 }
 
 /// No relay runs.

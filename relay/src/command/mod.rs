@@ -71,6 +71,7 @@ pub(crate) enum Command {
     ServiceList,
     ServiceShow { service: String },
     ServiceDelete { service: String },
+    ServiceSet { service: ServiceName, tunnel: String, origin: String, host: Option<String>, health_path: Option<String> },
     GatewayCreate { name: Label, services: Vec<Grant>, certificate: Option<Certificate> },
     GatewaySet { gateway: String, change: GatewaySet },
     GatewayRotate { gateway: String, grace_seconds: u64 },
@@ -106,6 +107,9 @@ pub(crate) struct TokenTerms {
     pub(crate) expires_seconds: Option<u64>,
     /// Where it may be used from; empty = anywhere.
     #[serde(default)]
+    /// What its connectors may serve of what the tunnel may; empty = all of that.
+    #[serde(default)]
+    pub(crate) services: Vec<Grant>,
     pub(crate) from: Vec<IpNet>,
     /// Where connectors dial, `HOST:PORT`; empty = as the relay is configured.
     pub(crate) endpoints: Vec<String>,
@@ -143,6 +147,8 @@ pub(crate) enum Change {
     ConnectorDrained(ConnectorId, bool),
     /// Nobody waits for it any more.
     ServiceDeleted(ServiceName),
+    /// Live connectors have to be told.
+    ServiceSet(ServiceName),
     /// Who may call, or what, is different.
     GatewayChanged(GatewayId),
 }
@@ -214,6 +220,10 @@ pub(crate) async fn carry_out(
         Command::ServiceDelete { service } => service::delete(&service, &view, registry, by).await,
         Command::GatewayCreate { name, services, certificate } => {
             gateway::create(name, services, certificate, &view, registry, by).await
+        }
+        Command::ServiceSet { service, tunnel, origin, host, health_path } => {
+            let wanted = service::Wanted { name: service, tunnel, origin, host, health_path };
+            service::set(wanted, &view, registry, by).await
         }
         Command::GatewaySet { gateway, change } => gateway::set(&gateway, change, &view, registry, by).await,
         Command::GatewayRotate { gateway, grace_seconds } => {

@@ -7,7 +7,6 @@ use std::time::{Duration, SystemTime};
 use culvert_model::id::{TokenId, TunnelId};
 use culvert_model::token::{Endpoint, MAX_RELAYS, RelayRef, Token};
 use culvert_ops::time::rfc3339;
-use ipnet::IpNet;
 use serde_json::json;
 use zeroize::Zeroizing;
 
@@ -40,8 +39,10 @@ pub(super) fn mint(
         bootstrap_key,
         psk: facts.identity.seal(&token.bootstrap_psk(), SealedFor::Token(&bootstrap_key)),
         sources: terms.from.clone(),
+        services: terms.services.clone(),
         uses_left: terms.uses,
         expires: terms.expires_seconds.map(|seconds| now + Duration::from_secs(seconds)),
+        used: 0,
         revoked: None,
         created: now,
         last_used: None,
@@ -97,16 +98,18 @@ pub(super) fn lines(view: &View, tokens: &[&TokenRow]) -> String {
             view.tunnel_name(&token.tunnel),
             token.state(view.now).as_str().to_owned(),
             token.uses_left.map_or_else(|| "unlimited".to_owned(), |uses| uses.to_string()),
+            token.used.to_string(),
             token.expires.map_or_else(|| "never".to_owned(), |at| relative(at, view.now)),
             or_dash(token.last_used.map(|at| relative(at, view.now))),
             if token.sources.is_empty() { "anywhere".to_owned() } else { list(&token.sources) },
         ]
+            if token.services.is_empty() { "all".to_owned() } else { list(&token.services) },
     };
     let rows: Vec<_> = tokens.iter().map(row).collect();
     if rows.is_empty() {
         return String::new();
     }
-    table(["TOKEN", "TUNNEL", "STATE", "USES LEFT", "EXPIRES", "LAST USED", "FROM"], &rows)
+    table(["TOKEN", "TUNNEL", "STATE", "USED", "USES LEFT", "EXPIRES", "LAST USED", "FROM", "SERVICES"], &rows)
 }
 
 impl Minted {
@@ -122,12 +125,14 @@ impl Minted {
         });
         let from =
             if self.row.sources.is_empty() { String::new() } else { format!(" from {}", list(&self.row.sources)) };
-        format!("token {} lets {who} join{from}{until}; it is shown this once", self.row.id)
+        let services =
+            if self.row.services.is_empty() { String::new() } else { format!(" to serve {}", list(&self.row.services)) };
+        format!("token {} lets {who} join{services}{from}{until}; it is shown this once", self.row.id)
     }
 }
 
-fn list(nets: &[IpNet]) -> String {
-    nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+fn list(all: &[impl ToString]) -> String {
+    all.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }
 
 fn endpoints(terms: &TokenTerms, facts: &Facts<'_>) -> Result<Vec<Endpoint>, CommandError> {

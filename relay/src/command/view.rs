@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::CommandError;
 use super::live::{Live, LiveConnector, LiveService};
 use crate::enrol;
-use crate::registry::{ConnectorRow, GatewayRow, Registry, Snapshot, TokenRow, Tunnel};
+use crate::registry::{ConnectorRow, GatewayRow, ManagedRow, Registry, Snapshot, TokenRow, Tunnel};
 
 /// One moment of a relay.
 pub(super) struct View {
@@ -27,6 +27,15 @@ pub(super) struct KnownService {
     pub(super) name: ServiceName,
     pub(super) tunnels: Vec<Label>,
     pub(super) live: LiveService,
+    /// Its definitions here.
+    pub(super) managed: Vec<ManagedRow>,
+}
+
+/// A service as far as one side defined it: the connectors that declare it, or the relay that manages it.
+pub(super) struct Part {
+    pub(super) source: &'static str,
+    pub(super) up: usize,
+    pub(super) total: usize,
 }
 
 impl View {
@@ -169,6 +178,10 @@ impl View {
             let tunnel = self.snapshot.tunnels.iter().find(|tunnel| tunnel.id == service.tunnel);
             owners.entry(service.name.clone()).or_default().extend(tunnel.map(|tunnel| tunnel.name.clone()));
         }
+        for row in &self.snapshot.managed {
+            let tunnel = self.snapshot.tunnels.iter().find(|tunnel| tunnel.id == row.tunnel);
+            owners.entry(row.name.clone()).or_default().extend(tunnel.map(|tunnel| tunnel.name.clone()));
+        }
         for name in self.services.keys() {
             owners.entry(name.clone()).or_default();
         }
@@ -176,7 +189,8 @@ impl View {
             .into_iter()
             .map(|(name, tunnels)| {
                 let live = self.services.get(&name).copied().unwrap_or_default();
-                KnownService { name, tunnels: tunnels.into_iter().collect(), live }
+                let managed = self.snapshot.managed.iter().filter(|row| row.name == name).cloned().collect();
+                KnownService { name, tunnels: tunnels.into_iter().collect(), live, managed }
             })
             .collect()
     }
@@ -198,7 +212,9 @@ impl View {
         json!({
             "id": token.id,
             "tunnel": self.tunnel_name(&token.tunnel),
+            "services": token.services,
             "uses_left": token.uses_left,
+            "used": token.used,
             "from": token.sources,
             "expires": token.expires.map(rfc3339),
             "last_used": token.last_used.map(rfc3339),
@@ -232,6 +248,7 @@ impl View {
             "version": self.version(connector),
             "state": self.state(connector),
             "services": live.map(|live| live.services.as_slice()).unwrap_or_default(),
+            "limited_to": connector.services,
             "ephemeral": connector.ephemeral,
             "drained": connector.drained,
             "enrolled": rfc3339(connector.enrolled),
@@ -243,10 +260,34 @@ impl View {
 }
 
 impl KnownService {
+    /// Who defines it: the connectors' declarations win, where there are any; both where both exist.
+    pub(super) fn parts(&self) -> Vec<Part> {
+        let LiveService { up, total, managed_up, managed } = self.live;
+        let declared = Part { source: "connector", up: up - managed_up, total: total - managed };
+        let relay = Part { source: "relay", up: managed_up, total: managed };
+        match (self.managed.is_empty() && managed == 0, declared.total > 0) {
+            (true, _) => vec![declared],
+            (false, true) => vec![declared, relay],
+            (false, false) => vec![relay],
+        }
+    }
+
+    /// One of its parts.
+    pub(super) fn part_json(&self, part: &Part) -> Value {
+        json!({
+            "name": self.name,
+            "source": part.source,
+            "tunnels": self.tunnels,
+            "up": part.up,
+            "total": part.total,
+        })
+    }
+
+    /// All of it, as the part that counts.
     pub(super) fn json(&self) -> Value {
         json!({
             "name": self.name,
-            "source": "connector",
+            "source": self.parts().first().map(|part| part.source),
             "tunnels": self.tunnels,
             "up": self.live.up,
             "total": self.live.total,

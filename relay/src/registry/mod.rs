@@ -9,6 +9,7 @@ mod admission;
 mod failure;
 mod gateway;
 pub(crate) mod grants;
+mod managed;
 mod place;
 mod read;
 pub(crate) mod rows;
@@ -32,8 +33,10 @@ use culvert_ops::exit::Quit;
 use tokio::sync::watch;
 
 pub(crate) use place::Url;
+use managed::MANAGED_AT_MOST;
 pub(crate) use rows::{
-    AuditRow, Certificate, ConnectorRow, GatewayRow, Sealed, SecretRow, ServiceRow, Snapshot, TokenRow, Tunnel,
+    AuditRow, Certificate, ConnectorRow, GatewayRow, ManagedRow, RelayRow, Sealed, SecretRow, ServiceRow, Snapshot,
+    TokenRow, TokenSealRow, Tunnel,
 };
 
 /// How long tokens and connectors that ended are remembered, only to say so to their holders.
@@ -111,7 +114,13 @@ pub(crate) trait Registry: Send + Sync {
     /// [`Rule::NoSuchTunnel`].
     fn announce(&self, tunnel: TunnelId, names: Vec<ServiceName>, now: SystemTime) -> Future<'_, grants::Decision>;
 
-    /// Forgets a service that was announced once. Returns the tunnels that served it.
+    /// Defines a service of a tunnel here, or changes it: its connectors are to serve it within their allow-lists.
+    ///
+    /// # Errors
+    /// [`Rule::NoSuchTunnel`], [`Rule::MayNotServe`], [`Rule::NoRoomToManage`].
+    fn set_managed(&self, service: ManagedRow, by: Actor) -> Future<'_, ()>;
+
+    /// Forgets a service that was announced once or is managed. Returns the tunnels that served it.
     ///
     /// # Errors
     /// [`Rule::NoSuchService`].
@@ -424,6 +433,12 @@ pub(crate) enum Rule {
     GatewayExists(Label),
     /// No live gateway has this id.
     #[error("no gateway {0}")]
+    /// The tunnel is not granted the service, or another owns it; in words.
+    #[error("{0}")]
+    MayNotServe(String),
+    /// One message must hold all that a tunnel's connectors are told.
+    #[error("tunnel {0} has no room for another managed service: {MANAGED_AT_MOST} at most, and 48 KiB together")]
+    NoRoomToManage(Label),
     NoSuchGateway(GatewayId),
     /// One certificate names one gateway.
     #[error("the certificate {certificate} is gateway {owner}'s")]

@@ -9,6 +9,8 @@ use culvert_model::key::PublicKey;
 use culvert_model::name::Grant;
 
 use super::failure::Failure;
+use super::managed;
+use super::relays;
 use super::rows::{
     AuditRow, Certificate, ConnectorRow, GatewayRow, Sealed, SealedPsk, SecretRow, ServiceRow, Snapshot, TokenRow,
     Tunnel,
@@ -18,10 +20,9 @@ use super::sql::{Row, Transaction, Value, values};
 type Result<T> = std::result::Result<T, Failure>;
 
 const CONNECTOR: &str = "SELECT id, tunnel, token, public_key, name, inner_address, ephemeral, drained, revoked, \
-                         enrolled, last_endpoint, last_local, last_handshake, version FROM connectors";
+                         enrolled, last_endpoint, last_local, last_handshake, version, services FROM connectors";
 const GATEWAY: &str = "SELECT id, name, cert_sha256, cert_san, created, last_used, revoked FROM gateways";
-const TOKEN: &str =
-    "SELECT id, tunnel, bootstrap_key, psk, uses_left, expires, revoked, created, last_used, sources FROM tokens";
+const TOKEN: &str = "SELECT id, tunnel, bootstrap_key, psk, uses_left, expires, revoked, created, last_used, sources, services, used FROM tokens";
 
 pub(super) fn snapshot(db: &dyn Transaction) -> Result<Snapshot> {
     Ok(Snapshot {
@@ -29,6 +30,7 @@ pub(super) fn snapshot(db: &dyn Transaction) -> Result<Snapshot> {
         tokens: tokens(db)?,
         connectors: connectors(db)?,
         services: services(db)?,
+        managed: managed::all(db)?,
         gateways: gateways(db)?,
     })
 }
@@ -112,11 +114,6 @@ pub(super) fn audit_since(db: &dyn Transaction, since: SystemTime) -> Result<Vec
     })
 }
 
-pub(super) fn tunnel_is_live(db: &dyn Transaction, id: &TunnelId) -> Result<bool> {
-    let found = db.query("SELECT id FROM tunnels WHERE id = $1 AND deleted IS NULL", &values![id.as_str()])?;
-    Ok(!found.is_empty())
-}
-
 fn one_connector(db: &dyn Transaction, column: &str, value: Value) -> Result<Option<ConnectorRow>> {
     let Some(mut connector) = db.first(&format!("{CONNECTOR} WHERE {column} = $1"), &[value], connector_row)? else {
         return Ok(None);
@@ -181,7 +178,9 @@ fn token_row(row: &Row) -> Result<TokenRow> {
         sources: sources.split_whitespace().map(|net| net.parse().map_err(unfit)).collect::<Result<_>>()?,
         uses_left: row.optional_number(4)?,
         expires: row.optional_time(5)?,
+        services: grants(row, 10)?,
         revoked: row.optional_time(6)?,
+        used: row.number(11)?,
         created: row.time(7)?,
         last_used: row.optional_time(8)?,
     })
@@ -196,6 +195,7 @@ fn connector_row(row: &Row) -> Result<ConnectorRow> {
         name: row.optional_text(4)?,
         psks: Vec::new(),
         inner_address: row.text(5)?,
+        services: grants(row, 14)?,
         ephemeral: row.truth(6)?,
         drained: row.truth(7)?,
         revoked: row.optional_time(8)?,
@@ -209,4 +209,11 @@ fn connector_row(row: &Row) -> Result<ConnectorRow> {
 
 fn key(row: &Row, column: usize) -> Result<PublicKey> {
     row.array(column).map(PublicKey::from_bytes)
+/// Grants that stand in one column.
+fn grants(row: &Row, column: usize) -> Result<Vec<Grant>> {
+    let unfit = |error| Failure::Damaged(format!("what a token's holder may serve: {error}"));
+    let text: String = row.text(column)?;
+    text.split_whitespace().map(|grant| grant.parse().map_err(unfit)).collect()
+}
+
 }

@@ -5,6 +5,7 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::SystemTime;
 
+use culvert_model::control::ManagedService;
 use culvert_model::gateway::SecretVerifier;
 use culvert_model::id::{ConnectorId, GatewayId, TokenId, TunnelId};
 use culvert_model::key::PublicKey;
@@ -24,8 +25,40 @@ pub(crate) struct Snapshot {
     pub(crate) connectors: Vec<ConnectorRow>,
     /// Services announced once and not deleted, by name.
     pub(crate) services: Vec<ServiceRow>,
+    /// Services that are defined here, by name.
+    pub(crate) managed: Vec<ManagedRow>,
     /// Gateways, by name; those that were revoked within the tombstone's time too.
     pub(crate) gateways: Vec<GatewayRow>,
+    /// The relays that share this registry, by tag.
+    pub(crate) relays: Vec<RelayRow>,
+    /// What relays open tokens with that others made.
+    pub(crate) token_seals: Vec<TokenSealRow>,
+}
+
+/// One of the relays that share this registry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RelayRow {
+    /// What names it for good ([`crate::identity::Identity::relay_tag`]).
+    pub(crate) tag: String,
+    /// Its newest static key.
+    pub(crate) public_key: PublicKey,
+    /// What others seal keys for it with ([`crate::identity::Identity::encapsulation_key`]).
+    pub(crate) kem_key: Vec<u8>,
+    /// Where connectors reach it: `HOST:PORT`, in order of preference.
+    pub(crate) endpoints: Vec<String>,
+    /// When it was last there.
+    pub(crate) seen: SystemTime,
+}
+
+/// A token's pre-shared key, sealed for a relay that did not make it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TokenSealRow {
+    /// Which token.
+    pub(crate) token: TokenId,
+    /// For which relay.
+    pub(crate) relay: String,
+    /// The key.
+    pub(crate) sealed: Sealed,
 }
 
 /// A tunnel.
@@ -54,10 +87,14 @@ pub(crate) struct TokenRow {
     pub(crate) bootstrap_key: PublicKey,
     /// The bootstrap identity's pre-shared key.
     pub(crate) psk: Sealed,
+    /// What its connectors may serve of what the tunnel may; empty = all of that.
+    pub(crate) services: Vec<Grant>,
     /// Where it may be used from; empty = anywhere.
     pub(crate) sources: Vec<IpNet>,
     /// Uses left; none = unlimited.
     pub(crate) uses_left: Option<u32>,
+    /// How often it let somebody join.
+    pub(crate) used: u32,
     /// When it ends by itself.
     pub(crate) expires: Option<SystemTime>,
     /// When it was revoked.
@@ -94,6 +131,8 @@ pub(crate) struct ConnectorRow {
     pub(crate) public_key: PublicKey,
     /// Its name, for listings; not unique.
     pub(crate) name: Option<Label>,
+    /// What it may serve of what its tunnel may, as its token said; empty = all of that.
+    pub(crate) services: Vec<Grant>,
     /// Its pre-shared keys, with every relay that shares the registry, by epoch.
     pub(crate) psks: Vec<SealedPsk>,
     /// Its inner address.
@@ -137,6 +176,23 @@ pub(crate) struct ServiceRow {
     /// The tunnel that serves it.
     pub(crate) tunnel: TunnelId,
     /// When it was first announced.
+    pub(crate) since: SystemTime,
+}
+
+/// A service that is defined here, for a tunnel's connectors to serve within their allow-lists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ManagedRow {
+    /// Its name.
+    pub(crate) name: ServiceName,
+    /// Whose connectors serve it.
+    pub(crate) tunnel: TunnelId,
+    /// Its origin, as one writes it in a connector's configuration. Never with a password.
+    pub(crate) origin: String,
+    /// `origin`, `preserve` or a literal; none: `origin`.
+    pub(crate) host: Option<String>,
+    /// The path of its check; none: a TCP connect.
+    pub(crate) health_path: Option<String>,
+    /// When it was last set.
     pub(crate) since: SystemTime,
 }
 
@@ -235,6 +291,33 @@ impl TokenRow {
     /// Whether even its tombstone's time is over: its holder gets silence.
     pub(crate) fn is_forgotten(&self, now: SystemTime) -> bool {
         self.ended(now).is_some_and(|ended| ended + TOMBSTONE <= now)
+    }
+}
+
+impl ManagedRow {
+    /// As connectors are told.
+    pub(crate) fn told(&self) -> ManagedService {
+        ManagedService {
+            name: self.name.clone(),
+            origin: self.origin.clone(),
+            host: self.host.clone(),
+            health_path: self.health_path.clone(),
+        }
+    }
+}
+
+impl std::fmt::Display for ManagedRow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.origin)?;
+        self.host.iter().try_for_each(|host| write!(f, ", host {host}"))?;
+        self.health_path.iter().try_for_each(|path| write!(f, ", health path {path}"))
+    }
+}
+
+impl ConnectorRow {
+    /// Whether it may come to this relay: it has a pre-shared key with it and is not revoked.
+    pub(crate) fn is_of(&self, relay: &str) -> bool {
+        self.revoked.is_none() && self.psks.iter().any(|psk| psk.relay == relay)
     }
 }
 

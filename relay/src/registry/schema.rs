@@ -3,8 +3,13 @@
 //! Written once, in SQLite's words.
 
 /// From schema version N to N + 1, in order.
-pub(super) const MIGRATIONS: [Step; 3] =
-    [Step { both: V1, sqlite: V1_SQLITE }, Step { both: V2, sqlite: "" }, Step { both: V3, sqlite: "" }];
+pub(super) const MIGRATIONS: [Step; 5] = [
+    Step { both: V1, sqlite: V1_SQLITE },
+    Step { both: V2, sqlite: "" },
+    Step { both: V3, sqlite: "" },
+    Step { both: MANAGED, sqlite: "" },
+    Step { both: RELAYS, sqlite: "" },
+];
 
 /// The schema this program writes.
 pub(super) const VERSION: u32 = MIGRATIONS.len() as u32;
@@ -133,4 +138,39 @@ CREATE TABLE gateway_secrets (
     until INTEGER
 ) STRICT;
 CREATE INDEX secrets_of_gateways ON gateway_secrets (gateway);
+";
+
+/// Services defined at the relay; what a token narrows its connectors to (grants separated by spaces, none = all that the
+/// tunnel may serve), and how often it was used.
+const MANAGED: &str = "
+CREATE TABLE managed (
+    name TEXT NOT NULL,
+    tunnel TEXT NOT NULL REFERENCES tunnels ON DELETE CASCADE,
+    origin TEXT NOT NULL,
+    host TEXT,
+    health_path TEXT,
+    since INTEGER NOT NULL,
+    PRIMARY KEY (name, tunnel)
+) STRICT, WITHOUT ROWID;
+ALTER TABLE tokens ADD COLUMN services TEXT NOT NULL DEFAULT '';
+ALTER TABLE tokens ADD COLUMN used INTEGER NOT NULL DEFAULT 0;
+UPDATE tokens SET used = (SELECT count(*) FROM connectors WHERE connectors.token = tokens.id);
+ALTER TABLE connectors ADD COLUMN services TEXT NOT NULL DEFAULT '';
+";
+
+/// The relays that share this registry, and what each of them opens tokens with that another made.
+const RELAYS: &str = "
+CREATE TABLE relays (
+    tag TEXT PRIMARY KEY,
+    public_key BLOB NOT NULL,
+    kem_key BLOB NOT NULL,
+    endpoints TEXT NOT NULL,
+    seen INTEGER NOT NULL
+) STRICT;
+CREATE TABLE token_seals (
+    token TEXT NOT NULL REFERENCES tokens ON DELETE CASCADE,
+    relay TEXT NOT NULL REFERENCES relays ON DELETE CASCADE,
+    sealed BLOB NOT NULL,
+    PRIMARY KEY (token, relay)
+) STRICT, WITHOUT ROWID;
 ";

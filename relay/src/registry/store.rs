@@ -11,11 +11,11 @@ use culvert_model::name::{Grant, ServiceName};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::failure::Failure;
-use super::rows::{AuditRow, GatewayRow, SecretRow, Snapshot, TokenRow, Tunnel};
+use super::rows::{AuditRow, GatewayRow, ManagedRow, RelayRow, SecretRow, Snapshot, TokenRow, TokenSealRow, Tunnel};
 use super::sql::Transaction;
 use super::{
-    Actor, Candidate, Enrolment, Forgotten, Future, GatewayChange, Note, Registry, RegistryError, gateway, grants,
-    read, write,
+    Actor, Candidate, Enrolment, Forgotten, Future, GatewayChange, Introduction, Note, Registry, RegistryError,
+    gateway, grants, managed, read, relays, write,
 };
 
 /// Transactions that may wait for the thread; past it their callers wait.
@@ -218,8 +218,12 @@ impl<E: Engine> Registry for Store<E> {
         self.write(move |db| write::announce(db, &tunnel, &names, now))
     }
 
+    fn set_managed(&self, service: ManagedRow, by: Actor) -> Future<'_, ()> {
+        self.write(move |db| managed::set(db, &service, &by))
+    }
+
     fn delete_service(&self, name: ServiceName, by: Actor, now: SystemTime) -> Future<'_, Vec<TunnelId>> {
-        self.write(move |db| write::delete_service(db, &name, &by, now))
+        self.write(move |db| managed::delete_service(db, &name, &by, now))
     }
 
     fn create_gateway(&self, gateway: GatewayRow, by: Actor) -> Future<'_, ()> {

@@ -1,6 +1,7 @@
 //! What every engine must do: one suite, run against each of them through the trait alone.
 
 mod gateways;
+mod managed;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -41,6 +42,10 @@ macro_rules! suite {
             ephemeral_connectors_are_forgotten_ten_minutes_after_their_last_handshake,
             every_change_is_audited_with_who_and_what,
             a_tunnel_has_room_for_so_many_services_and_a_deleted_one_makes_room,
+            a_managed_service_is_loaded_as_it_was_set_last_and_forgotten_when_deleted,
+            a_tunnel_is_given_no_managed_service_that_it_may_not_serve,
+            managed_services_of_a_tunnel_fit_one_message,
+            a_token_for_some_services_narrows_who_joins_with_it_and_counts_its_uses,
             a_gateway_is_loaded_as_it_was_created_and_its_name_is_free_when_it_is_revoked,
             what_a_gateway_may_call_changes_and_never_to_nothing,
             one_certificate_names_one_gateway,
@@ -62,6 +67,11 @@ pub(super) use gateways::{
     a_revoked_gateway_is_forgotten_after_thirty_days, a_rotated_secret_ends_after_its_grace_and_few_work_at_once,
     one_certificate_names_one_gateway, what_a_gateway_may_call_changes_and_never_to_nothing,
     when_a_gateway_called_is_kept_and_never_goes_back,
+};
+pub(super) use managed::{
+    a_managed_service_is_loaded_as_it_was_set_last_and_forgotten_when_deleted,
+    a_token_for_some_services_narrows_who_joins_with_it_and_counts_its_uses,
+    a_tunnel_is_given_no_managed_service_that_it_may_not_serve, managed_services_of_a_tunnel_fit_one_message,
 };
 pub(super) use suite;
 
@@ -487,7 +497,9 @@ fn token(tunnel: &Tunnel, uses_left: Option<u32>) -> TokenRow {
         tunnel: tunnel.id.clone(),
         bootstrap_key: key(),
         psk: sealed(),
+        services: Vec::new(),
         sources: Vec::new(),
+        used: 0,
         uses_left,
         expires: None,
         revoked: None,

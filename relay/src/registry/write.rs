@@ -10,10 +10,10 @@ use culvert_model::name::{Grant, ServiceName};
 
 use super::admission::{Verdict, judge, next_epoch};
 use super::failure::Failure;
-use super::read;
 use super::rows::{AuditRow, ConnectorRow, Sealed, TokenRow, Tunnel};
 use super::sql::{Transaction, milliseconds, values};
-use super::{Actor, Candidate, EPHEMERAL, Enrolment, Forgotten, Note, Rule, TOMBSTONE, grants};
+use super::{relays, Actor, Candidate, EPHEMERAL, Enrolment, Forgotten, Note, Rule, TOMBSTONE, grants};
+use super::{managed, read};
 
 /// Behind a relay's tag: where [`keep_for_recovery`] keeps a connector's first pre-shared key. No relay has such a tag.
 const RECOVERY: &str = "/recovery";
@@ -90,17 +90,21 @@ pub(super) fn delete_tunnel(
         .collect();
     db.execute("UPDATE connectors SET revoked = $1 WHERE tunnel = $2 AND revoked IS NULL", &values![now, id.as_str()])?;
     db.execute("DELETE FROM services WHERE tunnel = $1", &values![id.as_str()])?;
+    managed::forget_tunnel(db, id)?;
     audit(db, now, &by.0, "tunnel.delete", tunnel.name.as_str(), "")?;
     Ok(revoked)
 }
 
 pub(super) fn create_token(db: &dyn Transaction, token: &TokenRow, by: &Actor) -> Result<()> {
-    if !read::tunnel_is_live(db, &token.tunnel)? {
-        return Err(Rule::NoSuchTunnel(token.tunnel.clone()).into());
+    let tunnels = read::tunnels(db)?;
+    let tunnel = live_tunnel(&tunnels, &token.tunnel)?;
+    if let Some(grant) = token.services.iter().find(|narrower| !tunnel.grants.iter().any(|own| own.overlaps(narrower)))
+    {
+        return Err(Rule::NotGranted { tunnel: tunnel.name.clone(), grant: grant.clone() }.into());
     }
     db.execute(
-        "INSERT INTO tokens (id, tunnel, bootstrap_key, psk, uses_left, expires, created, sources) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+        "INSERT INTO tokens (id, tunnel, bootstrap_key, psk, uses_left, expires, created, sources, services) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         &values![
             token.id.as_str(),
             token.tunnel.as_str(),
@@ -110,10 +114,15 @@ pub(super) fn create_token(db: &dyn Transaction, token: &TokenRow, by: &Actor) -
             token.expires,
             token.created,
             token.sources.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+            list(&token.services),
         ],
     )?;
     let uses = token.uses_left.map_or("unlimited".to_owned(), |uses| uses.to_string());
-    audit(db, token.created, &by.0, "token.create", token.id.as_str(), &format!("{}, uses {uses}", token.tunnel))
+    let mut detail = format!("{}, uses {uses}", token.tunnel);
+    if !token.services.is_empty() {
+        detail += &format!(", services {}", list(&token.services));
+    }
+    audit(db, token.created, &by.0, "token.create", token.id.as_str(), &detail)
 }
 
 pub(super) fn revoke_token(db: &dyn Transaction, id: &TokenId, by: &Actor, now: SystemTime) -> Result<()> {
@@ -156,9 +165,9 @@ pub(super) fn enrol(db: &dyn Transaction, candidate: &Candidate) -> Result<Enrol
         None => candidate.id.clone(),
     };
     if known.is_some() {
-        update_member(db, &id, candidate)?;
+        update_member(db, &id, &token, candidate)?;
     } else {
-        insert_member(db, &tunnel, candidate)?;
+        insert_member(db, &token, candidate)?;
     }
     let (epoch, kept) = next_epoch(known.as_ref().map_or(&[], |connector| &connector.psks), &candidate.relay);
     db.execute(
@@ -226,22 +235,6 @@ pub(super) fn announce(
         }
     }
     Ok(decision)
-}
-
-pub(super) fn delete_service(
-    db: &dyn Transaction,
-    name: &ServiceName,
-    by: &Actor,
-    now: SystemTime,
-) -> Result<Vec<TunnelId>> {
-    let tunnels: Vec<TunnelId> =
-        read::services(db)?.into_iter().filter(|row| row.name == *name).map(|row| row.tunnel).collect();
-    if tunnels.is_empty() {
-        return Err(Rule::NoSuchService(name.clone()).into());
-    }
-    db.execute("DELETE FROM services WHERE name = $1", &values![name.as_str()])?;
-    audit(db, now, &by.0, "service.delete", name.as_str(), "")?;
-    Ok(tunnels)
 }
 
 pub(super) fn note(db: &dyn Transaction, notes: &[Note]) -> Result<()> {
@@ -397,19 +390,19 @@ fn forget_service(db: &dyn Transaction, tunnel: &TunnelId, name: &ServiceName) -
 /// INVARIANT: one use at most is taken from what is left, whoever else asks: the update counts in the database.
 fn take_use(db: &dyn Transaction, token: &TokenRow, now: SystemTime) -> Result<()> {
     db.execute(
-        "UPDATE tokens SET uses_left = uses_left - 1, last_used = $1 WHERE id = $2",
+        "UPDATE tokens SET uses_left = uses_left - 1, used = used + 1, last_used = $1 WHERE id = $2",
         &values![now, token.id.as_str()],
     )?;
     Ok(())
 }
 
-fn insert_member(db: &dyn Transaction, tunnel: &Tunnel, candidate: &Candidate) -> Result<()> {
+fn insert_member(db: &dyn Transaction, token: &TokenRow, candidate: &Candidate) -> Result<()> {
     db.execute(
-        "INSERT INTO connectors (id, tunnel, token, public_key, name, inner_address, ephemeral, enrolled, version) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        "INSERT INTO connectors (id, tunnel, token, public_key, name, inner_address, ephemeral, enrolled, version, \
+         services) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
         &values![
             candidate.id.as_str(),
-            tunnel.id.as_str(),
+            token.tunnel.as_str(),
             candidate.token.as_str(),
             candidate.public_key.as_bytes(),
             candidate.name.as_ref().map(|name| name.as_str()),
@@ -418,25 +411,27 @@ fn insert_member(db: &dyn Transaction, tunnel: &Tunnel, candidate: &Candidate) -
             candidate.now,
             candidate.program.as_str(),
         ],
+            list(&token.services),
     )?;
     Ok(())
 }
 
-fn update_member(db: &dyn Transaction, id: &ConnectorId, candidate: &Candidate) -> Result<()> {
+fn update_member(db: &dyn Transaction, id: &ConnectorId, token: &TokenRow, candidate: &Candidate) -> Result<()> {
     db.execute(
-        "UPDATE connectors SET token = $1, name = $2, ephemeral = $3, version = $4 WHERE id = $5",
+        "UPDATE connectors SET token = $1, name = $2, ephemeral = $3, version = $4, services = $5 WHERE id = $6",
         &values![
             candidate.token.as_str(),
             candidate.name.as_ref().map(|name| name.as_str()),
             candidate.ephemeral,
             candidate.program.as_str(),
             id.as_str(),
+            list(&token.services),
         ],
     )?;
     Ok(())
 }
 
-fn live_tunnel<'a>(tunnels: &'a [Tunnel], id: &TunnelId) -> Result<&'a Tunnel> {
+pub(super) fn live_tunnel<'a>(tunnels: &'a [Tunnel], id: &TunnelId) -> Result<&'a Tunnel> {
     tunnels.iter().find(|tunnel| tunnel.id == *id).ok_or_else(|| Rule::NoSuchTunnel(id.clone()).into())
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use culvert_model::close::CloseCode;
 use culvert_model::control::{
-    self, Announce, AnnouncedService, RefusedService, ServiceHealth, ToConnector, ToRelay, Welcome,
+    self, Announce, AnnouncedService, ManagedService, RefusedService, ServiceHealth, ToConnector, ToRelay, Welcome,
 };
 use culvert_model::id::{ConnectorId, TunnelId};
 use culvert_model::name::ServiceName;
@@ -86,8 +86,6 @@ async fn first_announcement(connection: &Connection) -> Result<Option<(Frames<St
             | ToRelay::Rekey(_)
             | ToRelay::Renew { .. }
             | ToRelay::Retire { .. }
-            | ToRelay::Managed { .. }
-            | ToRelay::Introduce { .. }
             | ToRelay::Pong { .. }
             | ToRelay::Unsupported { .. }
             | ToRelay::Unknown => {
@@ -111,6 +109,8 @@ struct Session<'a> {
     liveness: Liveness,
     expected_until: Option<Instant>,
 }
+    /// What it was told of the services that are managed here; none before.
+    told: Option<Vec<ManagedService>>,
 
 impl<'a> Session<'a> {
     /// None when the connector was revoked meanwhile.
@@ -128,7 +128,8 @@ impl<'a> Session<'a> {
         let label = table.tunnel(&tunnel)?.name.clone();
         let member =
             Arc::new(Member::new(id.clone(), label, connection.clone(), drained, shared.directory.room(), now));
-        let live = Live { member: Arc::clone(&member), pairs: Vec::new(), refused: Vec::new() };
+        let live =
+            Live { member: Arc::clone(&member), pairs: Vec::new(), refused: Vec::new(), managed_refused: Vec::new() };
         let old = table.connectors.get_mut(id)?.live.replace(live);
         drop(table);
         if let Some(old) = old {
@@ -171,6 +172,9 @@ impl<'a> Session<'a> {
             }
             if self.member.take_decide_anew() {
                 self.decide().await?;
+            }
+            if self.member.take_manage_anew() || self.told.is_none() {
+                self.manage().await?;
             }
             let now = Instant::now();
             let Some(due) = self.alive(now).await? else { return Ok(End::Silent) };
@@ -239,6 +243,7 @@ impl<'a> Session<'a> {
             | ToRelay::Renew { .. }
             | ToRelay::Retire { .. }
             | ToRelay::Managed { .. }
+            ToRelay::Managed { refused } => self.managed(refused),
             | ToRelay::Introduce { .. }
             | ToRelay::Unknown => {
                 self.frames.send(&ToConnector::Unsupported { what: "not here".to_owned() }).await?;
@@ -278,7 +283,7 @@ impl<'a> Session<'a> {
 
     /// Decides which announced services this tunnel serves, makes pairs of them and tells the connector.
     async fn decide(&mut self) -> Result<(), FrameError> {
-        let names: Vec<ServiceName> = self.services.iter().map(|service| service.name.clone()).collect();
+        let (names, beyond_token) = self.names();
         let now = SystemTime::now();
         let asked = self.shared.registry.announce(self.tunnel.clone(), names.clone(), now);
         let decision = match timeout(DECIDED_WITHIN, asked).await {
@@ -297,7 +302,7 @@ impl<'a> Session<'a> {
         };
         let beyond = format!("a connector serves {SERVICES_AT_MOST} services at most");
         let beyond = self.too_many.iter().map(|service| (service.name.clone(), beyond.clone()));
-        let refused = decision.refused.iter().cloned().chain(beyond);
+        let refused = decision.refused.iter().cloned().chain(beyond_token).chain(beyond);
         let refused: Vec<RefusedService> = refused.map(|(name, why)| RefusedService { name, why }).collect();
         self.say_refused(&refused);
         let accepted = self.services.iter().filter(|service| decision.accepted.contains(&service.name));
@@ -312,6 +317,7 @@ impl<'a> Session<'a> {
             (live.pairs, live.refused) = (self.pairs.clone(), refused.clone());
         }
         self.shared.directory.set_pairs(&self.member, &self.pairs);
+            self.shared.directory.add_known(&decision.accepted);
         let up = self.pairs.iter().filter(|pair| pair.state() == PairState::Up).count();
         info!(
             connector = %self.member.id, tunnel = %self.member.tunnel, services = self.pairs.len(), up,
@@ -324,7 +330,85 @@ impl<'a> Session<'a> {
             tunnel: self.member.tunnel.clone(),
             refused,
         };
-        self.frames.send(&ToConnector::Welcome(welcome)).await
+        self.frames.send(&ToConnector::Welcome(welcome)).await?;
+        if let Some(news) = self.shared.news_of_key(self.member.connection().peer()) {
+            self.frames.send(&news).await?;
+        }
+        let told = self.shared.table().told.clone();
+        match told {
+            Some(told) => self.frames.send(&told).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Makes the connector known to another relay of the registry.
+    async fn introduce(&mut self, to: &str, kem_key: &str) -> Result<(), FrameError> {
+        let stats = self.shared.plane.peer_stats(self.member.connection().peer());
+        let relays = self.shared.table().relays.clone();
+        let mut answer = None;
+        if let Some(stats) = stats {
+            let asked = Asked { connector: &self.member.id, public_key: stats.public_key, to, kem_key };
+            let (registry, identity) = (&*self.shared.registry, &self.shared.identity);
+            let asking = relays::introduce(registry, identity, &relays, &asked, SystemTime::now());
+            // Requests and pings cannot wait for a database that is away.
+            answer = timeout(DECIDED_WITHIN, asking).await.ok().flatten();
+        }
+        let unable = || ToConnector::Unsupported { what: INTRODUCE.to_owned() };
+        self.frames.send(&answer.unwrap_or_else(unable)).await
+    }
+
+    /// The announced names that this connector may come with at all, and those that its token forbids, and why. What says
+    /// that it is managed here and is not any more is on its way out.
+    fn names(&self) -> (Vec<ServiceName>, Vec<(ServiceName, String)>) {
+        let table = self.shared.table();
+        let known = table.connectors.get(&self.member.id);
+        let is_gone = |service: &AnnouncedService| {
+            let mut defined = table.managed.iter().filter(|row| row.tunnel == self.tunnel);
+            service.managed && !defined.any(|row| row.name == service.name)
+        };
+        let announced = self.services.iter().filter(|service| !is_gone(service)).map(|service| service.name.clone());
+        let may_serve = |name: &ServiceName| known.is_none_or(|known| known.may_serve(name));
+        let (names, forbidden): (Vec<_>, Vec<_>) = announced.partition(may_serve);
+        let narrowed: Vec<&str> = known.iter().flat_map(|known| &known.narrowed).map(Grant::as_str).collect();
+        let why = |name: &ServiceName| {
+            format!("the token that this connector joined with is not for {name}: it may serve {}", narrowed.join(", "))
+        };
+        let forbidden = forbidden.into_iter().map(|name| (name.clone(), why(&name)));
+        (names, forbidden.collect())
+    }
+
+    /// Tells the connector what is managed here for it, where that is news.
+    async fn manage(&mut self) -> Result<(), FrameError> {
+        let services = self.shared.table().managed_for(&self.member.id);
+        let knows_none = self.told.is_none() && !self.services.iter().any(|service| service.managed);
+        if self.told.as_ref() == Some(&services) || knows_none && services.is_empty() {
+            self.told = Some(services);
+            return Ok(());
+        }
+        self.frames.send(&ToConnector::Manage { services: services.clone() }).await?;
+        let is_first = self.told.replace(services).is_none();
+        // What is gone is taken from it at once, before it has heard.
+        if is_first { Ok(()) } else { self.decide().await }
+    }
+
+    /// What the connector made of the services that are managed here.
+    fn managed(&mut self, mut refused: Vec<RefusedService>) {
+        refused.truncate(SERVICES_AT_MOST);
+        for service in &mut refused {
+            service.why = service.why.chars().filter(|c| !c.is_control()).take(WHY_AT_MOST).collect();
+        }
+        let mut table = self.shared.table();
+        let Some(known) = table.connectors.get_mut(&self.member.id) else { return };
+        let ours = known.live.as_mut().filter(|live| Arc::ptr_eq(&live.member, &self.member));
+        let Some(live) = ours else { return };
+        let before = std::mem::replace(&mut live.managed_refused, refused);
+        let new = live.managed_refused.iter().filter(|service| !before.contains(service));
+        for service in new.take(REFUSALS_SAID) {
+            warn!(
+                connector = %self.member.id, service = %service.name, why = service.why,
+                "connector does not serve a managed service"
+            );
+        }
     }
 
     /// Says which services are refused that were not before: whoever announces without end does not fill the log.

@@ -51,6 +51,8 @@ pub(crate) struct Pair {
     pub(crate) member: Arc<Member>,
     /// The service.
     pub(crate) service: ServiceName,
+    /// Whether it is managed at the relay, and not declared by the connector.
+    pub(crate) managed: bool,
     /// Deadlines that the connector's operator set.
     pub(crate) timeouts: ServiceTimeouts,
     /// Stickiness that the connector's operator asked for.
@@ -84,6 +86,7 @@ impl Pair {
             service: announced.name.clone(),
             timeouts: announced.timeouts,
             balance: announced.balance.as_deref().and_then(Balance::read),
+            managed: announced.managed,
             health: Mutex::new(announced.health.clone()),
         }
     }
@@ -201,7 +204,14 @@ impl Service {
     pub(crate) fn count(&self) -> LiveService {
         let pairs = lock(&self.pairs);
         let open = || pairs.iter().filter(|pair| pair.state() != PairState::Gone);
-        LiveService { up: open().filter(|pair| pair.state() == PairState::Up).count(), total: open().count() }
+        let up = |pair: &&Arc<Pair>| pair.state() == PairState::Up;
+        let managed = |pair: &&Arc<Pair>| pair.managed;
+        LiveService {
+            up: open().filter(up).count(),
+            total: open().count(),
+            managed_up: open().filter(managed).filter(up).count(),
+            managed: open().filter(managed).count(),
+        }
     }
 
     fn expect(&self, until: Instant) {
@@ -213,7 +223,7 @@ impl Service {
 impl Directory {
     /// An empty one, whose services get lanes from there.
     pub(crate) fn new(lanes: Lanes) -> Self {
-        Self { services: Mutex::default(), lanes }
+        Self { services: Mutex::default(), known: Mutex::default(), lanes }
     }
 
     /// Takes other limits, for requests from now on.
@@ -255,6 +265,12 @@ impl Directory {
         services.retain(|_, service| known.contains(&service.name) || !lock(&service.pairs).is_empty());
     }
 
+        lock(&self.known).clone_from(known);
+    }
+
+    /// These are known too from now on.
+    pub(super) fn add_known(&self, names: &[ServiceName]) {
+        lock(&self.known).extend(names.iter().cloned());
     /// A connector of these services is expected back within `within`.
     pub(super) fn expect<'a>(&self, names: impl IntoIterator<Item = &'a ServiceName>, until: Instant) {
         let mut services = lock(&self.services);
@@ -282,9 +298,11 @@ impl Directory {
             service.changed.notify_waiters();
         }
         let kept: HashSet<&ServiceName> = pairs.iter().map(|pair| &pair.service).collect();
-        for service in services.values().filter(|service| !kept.contains(&service.name)) {
-            service.remove(member);
-        }
+        let known = lock(&self.known);
+        services.retain(|_, service| {
+            let left = !kept.contains(&service.name) && service.remove(member);
+            !left || known.contains(&service.name) || !lock(&service.pairs).is_empty()
+        });
     }
 
     /// Takes a connector's pairs out; they are waited for until then, if they are to come back.

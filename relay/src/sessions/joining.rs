@@ -62,11 +62,13 @@ async fn answer(shared: &Shared, connection: &Connection, token: &TokenId) -> Re
                 continue;
             }
         };
-        let Some(source) = shared.plane.peer_stats(connection.peer()).and_then(|stats| stats.path) else {
+        let Some(stats) = shared.plane.peer_stats(connection.peer()) else { return Ok(()) };
+        let (Some(source), Some(relay_key)) = (stats.path, shared.statics.key(stats.static_index)) else {
             return Ok(());
         };
+        let via = enrol::Via { source: source.remote, relay_key };
         let now = SystemTime::now();
-        let enrolled = enrol::enrol(&*shared.registry, &shared.identity, token, request, source.remote, now).await;
+        let enrolled = enrol::enrol(&*shared.registry, &shared.identity, token, request, via, now).await;
         match enrolled {
             Ok(admitted) => {
                 let row = &admitted.connector;

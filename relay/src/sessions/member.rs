@@ -169,6 +169,16 @@ impl Member {
 
     pub(super) fn take_decide_anew(&self) -> bool {
         self.anew.swap(false, Ordering::Relaxed)
+    /// Has it told what is managed for it now.
+    pub(super) fn manage_anew(&self) {
+        self.manage.store(true, Ordering::Relaxed);
+        self.wake.notify_one();
+    }
+
+    pub(super) fn take_manage_anew(&self) -> bool {
+        self.manage.swap(false, Ordering::Relaxed)
+    }
+
     }
 
     pub(super) fn set_drained(&self, drained: bool) {

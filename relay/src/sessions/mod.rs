@@ -131,7 +131,10 @@ impl Sessions {
     pub(crate) async fn resync(&self, snapshot: Snapshot) {
         let now = SystemTime::now();
         let shared = &self.shared;
-        let Snapshot { tunnels, tokens, connectors, services, gateways: _ } = snapshot;
+        let own = shared.identity.relay_tag();
+        let told = relays::told(&snapshot.relays, &own, now);
+        let missing = relays::missing_seals(&snapshot, &shared.identity, now);
+        let Snapshot { tunnels, tokens, connectors, services, relays, token_seals, managed, gateways: _ } = snapshot;
         {
             let mut table = shared.table();
             (table.tunnels, table.services) = (tunnels, services);
@@ -145,7 +148,15 @@ impl Sessions {
             let is_known = shared.table().connectors.contains_key(&row.id);
             match (row.revoked, is_known) {
                 (Some(_), true) => revoked.extend(shared.revoke(&row.id)),
-                (None, true) => shared.set_drained(&row.id, row.drained),
+            table.relays.clone_from(&relays);
+            if table.managed != managed {
+                table.managed = managed;
+                table.live().for_each(|live| live.member.manage_anew());
+            }
+                (None, true) => {
+                    shared.set_drained(&row.id, row.drained);
+                    shared.set_narrowed(row);
+                }
                 (None, false) => shared.add_known(row),
                 (Some(_), false) => {}
             }
@@ -157,9 +168,7 @@ impl Sessions {
 
     /// Has every live connector announced anew: who owns which name may have changed.
     pub(crate) fn decide_anew(&self) {
-        for live in self.shared.table().connectors.values().filter_map(|known| known.live.as_ref()) {
-            live.member.decide_anew();
-        }
+        self.shared.table().live().for_each(|live| live.member.decide_anew());
     }
 
     /// Tells every live connector that this relay is about to stop.
@@ -366,6 +375,8 @@ impl Shared {
         Some(known.peer)
     }
 
+            drop(table);
+            self.set_narrowed(row);
     /// Takes a session out of everything; its connection is closed by whoever knows why.
     fn ended(&self, member: &Arc<Member>, expected_until: Option<Instant>) {
         member.set_ended();
@@ -396,6 +407,19 @@ fn note_displaced(id: &ConnectorId, displaced: Displaced) {
         Displaced::Alarm => warn!(connector = %id, "two processes use the key of one connector"),
         Displaced::AlarmedAlready => debug!(connector = %id, "two processes use the key of one connector"),
     }
+    /// It joined again, with a token for other services perhaps.
+    fn set_narrowed(&self, row: &ConnectorRow) {
+        let mut table = self.table();
+        let Some(known) = table.connectors.get_mut(&row.id).filter(|known| known.narrowed != row.services) else {
+            return;
+        };
+        known.narrowed.clone_from(&row.services);
+        if let Some(live) = &known.live {
+            live.member.manage_anew();
+            live.member.decide_anew();
+        }
+    }
+
 }
 
 /// Initiates toward the last known endpoint of every connector, so that tunnels are back in a round trip.

@@ -70,10 +70,13 @@ impl Shared {
             notes.push("another process uses the same key".to_owned());
         }
         let (pairs, refused) = known.live.as_ref().map_or((&[][..], &[][..]), |live| (&live.pairs, &live.refused));
+        let managed_refused = known.live.as_ref().map(|live| live.managed_refused.clone()).unwrap_or_default();
         notes.extend(refused.iter().map(|service| format!("{} refused: {}", service.name, service.why)));
+        notes.extend(managed_refused.iter().map(|service| format!("{}, managed here: {}", service.name, service.why)));
         let service = |pair: &std::sync::Arc<super::Pair>| LiveServiceOfConnector {
             name: pair.service.clone(),
             up: pair.state() == PairState::Up,
+            source: if pair.managed { "relay" } else { "connector" },
             reason: pair.reason(),
         };
         LiveConnector {
@@ -84,6 +87,7 @@ impl Shared {
             draining: known.live.as_ref().is_some_and(|live| live.member.is_draining()),
             services: pairs.iter().map(service).collect(),
             notes,
+            managed_refused,
             rx_bytes: stats.map_or(0, |stats| stats.rx_bytes),
             tx_bytes: stats.map_or(0, |stats| stats.tx_bytes),
         }

@@ -8,14 +8,14 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use culvert_engine::{BootstrapId, PeerId};
-use culvert_model::control::RefusedService;
+use culvert_model::control::{ManagedService, RefusedService, ToConnector};
 use culvert_model::id::{ConnectorId, TokenId, TunnelId};
 use culvert_model::name::{Label, ServiceName};
 
 use super::clones::Clones;
 use super::directory::Pair;
 use super::member::Member;
-use crate::registry::{ConnectorRow, ServiceRow, Tunnel};
+use crate::registry::{ConnectorRow, ManagedRow, RelayRow, ServiceRow, Tunnel};
 
 /// All of it.
 #[derive(Debug, Default)]
@@ -25,12 +25,18 @@ pub(super) struct Table {
     pub(super) tokens: HashMap<BootstrapId, TokenId>,
     pub(super) tunnels: Vec<Tunnel>,
     pub(super) services: Vec<ServiceRow>,
+    pub(super) relays: Vec<RelayRow>,
+    /// What connectors are told of the relays; none where there is one alone.
+    pub(super) told: Option<ToConnector>,
+    pub(super) managed: Vec<ManagedRow>,
 }
 
 /// One connector that may come.
 #[derive(Debug)]
 pub(super) struct Known {
     pub(super) tunnel: TunnelId,
+    /// What it may serve of what its tunnel may; empty = all of that.
+    pub(super) narrowed: Vec<Grant>,
     pub(super) peer: PeerId,
     pub(super) name: Option<Label>,
     pub(super) version: Option<String>,
@@ -50,6 +56,8 @@ pub(super) struct Live {
     pub(super) member: Arc<Member>,
     pub(super) pairs: Vec<Arc<Pair>>,
     pub(super) refused: Vec<RefusedService>,
+    /// Services that are managed here and that it does not serve, and why.
+    pub(super) managed_refused: Vec<RefusedService>,
 }
 
 impl Table {
@@ -61,6 +69,7 @@ impl Table {
             row.id.clone(),
             Known {
                 tunnel: row.tunnel.clone(),
+                narrowed: row.services.clone(),
                 peer,
                 name: row.name.clone(),
                 version: row.version.clone(),
@@ -91,10 +100,18 @@ impl Table {
         self.tunnels.iter().find(|tunnel| tunnel.id == *id)
     }
 
-    /// Services that are known even while nobody serves them: announced once, or granted by their very name.
+    /// What a connector is told of the services that are managed here.
+    pub(super) fn managed_for(&self, id: &ConnectorId) -> Vec<ManagedService> {
+        let Some(known) = self.connectors.get(id) else { return Vec::new() };
+        let ours = self.managed.iter().filter(|row| row.tunnel == known.tunnel && known.may_serve(&row.name));
+        ours.map(ManagedRow::told).collect()
+    }
+
+    /// Services that are known even while nobody serves them: announced once, managed, or granted by their very name.
     pub(super) fn known_services(&self) -> HashSet<ServiceName> {
         let granted = self.tunnels.iter().flat_map(|tunnel| &tunnel.grants).filter_map(|grant| grant.exact());
-        self.services.iter().map(|row| row.name.clone()).chain(granted).collect()
+        let managed = self.managed.iter().map(|row| row.name.clone());
+        self.services.iter().map(|row| row.name.clone()).chain(managed).chain(granted).collect()
     }
 
     /// Services of tunnels whose connectors are on their way back after a restart of the relay.
@@ -111,5 +128,12 @@ impl Table {
                 self.services.push(ServiceRow { name: name.clone(), tunnel: tunnel.clone(), since: now });
             }
         }
+    }
+}
+
+impl Known {
+    /// Whether its token let it serve that name.
+    pub(super) fn may_serve(&self, name: &ServiceName) -> bool {
+        self.narrowed.is_empty() || self.narrowed.iter().any(|grant| grant.matches(name))
     }
 }

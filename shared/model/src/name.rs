@@ -64,6 +64,29 @@ impl Grant {
     pub fn matches(&self, name: &ServiceName) -> bool {
         glob(self.0.as_bytes(), name.0.as_bytes())
     }
+
+    /// Whether some name falls under both.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let (own, other) = (self.0.as_bytes(), other.0.as_bytes());
+        // From the ends: whether own[at..] and other[place..] have a text in common, for every `place`.
+        let mut below = vec![false; other.len() + 1];
+        for at in (0..=own.len()).rev() {
+            let mut here = vec![false; other.len() + 1];
+            for place in (0..=other.len()).rev() {
+                here[place] = match (own.get(at), other.get(place)) {
+                    (None, None) => true,
+                    (Some(b'*'), _) if below[place] => true,
+                    (_, Some(b'*')) if here[place + 1] => true,
+                    (Some(b'*'), Some(_)) => here[place + 1],
+                    (Some(_), Some(b'*')) => below[place],
+                    (Some(a), Some(b)) => a == b && below[place + 1],
+                    (None, Some(_)) | (Some(_), None) => false,
+                };
+            }
+            below = here;
+        }
+        below[0]
+    }
 }
 
 impl FromStr for ServiceName {
@@ -153,6 +176,28 @@ fn glob(pattern: &[u8], text: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn two_grants_overlap_when_a_name_can_fall_under_both() {
+        for (one, other, expected) in [
+            ("orders", "orders", true),
+            ("orders", "users", false),
+            ("orders", "ord*", true),
+            ("orders", "*ers", true),
+            ("orders", "order", false),
+            ("*", "orders", true),
+            ("*", "a-*", true),
+            ("a-*", "*-b", true),
+            ("a-*", "b-*", false),
+            ("*-a", "*-b", false),
+            ("a*c", "ab*", true),
+            ("a*c*e", "ab*de", true),
+            ("a*x*e", "ab*d", false),
+        ] {
+            let (a, b): (Grant, Grant) = (one.parse().unwrap(), other.parse().unwrap());
+            assert_eq!((a.overlaps(&b), b.overlaps(&a)), (expected, expected), "{one} {other}");
+        }
+    }
 
     #[test]
     fn names_are_dns_labels_in_lower_case() {

@@ -59,6 +59,14 @@ impl Contents {
     }
 }
 
+/// Refuses a state directory without an identity, before anything makes one there.
+///
+/// # Errors
+/// That there is nothing to back up.
+pub(super) fn refuse_nothing(state: &StateDir) -> Result<(), Quit> {
+    if state.path().join(PRIVATE_KEY).is_file() { Ok(()) } else { Err(nothing(state)) }
+}
+
 /// Whether a file of the state directory is a key file, as backups hold them.
 pub(super) fn is_key(name: &str) -> bool {
     name.ends_with(".key") && !name.starts_with('.')
@@ -94,15 +102,14 @@ fn keys(state: &StateDir) -> Result<Vec<(String, Private)>, Quit> {
 }
 
 fn public_key(state: &StateDir, keys: &[(String, Private)]) -> Result<PublicKey, Quit> {
-    let Some((_, content)) = keys.iter().find(|(name, _)| name == PRIVATE_KEY) else {
-        return Err(Quit::failed(format!(
-            "no relay has an identity in {}: nothing to back up",
-            state.path().display()
-        ))
-        .hint("`culvert-relay run` makes one; --state-dir DIR names another directory"));
-    };
+    let Some((_, content)) = keys.iter().find(|(name, _)| name == PRIVATE_KEY) else { return Err(nothing(state)) };
     let key: Result<PrivateKey, BadKey> = std::str::from_utf8(content).map_err(|_| BadKey).and_then(str::parse);
     key.map(|key| key.public_key()).or_config(format_args!("{PRIVATE_KEY} in {}", state.path().display()))
+}
+
+fn nothing(state: &StateDir) -> Quit {
+    Quit::failed(format!("no relay has an identity in {}: nothing to back up", state.path().display()))
+        .hint("`culvert-relay run` makes one; --state-dir DIR names another directory")
 }
 
 /// The registry as it is at one moment, also while a relay writes it: one read transaction copies every page, and writers go on

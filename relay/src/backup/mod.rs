@@ -39,6 +39,7 @@ const UNFINISHED: &str = ".unfinished-";
 pub(crate) async fn backup(args: BackupArgs) -> Result<Exit, Quit> {
     drop(process::harden());
     let state = ask::find(&args.place)?;
+    contents::refuse_nothing(&state)?;
     refuse_foreign(&args.file)?;
     let registry = registry_of(&args.place)?;
     let passphrase = passphrase::find(args.passphrase_file.as_deref(), &ProcessEnvironment, For::Sealing)?;

@@ -269,6 +269,12 @@ pub fn refuse_on_command_line(args: impl IntoIterator<Item = OsString>) -> Resul
             )
             .hint("give it to the gateway in its own configuration, from a file or a variable"));
         }
+        if *arg == "--passphrase" || arg.starts_with("--passphrase=") {
+            return Err(Quit::usage(
+                "a passphrase does not belong on the command line, where every user of this host can read it",
+            )
+            .hint("give it in a file (--passphrase-file FILE, or - for stdin), as CULVERT_BACKUP_PASSPHRASE, as the systemd credential `backup-passphrase`, or type it when asked"));
+        }
         if has_password(&arg) {
             return Err(Quit::usage(
                 "a URL with a password does not belong on the command line, where every user of this host can read it",
@@ -433,6 +439,7 @@ mod tests {
             "kong:culvert_g1_hunter2",
             "postgres://u:hunter2@db/x",
             "orders=http://u:hunter2@x",
+            "--passphrase=hunter2",
         ] {
             let quit = refuse_on_command_line(["run".into(), secret.into()]).unwrap_err();
             assert_eq!(quit.exit, Exit::Usage);

@@ -227,7 +227,8 @@ pub(crate) fn settle(loaded: &Loaded) -> Result<Settled, Quit> {
             is_default: loaded.source("admin.listen") == Source::Default,
             group: raw.admin.group,
         },
-        registry: raw.registry.url.parse().map_err(|error| loaded.wrong("registry.url", error))?,
+        registry: registry::Url::new(&raw.registry.url, raw.registry.password)
+            .map_err(|error| loaded.wrong("registry.url", error))?,
         drain: Plan { delay: raw.drain.delay, timeout: raw.drain.timeout, streams: raw.drain.streams },
         log_filter: match raw.log.filter {
             Some(filter) => {

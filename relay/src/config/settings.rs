@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use culvert_ops::config::{Kind, Setting};
+use culvert_ops::secret::SecretSource;
 use serde::{Deserialize, Deserializer};
 
 const COUNT: Kind = Kind::Integer { min: 1, max: 1_000_000 };
@@ -68,9 +69,10 @@ pub(crate) const SETTINGS: &[Setting] = &[
     Setting::new("service.*.limits.body", Kind::OptionalSize, "bytes of a request's body"),
     Setting::new("admin.listen", Kind::Address, "address of the admin endpoints").or("127.0.0.1:9480").restart(),
     Setting::new("admin.group", Kind::Text, "group that may use admin.sock too").restart(),
-    Setting::new("registry.url", Kind::Url, "sqlite:FILE, relative to the state directory")
+    Setting::new("registry.url", Kind::Url, "sqlite:FILE, in the state directory, or postgres://USER@HOST/DATABASE")
         .or("sqlite:registry.db")
         .restart(),
+    Setting::new("registry.password", Kind::Secret, "of the database; read anew at every connection").restart(),
     Setting::new("log.filter", Kind::Text, "level, or target=level separated by commas; CULVERT_LOG wins"),
     Setting::new("drain.timeout", Kind::Duration, "at most, from the signal to the end").or("25s").restart(),
     Setting::new("drain.streams", Kind::Duration, "for what has been running for more than 5 s").or("5s").restart(),
@@ -207,6 +209,7 @@ pub(super) struct RawAdmin {
 #[derive(Debug, Deserialize)]
 pub(super) struct RawRegistry {
     pub(super) url: String,
+    pub(super) password: Option<SecretSource>,
 }
 
 #[derive(Debug, Default, Deserialize)]

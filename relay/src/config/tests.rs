@@ -44,7 +44,7 @@ fn without_a_word_the_documented_defaults_hold() {
     let [listener] = settled.listeners.as_slice() else { panic!("{:?}", settled.listeners) };
     assert_eq!(listener.address, Address::Tcp("127.0.0.1:8080".parse().unwrap()));
     assert_eq!((listener.select, listener.forward), (Select::Host, ForwardPolicy::Append));
-    assert_eq!(settled.registry, registry::Url::default());
+    assert_eq!(settled.registry.to_string(), "sqlite:registry.db");
     let ask = Ask { host: Some("orders.internal:8080"), path: "/", header: None };
     assert_eq!(settled.router.service(Select::Host, ask).as_deref(), Some("orders"));
     assert_eq!(settled.access_log, Target::Stdout);
@@ -156,7 +156,7 @@ fn what_is_wrong_is_named_with_its_line() {
         ("[[route]]\nhost = \"a:80\"\nservice = \"a\"", 2, "ports are ignored"),
         ("[[route]]\npath = \"orders\"\nservice = \"a\"", 2, "a path starts with /"),
         ("[[route]]\npath = \"/o\"\nservice = \"A_B\"", 3, "is not a name"),
-        ("[registry]\nurl = \"postgres://x\"", 2, "sqlite:FILE is expected"),
+        ("[registry]\nurl = \"mysql://x\"", 2, "sqlite:FILE or postgres:"),
         ("[http]\ndomian = \"x\"", 2, "unknown key \"http.domian\"; did you mean \"http.domain\"?"),
         ("[[http.listener]]\nlisten = \"127.0.0.1:1\"\nproxy_protocl = true", 3, "unknown key"),
         ("[[http.listener]]\nlisten = \"127.0.0.1:1\"\ntls = { cert = \"a\" }", 3, "cert and key are needed"),

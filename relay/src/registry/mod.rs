@@ -11,6 +11,7 @@ mod gateway;
 pub(crate) mod grants;
 mod managed;
 mod place;
+mod postgres;
 mod read;
 pub(crate) mod rows;
 mod schema;
@@ -181,7 +182,6 @@ pub(crate) trait Registry: Send + Sync {
     fn audit_since(&self, since: SystemTime) -> Future<'_, Vec<AuditRow>>;
 
     /// Fires when somebody else changed the registry: load it again.
-    #[expect(dead_code, reason = "the engine that others share comes next")]
     fn changes(&self) -> watch::Receiver<u64>;
 
     /// Why the last transaction failed to reach the database, if it did: the relay serves on with what it knows.

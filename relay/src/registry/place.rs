@@ -1,30 +1,48 @@
 //! Where the registry is: `[registry] url`, and the opening of it.
 
+use std::fmt;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::{fs, io};
 
+use culvert_ops::secret::SecretSource;
 use culvert_ops::state::StateDir;
 
+use super::postgres::{self, BadTarget, Target};
 use super::sqlite::Sqlite;
 use super::{Registry, RegistryError};
+use crate::identity::{PRIVATE_KEY, STATE_KEY};
 
 /// Where the registry is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Url {
-    file: PathBuf,
+#[derive(Debug, Clone)]
+pub(crate) enum Url {
+    /// A SQLite file, relative to the state directory.
+    Sqlite(PathBuf),
+    /// A PostgreSQL database.
+    Postgres(Box<Target>),
 }
 
 /// Why a URL names no registry.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a registry: sqlite:FILE is expected, as in sqlite:registry.db")]
-pub(crate) struct BadUrl(String);
+pub(crate) enum BadUrl {
+    /// It is of no engine.
+    #[error(
+        "{0:?} is not a registry: sqlite:FILE or postgres://USER@HOST/DATABASE is expected, as in sqlite:registry.db"
+    )]
+    Unknown(String),
+    /// It is PostgreSQL's, and wrong.
+    #[error(transparent)]
+    Postgres(#[from] BadTarget),
+    /// A file asks for no password.
+    #[error("a SQLite registry has no password")]
+    NeedlessPassword,
+}
 
 impl Default for Url {
     fn default() -> Self {
-        Self { file: PathBuf::from("registry.db") }
+        Self::Sqlite(PathBuf::from("registry.db"))
     }
 }
 
@@ -32,42 +50,73 @@ impl FromStr for Url {
     type Err = BadUrl;
 
     fn from_str(text: &str) -> Result<Self, BadUrl> {
-        let file = text.strip_prefix("sqlite:").filter(|file| !file.is_empty() && !file.starts_with("//"));
-        // The text may be of another kind and hold a password: only its scheme is repeated.
-        let scheme = || text.split_once(':').map_or(text, |(scheme, _)| scheme);
-        file.map(|file| Self { file: PathBuf::from(file) }).ok_or_else(|| BadUrl(format!("{}:…", scheme())))
+        Self::new(text, None)
+    }
+}
+
+impl fmt::Display for Url {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite(file) => write!(f, "sqlite:{}", file.display()),
+            Self::Postgres(target) => target.fmt(f),
+        }
     }
 }
 
 impl Url {
-    /// A SQLite file, wherever it is.
+    /// Reads a URL; `password` is where a password comes from that does not stand in it.
+    ///
+    /// # Errors
+    /// [`BadUrl`], which repeats no password.
+    pub(crate) fn new(text: &str, password: Option<SecretSource>) -> Result<Self, BadUrl> {
+        if text.starts_with("postgres://") || text.starts_with("postgresql://") {
+            return Ok(Self::Postgres(Box::new(Target::new(text, password)?)));
+        }
+        let file = text.strip_prefix("sqlite:").filter(|file| !file.is_empty() && !file.starts_with("//"));
+        // The text may be of another kind and hold a password: only its scheme is repeated.
+        let scheme = || text.split_once(':').map_or(text, |(scheme, _)| scheme);
+        let file = file.ok_or_else(|| BadUrl::Unknown(format!("{}:…", scheme())))?;
+        if password.is_some() {
+            return Err(BadUrl::NeedlessPassword);
+        }
+        Ok(Self::Sqlite(PathBuf::from(file)))
+    }
+
+    /// A registry in this file.
     pub(crate) fn at(file: &Path) -> Self {
-        Self { file: file.to_path_buf() }
+        Self::Sqlite(file.to_path_buf())
     }
 
-    /// The database's file; none where the registry is elsewhere.
+    /// The database's file, if it is one.
     pub(crate) fn file(&self, state: &StateDir) -> Option<PathBuf> {
-        Some(self.path(state))
+        match self {
+            Self::Sqlite(file) => Some(state.path().join(file)),
+            Self::Postgres(_) => None,
+        }
     }
 
-    /// The database's file; relative to the state directory.
-    pub(crate) fn path(&self, state: &StateDir) -> PathBuf {
-        state.path().join(&self.file)
-    }
-
-    /// Whether there is no registry yet.
+    /// Whether nothing depends on the relay's secrets yet: there is no registry, or one elsewhere that this relay was
+    /// never part of.
     pub(crate) fn is_new(&self, state: &StateDir) -> bool {
-        fs::metadata(self.path(state)).map_or(true, |metadata| metadata.len() == 0)
+        match self.file(state) {
+            Some(file) => fs::metadata(file).map_or(true, |metadata| metadata.len() == 0),
+            None => [PRIVATE_KEY, STATE_KEY].iter().all(|name| !state.path().join(name).exists()),
+        }
     }
 
-    /// Opens the registry; makes it, for the owner of the state directory alone, if it is not there.
+    /// Opens the registry; makes a file, for the owner of the state directory alone, if it is not there.
     ///
     /// # Errors
     /// [`RegistryError`], all but its rules.
     pub(crate) fn open(&self, state: &StateDir) -> Result<Arc<dyn Registry>, RegistryError> {
-        let path = self.path(state);
-        make_private(&path, state)?;
-        Ok(Arc::new(Sqlite::open(&path)?))
+        match self {
+            Self::Sqlite(file) => {
+                let path = state.path().join(file);
+                make_private(&path, state)?;
+                Ok(Arc::new(Sqlite::open(&path)?))
+            }
+            Self::Postgres(target) => Ok(Arc::new(postgres::open(target)?)),
+        }
     }
 }
 
@@ -96,16 +145,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_registry_is_a_file_in_the_state_directory_or_elsewhere() {
+    fn a_registry_is_a_file_in_the_state_directory_or_elsewhere_or_a_database() {
         let state = StateDir::temporary().unwrap();
-        let path = |url: &str| url.parse::<Url>().map(|url| url.path(&state));
-        assert_eq!(path("sqlite:registry.db"), Ok(Url::default().path(&state)));
-        assert_eq!(path("sqlite:/srv/culvert.db"), Ok(PathBuf::from("/srv/culvert.db")));
-        for bad in ["", "registry.db", "sqlite:", "sqlite://x"] {
-            assert!(path(bad).is_err(), "{bad:?}");
+        let file = |url: &str| url.parse::<Url>().unwrap().file(&state);
+        assert_eq!(file("sqlite:registry.db"), Url::default().file(&state));
+        assert_eq!(file("sqlite:/srv/culvert.db"), Some(PathBuf::from("/srv/culvert.db")));
+        assert_eq!(file("postgres://culvert@db/culvert"), None);
+        for bad in ["", "registry.db", "sqlite:", "sqlite://x", "mysql://culvert:hunter2@db/culvert"] {
+            let error = bad.parse::<Url>().unwrap_err().to_string();
+            assert!(!error.contains("hunter2"), "{error}");
         }
-        let secret = path("postgres://culvert:hunter2@db/culvert").unwrap_err().to_string();
-        assert!(!secret.contains("hunter2"), "{secret}");
+        let password = SecretSource::Env("PASSWORD".to_owned());
+        assert_eq!(Url::new("sqlite:registry.db", Some(password)).unwrap_err(), BadUrl::NeedlessPassword);
+    }
+
+    #[test]
+    fn a_relay_that_joins_a_database_makes_its_secrets_and_one_that_was_there_does_not() {
+        let state = StateDir::temporary().unwrap();
+        let url: Url = "postgres://culvert@db/culvert".parse().unwrap();
+        assert!(url.is_new(&state));
+        state.write(STATE_KEY, b"x").unwrap();
+        assert!(!url.is_new(&state));
     }
 
     #[test]
@@ -115,7 +175,7 @@ mod tests {
         assert!(url.is_new(&state));
         drop(url.open(&state).unwrap());
         assert!(!url.is_new(&state));
-        let path = url.path(&state);
+        let path = url.file(&state).unwrap();
         for name in ["registry.db", "registry.db-wal", "registry.db-shm"] {
             if let Ok(metadata) = fs::metadata(state.path().join(name)) {
                 assert_eq!(metadata.mode() & 0o777, 0o600, "{name}");

@@ -1,6 +1,6 @@
 //! The tables, and how they came to be: every change of shape is one more migration, never an edit of an old one.
 //!
-//! Written once, in SQLite's words.
+//! Written once, in SQLite's words; another engine exchanges them for its own.
 
 /// From schema version N to N + 1, in order.
 pub(super) const MIGRATIONS: [Step; 5] = [
@@ -17,7 +17,7 @@ pub(super) const VERSION: u32 = MIGRATIONS.len() as u32;
 /// One migration.
 pub(super) struct Step {
     /// For both engines, in SQLite's words: `INTEGER`, `BLOB`, `STRICT`, `INTEGER PRIMARY KEY` for a number that rises.
-    both: &'static str,
+    pub(super) both: &'static str,
     /// For SQLite alone.
     sqlite: &'static str,
 }

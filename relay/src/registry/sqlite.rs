@@ -44,8 +44,8 @@ impl Store<Database> {
     /// [`RegistryError`], all but its rules.
     pub(super) fn open(path: &Path) -> Result<Self, RegistryError> {
         let shown: Arc<str> = path.display().to_string().into();
-        let database = Database::open(path).map_err(|failure| failure.into_error(&shown))?;
-        Self::start(database, shown)
+        let path = path.to_path_buf();
+        Self::start(shown, move |_| Database::open(&path))
     }
 }
 

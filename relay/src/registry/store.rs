@@ -22,7 +22,7 @@ use super::{
 const WAITING: usize = 256;
 
 /// A database that runs one transaction after the other.
-pub(super) trait Engine: Send + 'static {
+pub(super) trait Engine: 'static {
     /// Runs `work` in a transaction: all of it is durable, or nothing of it happened.
     ///
     /// # Errors
@@ -30,7 +30,7 @@ pub(super) trait Engine: Send + 'static {
     fn transact(&mut self, kind: Kind, work: Work<'_>) -> Result<(), Failure>;
 
     /// The next job, as long as there may be one; meanwhile the engine may see to its connection.
-    fn next(&mut self, jobs: &mut mpsc::Receiver<Job<Self>>, _status: &Status) -> Option<Job<Self>>
+    fn next(&mut self, jobs: &mut mpsc::Receiver<Job<Self>>) -> Option<Job<Self>>
     where
         Self: Sized,
     {
@@ -71,6 +71,11 @@ impl Status {
         Self { degraded: Arc::default(), changes: watch::Sender::new(0) }
     }
 
+    /// Says that somebody else changed the registry.
+    pub(super) fn changed(&self) {
+        self.changes.send_modify(|changes| *changes += 1);
+    }
+
     /// Says how the database is: none = well.
     pub(super) fn set(&self, degraded: Option<String>) {
         *self.degraded.lock().unwrap_or_else(PoisonError::into_inner) = degraded;
@@ -78,22 +83,39 @@ impl Status {
 }
 
 impl<E: Engine> Store<E> {
-    /// Starts the thread of a database whose schema is up to date. `place` is what errors name, and holds no secret.
+    /// Starts the thread, and has it open the database. `place` is what errors name, and holds no secret.
     ///
     /// # Errors
-    /// [`RegistryError::Away`]: no thread.
-    pub(super) fn start(mut engine: E, place: Arc<str>) -> Result<Self, RegistryError> {
+    /// What `open` said; [`RegistryError::Away`]: no thread.
+    pub(super) fn start(
+        place: Arc<str>,
+        open: impl FnOnce(&Status) -> Result<E, Failure> + Send + 'static,
+    ) -> Result<Self, RegistryError> {
         let (jobs, mut queue) = mpsc::channel::<Job<E>>(WAITING);
+        let (tell, told) = std::sync::mpsc::channel();
         let status = Status::new();
-        let told = status.clone();
+        let of_thread = status.clone();
         let work = move || {
-            while let Some(job) = engine.next(&mut queue, &told) {
+            let opened = open(&of_thread);
+            let mut engine = match opened {
+                Ok(engine) => engine,
+                Err(failure) => {
+                    let _ = tell.send(Err(failure));
+                    return;
+                }
+            };
+            let _ = tell.send(Ok(()));
+            while let Some(job) = engine.next(&mut queue) {
                 job(&mut engine);
             }
         };
-        match std::thread::Builder::new().name("relay.registry".to_owned()).spawn(work) {
-            Ok(thread) => Ok(Self { jobs: Some(jobs), thread: Some(thread), place, status }),
-            Err(error) => Err(RegistryError::Away { path: place.to_string(), detail: error.to_string() }),
+        let away = |detail: String| RegistryError::Away { path: place.to_string(), detail };
+        let thread = std::thread::Builder::new().name("relay.registry".to_owned()).spawn(work);
+        let thread = thread.map_err(|error| away(error.to_string()))?;
+        match told.recv() {
+            Ok(Ok(())) => Ok(Self { jobs: Some(jobs), thread: Some(thread), place, status }),
+            Ok(Err(failure)) => Err(failure.into_error(&place)),
+            Err(_) => Err(away("its thread has ended".to_owned())),
         }
     }
 

@@ -102,6 +102,14 @@ impl Postgres {
         self.psql(NAME, sql).await
     }
 
+    /// As [`Postgres::sql`], in another database.
+    ///
+    /// # Errors
+    /// It failed.
+    pub async fn sql_in(&self, database: &str, sql: &str) -> Result<String> {
+        self.psql(database, sql).await
+    }
+
     /// Ends every session at once and stops, as at a crash of its host.
     ///
     /// # Errors

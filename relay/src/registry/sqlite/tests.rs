@@ -11,12 +11,16 @@ use super::super::suite::{Subject, suite};
 use super::super::{Actor, AuditRow, Registry as _, Rule, TOMBSTONE, read};
 use super::*;
 
-suite!(empty);
+suite!(some);
 
 fn empty() -> (Subject, StateDir) {
     let state = StateDir::temporary().unwrap();
     let path = state.create_file("registry.db").unwrap();
     (Arc::new(Sqlite::open(&path).unwrap()), state)
+}
+
+fn some() -> Option<(Subject, StateDir)> {
+    Some(empty())
 }
 
 fn refusal(path: &Path) -> RegistryError {

@@ -1,0 +1,323 @@
+//! The suite over a PostgreSQL of the test's own, and what several relays on one database must see of each other.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError, Weak};
+use std::time::SystemTime;
+
+use culvert_lab::postgres::Postgres as Server;
+use culvert_lab::skip::{self, Need};
+use culvert_model::id::ConnectorId;
+use culvert_ops::secret::{Secret, SecretSource};
+
+use super::super::suite::{self, Subject, suite};
+use super::super::{Actor, Enrolment, Registry as _, Rule};
+use super::*;
+
+const HEARD_WITHIN: Duration = Duration::from_secs(1);
+
+suite!(empty);
+
+/// A database of a server that the tests running now share.
+struct Database {
+    server: Arc<Server>,
+    name: String,
+}
+
+fn empty() -> Option<(Subject, Database)> {
+    let database = Database::new()?;
+    Some((Arc::new(database.open().unwrap()), database))
+}
+
+impl Database {
+    fn new() -> Option<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        if skip::unless("the registry in PostgreSQL", &[Need::Postgres]) {
+            return None;
+        }
+        let database = Self { server: server(), name: format!("t{}", NUMBER.fetch_add(1, Ordering::Relaxed)) };
+        database.sql("culvert", &format!("CREATE DATABASE {}", database.name));
+        Some(database)
+    }
+
+    fn target(&self) -> Target {
+        let socket = self.server.socket_directory().display().to_string().replace('/', "%2F");
+        let url = format!("postgres://culvert@{socket}:{}/{}", self.server.address().port(), self.name);
+        Target::new(&url, None).unwrap()
+    }
+
+    fn open(&self) -> Result<Store<Postgres>, RegistryError> {
+        open(&self.target())
+    }
+
+    fn run(&self, sql: &str) -> String {
+        self.sql(&self.name, sql)
+    }
+
+    fn sql(&self, name: &str, sql: &str) -> String {
+        let (server, name, sql) = (Arc::clone(&self.server), name.to_owned(), sql.to_owned());
+        alone(move || async move { server.sql_in(&name, &sql).await.unwrap() })
+    }
+}
+
+/// One server for all tests that run at the same time; the last one to end stops it.
+fn server() -> Arc<Server> {
+    static SHARED: Mutex<Weak<Server>> = Mutex::new(Weak::new());
+    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(server) = shared.upgrade() {
+        return server;
+    }
+    let server = Arc::new(alone(|| async { Server::start().await.unwrap() }));
+    *shared = Arc::downgrade(&server);
+    server
+}
+
+/// Runs it on a thread and a runtime of its own, and waits for it.
+fn alone<T: Send + 'static, F: Future<Output = T>>(work: impl FnOnce() -> F + Send + 'static) -> T {
+    let work = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(work())
+    };
+    std::thread::spawn(work).join().unwrap()
+}
+
+fn root() -> Actor {
+    Actor("uid 0".to_owned())
+}
+
+async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let until = Instant::now() + Duration::from_secs(20);
+    while !is_so() {
+        assert!(Instant::now() < until, "{what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn fifty_parallel_redemptions_through_two_relays_let_one_in() {
+    let Some((first, database)) = empty() else { return };
+    let second: Subject = Arc::new(database.open().unwrap());
+    let (tunnel, _) = suite::create(&first, "dc1", &["orders"]).await;
+    let token = suite::token(&tunnel, Some(1));
+    first.create_token(token.clone(), root()).await.unwrap();
+    let mut tasks = JoinSet::new();
+    for number in 0..50 {
+        let registry = Arc::clone(if number % 2 == 0 { &first } else { &second });
+        let candidate = suite::candidate(&token, SystemTime::UNIX_EPOCH);
+        tasks.spawn(async move { registry.enrol(candidate).await.unwrap() });
+    }
+    let outcomes = tasks.join_all().await;
+    let joined = outcomes.iter().filter(|outcome| matches!(outcome, Enrolment::Joined { .. })).count();
+    let told = outcomes.iter().filter(|outcome| matches!(outcome, Enrolment::Refused { .. })).count();
+    assert_eq!((joined, told), (1, 49));
+    assert_eq!(second.load().await.unwrap(), first.load().await.unwrap());
+}
+
+#[tokio::test]
+async fn a_change_at_one_relay_is_heard_at_the_other_within_a_second_and_not_at_the_one() {
+    let Some((first, database)) = empty() else { return };
+    let second = database.open().unwrap();
+    for deaf in [false, true] {
+        if deaf {
+            // Without notifications the look at the number has to find it.
+            second.submit(Kind::Read, |engine| unlisten(engine)).await.unwrap();
+        }
+        let (mut own, mut heard) = (first.changes(), second.changes());
+        let name = if deaf { "dc2" } else { "dc1" };
+        suite::create(&first, name, &[name]).await;
+        tokio::time::timeout(HEARD_WITHIN, heard.changed()).await.expect("it is heard in time").unwrap();
+        let tunnels = second.load().await.unwrap().tunnels;
+        assert!(tunnels.iter().any(|tunnel| tunnel.name.as_str() == name));
+        assert!(!own.has_changed().unwrap(), "nobody is told of what it did itself");
+        own.mark_unchanged();
+    }
+}
+
+fn unlisten(engine: &mut Postgres) -> Result<(), Failure> {
+    let State::Up(link) = &engine.state else { panic!("it is up") };
+    Ok(engine.runtime.block_on(link.client.batch_execute("UNLISTEN *"))?)
+}
+
+#[tokio::test]
+async fn what_was_noticed_and_what_was_refused_wakes_nobody() {
+    let Some((first, database)) = empty() else { return };
+    let second = database.open().unwrap();
+    let (tunnel, token) = suite::create(&first, "dc1", &["orders"]).await;
+    first.announce(tunnel.id.clone(), vec!["orders".parse().unwrap()], SystemTime::UNIX_EPOCH).await.unwrap();
+    first.revoke_token(token.id.clone(), root(), SystemTime::UNIX_EPOCH).await.unwrap();
+    let before = database.run("SELECT changes FROM culvert_registry");
+    first.enrol(suite::candidate(&token, SystemTime::UNIX_EPOCH)).await.unwrap();
+    first.announce(tunnel.id, vec!["orders".parse().unwrap()], SystemTime::UNIX_EPOCH).await.unwrap();
+    first.forget(Vec::new(), SystemTime::UNIX_EPOCH).await.unwrap();
+    let refused = first.revoke_connector(ConnectorId::new(), root(), SystemTime::UNIX_EPOCH).await;
+    assert!(matches!(refused, Err(RegistryError::Rule(Rule::NoSuchConnector(_)))));
+    assert_eq!(database.run("SELECT changes FROM culvert_registry"), before);
+    drop(second);
+}
+
+#[tokio::test]
+async fn relays_that_start_at_once_on_an_empty_database_make_its_tables_once() {
+    let Some(database) = Database::new() else { return };
+    let database = Arc::new(database);
+    let opening: Vec<_> = (0..6)
+        .map(|_| {
+            let database = Arc::clone(&database);
+            std::thread::spawn(move || database.open().map(drop))
+        })
+        .collect();
+    for thread in opening {
+        assert_eq!(thread.join().unwrap(), Ok(()));
+    }
+    assert_eq!(database.run("SELECT version FROM culvert_registry"), VERSION.to_string());
+}
+
+#[tokio::test]
+async fn every_earlier_schema_is_brought_up_and_keeps_its_rows() {
+    let Some(database) = Database::new() else { return };
+    drop(database.open().unwrap());
+    let fresh = columns(&database);
+    for from in 1..VERSION {
+        let Some(database) = Database::new() else { return };
+        let target = database.target();
+        alone(move || async move {
+            let (client, connection) = target.config().unwrap().connect(tokio_postgres::NoTls).await.unwrap();
+            let mut driver = JoinSet::new();
+            driver.spawn(connection);
+            schema::bring(&client, from).await.unwrap();
+        });
+        database.run(
+            "INSERT INTO tunnels (id, name, shared, created) VALUES ('tnl_aaaaaaaaaaaaaaaa', 'dc1', 0, 1); \
+             INSERT INTO tokens (id, tunnel, bootstrap_key, psk, created) VALUES \
+             ('tok_aaaaaaaaaaaaaaaa', 'tnl_aaaaaaaaaaaaaaaa', decode(repeat('00', 32), 'hex'), '\\x00', 1)",
+        );
+        let snapshot = database.open().unwrap().load().await.unwrap();
+        assert_eq!((snapshot.tunnels.len(), snapshot.tokens.len()), (1, 1), "from {from}");
+        assert_eq!(columns(&database), fresh, "from {from}");
+    }
+}
+
+fn columns(database: &Database) -> String {
+    database.run(
+        "SELECT table_name, column_name, data_type, is_nullable FROM information_schema.columns \
+         WHERE table_schema = 'public' ORDER BY 1, 2",
+    )
+}
+
+#[tokio::test]
+async fn a_newer_schema_is_refused_at_the_start_and_stops_the_changes_of_who_runs() {
+    let Some((registry, database)) = empty() else { return };
+    database.run("UPDATE culvert_registry SET version = 999");
+    let error = database.open().err().unwrap();
+    assert!(matches!(error, RegistryError::Newer { found: 999, known: VERSION, .. }), "{error}");
+    let id = ConnectorId::new();
+    let refused = registry.revoke_connector(id, root(), SystemTime::UNIX_EPOCH).await;
+    assert!(matches!(refused, Err(RegistryError::Newer { found: 999, .. })), "{refused:?}");
+    assert!(registry.degraded().is_some());
+    assert!(registry.load().await.is_ok(), "what can be read is read");
+}
+
+#[tokio::test]
+async fn somebody_elses_database_is_refused_and_left_alone() {
+    let Some(database) = Database::new() else { return };
+    database.run("CREATE TABLE tunnels (length INT)");
+    assert!(matches!(database.open().err().unwrap(), RegistryError::Corrupt { .. }));
+    assert_eq!(database.run("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"), "1");
+}
+
+#[tokio::test]
+async fn a_database_that_was_away_is_caught_up_with() {
+    if skip::unless("the registry in PostgreSQL", &[Need::Postgres]) {
+        return;
+    }
+    // A server of its own: others need theirs to stay.
+    let server = Server::start().await.unwrap();
+    let mut database = Database { server: Arc::new(server), name: "culvert".to_owned() };
+    let registry: Subject = Arc::new(database.open().unwrap());
+    suite::create(&registry, "dc1", &["orders"]).await;
+    let heard = registry.changes();
+    Arc::get_mut(&mut database.server).unwrap().stop().await.unwrap();
+    eventually("it is noticed without a word", || registry.degraded().is_some()).await;
+    let tunnel = suite::tunnel("dc2", &["users"]);
+    let token = suite::token(&tunnel, None);
+    let began = Instant::now();
+    let refused = registry.create_tunnel(tunnel.clone(), token.clone(), root()).await.unwrap_err();
+    assert!(
+        matches!(&refused, RegistryError::Away { path, .. } if path.starts_with("postgres://culvert@")),
+        "{refused}"
+    );
+    assert!(began.elapsed() < 2 * SOON, "nobody waits for it");
+    assert!(registry.load().await.is_err());
+    Arc::get_mut(&mut database.server).unwrap().restart().await.unwrap();
+    database.run("UPDATE culvert_registry SET changes = changes + 1");
+    eventually("it is back", || registry.degraded().is_none()).await;
+    eventually("and what happened meanwhile is told", || heard.has_changed().unwrap()).await;
+    registry.create_tunnel(tunnel, token, root()).await.unwrap();
+    assert_eq!(registry.load().await.unwrap().tunnels.len(), 2, "nothing was lost, nothing came twice");
+}
+
+#[tokio::test]
+async fn a_session_that_is_ended_by_the_server_costs_nobody_a_change() {
+    let Some((registry, database)) = empty() else { return };
+    for name in ["dc1", "dc2", "dc3"] {
+        database.run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'culvert-relay' AND datname = current_database()");
+        suite::create(&registry, name, &[name]).await;
+    }
+    assert_eq!(registry.load().await.unwrap().tunnels.len(), 3);
+}
+
+#[tokio::test]
+async fn a_lock_held_elsewhere_is_an_error_that_changes_nothing_and_reading_goes_on() {
+    let Some((_, database)) = empty() else { return };
+    let store = database.open().unwrap();
+    store
+        .submit(Kind::Read, |engine| {
+            let State::Up(link) = &engine.state else { panic!("it is up") };
+            Ok(engine.runtime.block_on(link.client.batch_execute("SET lock_timeout = '50ms'"))?)
+        })
+        .await
+        .unwrap();
+    let other = database.open().unwrap();
+    let (held, is_held) = std::sync::mpsc::channel();
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let holding = tokio::spawn(async move {
+        let hold = move |engine: &mut Postgres| {
+            let work: Work<'_> = Box::new(|_| {
+                held.send(()).unwrap();
+                released.recv().unwrap();
+                Ok(())
+            });
+            engine.transact(Kind::Write, work)
+        };
+        other.submit(Kind::Write, hold).await.unwrap();
+    });
+    tokio::task::spawn_blocking(move || is_held.recv().unwrap()).await.unwrap();
+    let forgotten = store.forget(Vec::new(), SystemTime::UNIX_EPOCH).await;
+    assert!(matches!(forgotten, Err(RegistryError::Locked { .. })), "{forgotten:?}");
+    assert!(store.load().await.is_ok());
+    release.send(()).unwrap();
+    holding.await.unwrap();
+    store.forget(Vec::new(), SystemTime::UNIX_EPOCH).await.unwrap();
+    assert_eq!(store.degraded(), None);
+}
+
+#[tokio::test]
+async fn the_audit_trail_is_neither_rewritten_nor_shortened() {
+    let Some((registry, database)) = empty() else { return };
+    suite::create(&registry, "dc1", &["orders"]).await;
+    for sql in ["UPDATE audit SET actor = 'z'", "DELETE FROM audit", "TRUNCATE audit"] {
+        let (server, name) = (Arc::clone(&database.server), database.name.clone());
+        assert!(alone(move || async move { server.sql_in(&name, sql).await }).is_err(), "{sql}");
+    }
+    assert_eq!(registry.audit_since(SystemTime::UNIX_EPOCH).await.unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_told_without_the_password() {
+    let Some(database) = Database::new() else { return };
+    let target = |password: &str| {
+        let url = format!("postgres://culvert@{}/{}", database.server.address(), database.name);
+        Target::new(&url, Some(SecretSource::Literal(Secret::new(password)))).unwrap()
+    };
+    let error = open(&target("hunter2")).err().unwrap().to_string();
+    assert!(error.contains("password authentication failed") && !error.contains("hunter2"), "{error}");
+    assert!(open(&target(database.server.password())).is_ok());
+}

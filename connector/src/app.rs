@@ -335,7 +335,9 @@ impl App {
 
     /// Makes a next key when the present one is as old as it may become.
     async fn rotate_by_age(&mut self) {
-        let (Some(most), Some(member)) = (self.rotate_after, self.members.last()) else { return self.rotate_on().await };
+        let (Some(most), Some(member)) = (self.rotate_after, self.members.last()) else {
+            return self.rotate_on().await;
+        };
         let too_soon = self.rotate_not_before.is_some_and(|at| std::time::Instant::now() < at);
         if self.shared.rotation.is_under_way() || too_soon || !self.shared.board.is_any_up() {
             return self.rotate_on().await;

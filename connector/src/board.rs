@@ -111,6 +111,13 @@ impl Board {
         }
     }
 
+    /// The relay has another key.
+    pub fn set_public_key(&self, relay: &str, public_key: &str) {
+        if let Some(state) = self.lock().get_mut(relay) {
+            public_key.clone_into(&mut state.public_key);
+        }
+    }
+
     /// Figures of the session.
     pub fn set_figures(&self, relay: &str, last_handshake: Option<SystemTime>, rtt: Option<Duration>) {
         if let Some(state) = self.lock().get_mut(relay) {

@@ -27,8 +27,10 @@ use crate::relays::name_for;
 use crate::psks::{Gap, Psks};
 
 mod next;
+mod relay_key;
 
 pub use next::Next;
+pub use relay_key::Former;
 
 const PRIVATE: &str = "private.key";
 /// What `wg` users look for: the newest pre-shared key, as `wg genpsk` writes it. Written, and read only where an older
@@ -82,8 +84,11 @@ pub struct Relay {
     /// What names it among the relays of its registry, whatever its key; none before one of them told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tag: Option<String>,
-    /// Its static key.
+    /// Its newest static key.
     pub public_key: PublicKey,
+    /// The one before it, while it is answered too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub former: Option<Former>,
     /// Its endpoints, `HOST:PORT`, in order of preference.
     pub endpoints: Vec<String>,
     /// The epoch of the pre-shared key with it; none before this connector enrolled there.
@@ -192,7 +197,7 @@ impl Joined {
 impl Relay {
     /// One that this connector has yet to enrol at.
     pub fn new(name: String, public_key: PublicKey, endpoints: Vec<String>) -> Self {
-        Self { name, tag: None, public_key, endpoints, psk_epoch: None }
+        Self { name, tag: None, public_key, former: None, endpoints, psk_epoch: None }
     }
 
     /// The endpoints that can be read.
@@ -370,13 +375,7 @@ impl Store {
     ///
     /// # Errors
     /// [`IdentityError`]: it is noted in memory alone.
-    pub fn used(
-        &self,
-        identity: &mut Identity,
-        relay: &str,
-        epoch: u32,
-        now: SystemTime,
-    ) -> Result<(), IdentityError> {
+    pub fn used(&self, identity: &mut Identity, relay: &str, epoch: u32, now: SystemTime) -> Result<(), IdentityError> {
         let Some(psks) = identity.psks.get(relay).and_then(|psks| psks.used(epoch, now)) else { return Ok(()) };
         self.keep(identity, relay, psks)
     }

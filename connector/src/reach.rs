@@ -5,7 +5,7 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use culvert_engine::{Config as EngineConfig, HandshakeLimits, Shard};
 use culvert_model::address::RELAY_INNER;
@@ -23,7 +23,7 @@ use tokio::time::sleep_until;
 use crate::board::Board;
 use crate::diagnose::diagnose;
 use crate::gate::STREAMS_AT_FIRST;
-use crate::identity::Relay;
+use crate::identity::{Former, Relay};
 use crate::link::{Ended, Finding, Link, Problem, Step};
 use crate::resolve::resolve;
 use crate::words;
@@ -43,8 +43,10 @@ pub struct Way {
     pub peer: PeerId,
     /// The key that this end speaks with.
     pub public_key: PublicKey,
-    /// The relay's static key, as this end knows it.
+    /// The relay's newest static key, as this end knows it.
     pub relay_key: PublicKey,
+    /// The one before it, while it is answered too.
+    former: Option<Former>,
     own: usize,
     /// The next key and its number, while it is being taken into use.
     next: Option<(PublicKey, usize)>,
@@ -138,12 +140,19 @@ impl Way {
             persistent_keepalive: std::num::NonZeroU16::new(KEEPALIVE_SECONDS),
         });
         let peer = peer.map_err(|error| error.to_string())?;
+        // A relay that does not answer to its newest key may have been put back to the one before.
+        let former = relay.former.filter(|former| SystemTime::now() < former.until());
+        if let Some(former) = former {
+            let key = PeerKey { public_key: former.public_key, static_index: 0, psks: speaker.psks.clone() };
+            plane.add_key(peer, key, false).map_err(|error| error.to_string())?;
+        }
         Ok(Self {
             plane,
             events,
             peer,
             public_key: speaker.private_key.public_key(),
             relay_key: relay.public_key,
+            former,
             own: 0,
             next: None,
             retiring: None,
@@ -183,6 +192,40 @@ impl Way {
         self.plane.add_key(self.peer, PeerKey { public_key: self.relay_key, static_index, psks }, true)?;
         self.next = Some((public_key, static_index));
         Ok(true)
+    }
+
+    /// Speaks to another key of the relay too, and to it first.
+    ///
+    /// # Errors
+    /// As the engine says.
+    pub fn take_relay_key(
+        &mut self,
+        newest: PublicKey,
+        until: SystemTime,
+        psks: Vec<PskEpoch>,
+    ) -> Result<(), AddPeerError> {
+        self.forget_former();
+        self.plane.add_key(self.peer, PeerKey { public_key: newest, static_index: self.own, psks }, true)?;
+        let public_key = std::mem::replace(&mut self.relay_key, newest);
+        let until_seconds = until.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        self.former = Some(Former { public_key, until_seconds });
+        Ok(())
+    }
+
+    /// The relay's key before its newest, while there are two.
+    pub fn former(&self) -> Option<Former> {
+        self.former
+    }
+
+    /// Whether the live session is under this key of the relay.
+    pub fn is_under(&self, key: &PublicKey) -> bool {
+        self.plane.peer_stats(self.peer).is_some_and(|stats| stats.live && stats.public_key == *key)
+    }
+
+    /// Speaks to the relay's newest key alone.
+    pub fn forget_former(&mut self) {
+        let Some(former) = self.former.take() else { return };
+        while self.plane.remove_key(self.peer, &former.public_key, None).is_ok() {}
     }
 
     /// Whether a next key is in use beside the one before it.

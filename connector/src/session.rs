@@ -27,6 +27,7 @@ use crate::shared::Shared;
 use crate::{VERSION, words};
 
 mod keys;
+mod relay_key;
 
 use keys::Keys;
 
@@ -68,6 +69,8 @@ struct Session<'a> {
     started: Instant,
     identity: &'a Mutex<Identity>,
     keys: Keys,
+    /// The relay's newest key, until it is used.
+    told_key: Option<relay_key::Told>,
 }
 
 /// What this relay manages.
@@ -127,6 +130,7 @@ pub async fn live(
         started: now(),
         identity,
         keys: Keys::new(),
+        told_key: None,
     };
     let name = session.way.name().to_owned();
     let left = session.run(Incoming::new(read), retired).await;
@@ -181,6 +185,7 @@ impl Session<'_> {
                     if now() >= look {
                         look = now() + LOOK;
                         self.look(&mut roam);
+                        self.follow_relay_key().await;
                     }
                     Ok(())
                 }
@@ -289,6 +294,10 @@ impl Session<'_> {
                 self.shared.introductions.answered(&relay, introduced);
                 Ok(())
             }
+            ToConnector::RelayKey { public_key, previous_until } => {
+                self.relay_key(public_key, previous_until.as_deref()).await;
+                Ok(())
+            }
             ToConnector::Rekeyed(answer) => {
                 self.rekeyed(&answer);
                 Ok(())
@@ -301,10 +310,9 @@ impl Session<'_> {
                 self.renewed(&ciphertext, psk_epoch, relay_key).await;
                 Ok(())
             }
-            ToConnector::Enrolled(_)
-            | ToConnector::Refused { .. }
-            | ToConnector::RelayKey { .. }
-            | ToConnector::Unknown => self.send(&ToRelay::Unsupported { what: "not understood here".to_owned() }).await,
+            ToConnector::Enrolled(_) | ToConnector::Refused { .. } | ToConnector::Unknown => {
+                self.send(&ToRelay::Unsupported { what: "not understood here".to_owned() }).await
+            }
         }
     }
 

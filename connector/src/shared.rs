@@ -19,8 +19,8 @@ use crate::introductions::Introductions;
 use crate::managed::Managed;
 use crate::metrics::ConnectorMetrics;
 use crate::origins::Origins;
-use crate::rotation::Rotation;
 use crate::relays::Told;
+use crate::rotation::Rotation;
 use crate::service::Service;
 
 /// The parts that outlive any session.

@@ -40,6 +40,7 @@ use crate::gateways::Gateways;
 use crate::identity;
 use crate::lane::{GatewayLanes, Lanes};
 use crate::metrics::RelayMetrics;
+use crate::relays;
 use crate::send::Sender;
 use crate::sessions::{Directory, Sessions};
 
@@ -125,12 +126,16 @@ impl Relay {
         let admin = admin::bind_tcp(settled.admin.listen, !settled.admin.is_default).await?;
         let admin_socket = AdminSocket::bind(&state, settled.admin.group.as_deref())?;
         let access_log = AccessLog::open(&settled.access_log).or_config("cannot open the access log")?;
+        let own = relays::own(&identity, &settled.wireguard.endpoints, SystemTime::now());
+        if let Err(error) = registry.note_relay(own).await {
+            warn!(%error, "other relays of this registry were not told");
+        }
         let snapshot = registry.load().await.or_failed("cannot load the registry")?;
         let (plane, events) = Plane::start(culvert_plane::Config {
             role: Role::Relay,
             sockets: udp,
             engine: culvert_engine::Config {
-                statics: vec![identity.private_key().clone()],
+                statics: vec![identity.private_key()],
                 shard: culvert_engine::Shard::default(),
                 handshakes: culvert_engine::HandshakeLimits::default(),
                 seed: None,
@@ -227,6 +232,7 @@ impl Relay {
         owner.spawn("relay.admin", admin::serve_tcp(admin, Arc::clone(&control)));
         owner.spawn("relay.admin_socket", admin::serve_socket(admin_socket, Arc::clone(&control)));
         owner.spawn("relay.gateways", note_gateways(Arc::clone(&control)));
+        owner.spawn("relay.relays", relays::say(Arc::clone(&control)));
         owner.spawn("relay.certificates", watch_certificates(Arc::clone(&control)));
         owner.spawn("relay.reload", obey_reloads(reloads, Arc::clone(&control), Arc::clone(&notifier)));
         owner.spawn("relay.signals", obey(signals, drain.clone(), plan, reload));

@@ -346,7 +346,7 @@ pub(crate) enum ConnectorVerb {
 /// `key …`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum KeyVerb {
-    /// Print the relay's public key
+    /// Print the relay's public key; in a rotation also until when the one before it is answered, and who still uses it
     Show(Ask),
     /// Make a new key; connectors learn it through their tunnels while the one before is answered too
     Rotate {
@@ -371,6 +371,9 @@ impl RelayVerb {
             Self::Service(verb) => verb.into_command(),
             Self::Gateway(verb) => verb.into_command(),
             Self::Key(KeyVerb::Show(ask)) => (Command::KeyShow, ask),
+            Self::Key(KeyVerb::Rotate { grace, force, ask }) => {
+                (Command::KeyRotate { grace_seconds: grace.as_secs(), force }, ask)
+            }
             Self::Audit { since, ask } => (Command::Audit { since_seconds: since.as_secs() }, ask),
             Self::Status(ask) => (Command::Status, ask),
         }
@@ -423,11 +426,22 @@ impl From<TermsArgs> for TokenTerms {
         Self {
             uses: terms.uses.0,
             expires_seconds: terms.expires.0.map(|lasting| lasting.as_secs().max(1)),
+            services: Vec::new(),
             from: terms.from,
             endpoints: terms.endpoint.iter().map(ToString::to_string).collect(),
         }
-            services: Vec::new(),
     }
+}
+
+fn grace(text: &str) -> Result<Duration, String> {
+    let grace = parse_duration(text).map_err(|error| error.to_string())?;
+    if grace < SHORTEST_GRACE {
+        return Err("connectors learn the new key under the old one: give them a second at least".to_owned());
+    }
+    if grace > LONGEST_GRACE {
+        return Err("a year at most".to_owned());
+    }
+    Ok(grace)
 }
 
 fn uses(text: &str) -> Result<Uses, String> {

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use culvert_model::id::{ConnectorId, GatewayId};
 use culvert_model::name::ServiceName;
+use culvert_model::token::Endpoint;
 use culvert_ops::admin::{Admin, Answer, Call, Caller, Health, Pairs};
 use culvert_ops::config::Loaded;
 use culvert_ops::drain::Plan;
@@ -59,7 +60,7 @@ pub(crate) struct Control {
 impl Control {
     /// Carries out a command and applies what it changed.
     pub(crate) async fn carry_out(&self, request: Request) -> Reply {
-        let endpoints = self.current().1.wireguard.endpoints.clone();
+        let endpoints = self.endpoints();
         let facts = Facts { identity: &self.identity, endpoints };
         let _one = self.changing.lock().await;
         let mut result = command::carry_out(request, &*self.registry, self, &facts, SystemTime::now()).await;
@@ -170,19 +171,28 @@ impl Control {
                 outcome.notes.push(format!("the running relay could not read it back: {error}"));
             }
         }
+        if outcome.changes.contains(&Change::KeyRotated) {
+            self.sessions.rotated();
+        }
         let grants = |change: &Change| match change {
             Change::GrantsChanged(_) | Change::TunnelDeleted(_) | Change::TunnelCreated(_) => true,
             Change::TokenAdded(_)
             | Change::TokenRevoked(_)
             | Change::ConnectorRevoked(_)
             | Change::ConnectorDrained(..)
+            | Change::ServiceSet(_)
             | Change::ServiceDeleted(_)
-            | Change::GatewayChanged(_) => false,
+            | Change::GatewayChanged(_)
+            | Change::KeyRotated => false,
         };
         if outcome.changes.iter().any(grants) {
-            | Change::ServiceSet(_)
             self.sessions.decide_anew();
         }
+    }
+
+    /// Where connectors reach this relay.
+    pub(crate) fn endpoints(&self) -> Vec<Endpoint> {
+        self.current().1.wireguard.endpoints.clone()
     }
 
     /// When each listener's certificate ends.

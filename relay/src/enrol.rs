@@ -8,14 +8,15 @@ use std::time::SystemTime;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use culvert_engine::PskEpoch;
-use culvert_model::control::{Enrol, Enrolled, Refusal, Subject, VERSION};
+use culvert_model::control::{Enrol, Enrolled, Refusal, Rekeyed, Subject, ToConnector, VERSION};
 use culvert_model::id::{ConnectorId, TokenId};
 use culvert_model::kem;
 use culvert_model::key::{Psk, PublicKey};
 use culvert_ops::time::rfc3339;
 
 use crate::identity::{Identity, SealedFor, Unsealable};
-use crate::registry::{Candidate, ConnectorRow, Enrolment, Registry, RegistryError, TokenRow};
+use crate::registry::{Candidate, ConnectorRow, Enrolment, FreshPsk, Registry, RegistryError, Rule, SealedPsk, TokenRow, TokenSealRow};
+use crate::relays;
 
 /// The longest program version that is remembered.
 const PROGRAM_BYTES: usize = 64;
@@ -33,7 +34,6 @@ pub(crate) struct Admitted {
     pub(crate) repeated: bool,
 }
 
-/// Why a connector is not enrolled.
 /// The bootstrap session that a request came over.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Via {
@@ -44,6 +44,7 @@ pub(crate) struct Via {
     pub(crate) relay_key: PublicKey,
 }
 
+/// Why a connector is not enrolled.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refused {
     /// For good: tell it, as `ToConnector::Refused`.
@@ -86,7 +87,7 @@ pub(crate) async fn enrol(
         return Err(for_good(Refusal::Version));
     }
     let kem_key = STANDARD.decode(&request.kem_key).map_err(|_| for_good(Refusal::Malformed))?;
-    let (ciphertext, psk) = kem::encapsulate(&kem_key, &identity.public_key(), &request.public_key)
+    let (ciphertext, psk) = kem::encapsulate(&kem_key, &via.relay_key, &request.public_key)
         .map_err(|_| for_good(Refusal::Malformed))?;
     let candidate = Candidate {
         token: token.clone(),
@@ -126,9 +127,12 @@ pub(crate) async fn enrol(
 ///
 /// # Errors
 /// [`Unsealable`]: leave the token out and say so.
-pub(crate) fn bootstrap_of(row: &TokenRow, identity: &Identity) -> Result<(PublicKey, Psk), Unsealable> {
-    let psk = identity.unseal(&row.psk, SealedFor::Token(&row.bootstrap_key))?;
-    Ok((row.bootstrap_key, psk))
+pub(crate) fn bootstrap_of(
+    row: &TokenRow,
+    seals: &[TokenSealRow],
+    identity: &Identity,
+) -> Result<(PublicKey, Psk), Unsealable> {
+    Ok((row.bootstrap_key, relays::token_psk(row, seals, identity)?))
 }
 
 /// A connector's pre-shared keys with this relay, newest last; at most two, none if it joined at another relay.
@@ -136,15 +140,129 @@ pub(crate) fn bootstrap_of(row: &TokenRow, identity: &Identity) -> Result<(Publi
 /// # Errors
 /// [`Unsealable`]: leave the connector out and say so.
 pub(crate) fn psks_of(row: &ConnectorRow, identity: &Identity) -> Result<Vec<PskEpoch>, Unsealable> {
+    opened(&row.psks, &row.public_key, identity)
+}
+
+/// The pre-shared keys of a connector's next key with this relay, newest last; none if it has none, or told another relay.
+///
+/// # Errors
+/// [`Unsealable`].
+pub(crate) fn next_psks_of(row: &ConnectorRow, identity: &Identity) -> Result<Vec<PskEpoch>, Unsealable> {
+    let Some(next) = &row.next else { return Ok(Vec::new()) };
+    opened(&next.psks, &next.public_key, identity)
+}
+
+fn opened(psks: &[SealedPsk], key: &PublicKey, identity: &Identity) -> Result<Vec<PskEpoch>, Unsealable> {
     let here = identity.relay_tag();
-    row.psks
-        .iter()
-        .filter(|sealed| sealed.relay == here)
-        .map(|sealed| {
-            let psk = identity.unseal(&sealed.sealed, SealedFor::Connector(&row.public_key))?;
-            Ok(PskEpoch { epoch: sealed.epoch, psk })
-        })
-        .collect()
+    let ours = psks.iter().filter(|sealed| sealed.relay == here);
+    ours.map(|sealed| {
+        let psk = identity.unseal(&sealed.sealed, SealedFor::Connector(key))?;
+        Ok(PskEpoch { epoch: sealed.epoch, psk })
+    })
+    .collect()
+}
+
+/// What a connector with a session asks for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Fresh<'a> {
+    /// Which connector.
+    pub(crate) connector: &'a ConnectorId,
+    /// The static key that the fresh pre-shared key is for.
+    pub(crate) public_key: &'a PublicKey,
+    /// The static key that its session is under.
+    pub(crate) under: &'a PublicKey,
+    /// The epoch that its session hangs on.
+    pub(crate) epoch: Option<u32>,
+}
+
+/// Why there is no fresh key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NotRenewed {
+    /// The request makes no sense, or breaks a rule: tell it.
+    #[error("refused: {0}")]
+    Refused(String),
+    /// Not now: it asks again.
+    #[error(transparent)]
+    Later(RegistryError),
+    /// Not now, and not before somebody repaired the state directory.
+    #[error(transparent)]
+    Broken(#[from] Unsealable),
+}
+
+impl From<RegistryError> for NotRenewed {
+    fn from(error: RegistryError) -> Self {
+        match error {
+            RegistryError::Rule(Rule::KeyTaken) => {
+                Self::Refused("another connector or a token has that key, or it is the one in use".to_owned())
+            }
+            RegistryError::Rule(rule) => Self::Refused(rule.to_string()),
+            error => Self::Later(error),
+        }
+    }
+}
+
+/// Gives a connector a next static key, with a pre-shared key of its own. Both its keys are to be answered from then on.
+///
+/// Cancel safe, as [`enrol`].
+///
+/// # Errors
+/// [`NotRenewed`].
+pub(crate) async fn rekey(
+    registry: &dyn Registry,
+    identity: &Identity,
+    fresh: &Fresh<'_>,
+    kem_key: &str,
+    now: SystemTime,
+) -> Result<(Rekeyed, ConnectorRow), NotRenewed> {
+    let relay_key = identity.public_key();
+    let (ciphertext, asked) = exchange(identity, fresh, &relay_key, kem_key, now)?;
+    let (psk_epoch, row) = registry.rekey(asked).await?;
+    let answer = Rekeyed { public_key: *fresh.public_key, ciphertext, psk_epoch, relay_key: Some(relay_key) };
+    Ok((answer, row))
+}
+
+/// Gives a connector its next pre-shared key under the static key it uses; and all it has then, newest last.
+///
+/// Cancel safe, as [`enrol`].
+///
+/// # Errors
+/// [`NotRenewed`].
+pub(crate) async fn renew(
+    registry: &dyn Registry,
+    identity: &Identity,
+    fresh: &Fresh<'_>,
+    kem_key: &str,
+    now: SystemTime,
+) -> Result<(ToConnector, Vec<PskEpoch>), NotRenewed> {
+    let relay_key = identity.public_key();
+    let (ciphertext, asked) = exchange(identity, fresh, &relay_key, kem_key, now)?;
+    let (psk_epoch, row) = registry.renew(asked).await?;
+    let is_next = row.next.as_ref().is_some_and(|next| next.public_key == *fresh.public_key);
+    let psks = if is_next { next_psks_of(&row, identity)? } else { psks_of(&row, identity)? };
+    Ok((ToConnector::Renewed { ciphertext, psk_epoch, relay_key: Some(relay_key) }, psks))
+}
+
+/// The relay's half of an ML-KEM-768 exchange: the ciphertext, and what the registry is asked to keep.
+fn exchange(
+    identity: &Identity,
+    fresh: &Fresh<'_>,
+    relay_key: &PublicKey,
+    kem_key: &str,
+    now: SystemTime,
+) -> Result<(String, FreshPsk), NotRenewed> {
+    let malformed = || NotRenewed::Refused("its ML-KEM-768 key is malformed".to_owned());
+    let kem_key = STANDARD.decode(kem_key).map_err(|_| malformed())?;
+    let (ciphertext, psk) = kem::encapsulate(&kem_key, relay_key, fresh.public_key).map_err(|_| malformed())?;
+    let asked = FreshPsk {
+        connector: fresh.connector.clone(),
+        public_key: *fresh.public_key,
+        asked_under: *fresh.under,
+        in_use: fresh.epoch.filter(|_| fresh.public_key == fresh.under),
+        relay: identity.relay_tag(),
+        psk: identity.seal(&psk, SealedFor::Connector(fresh.public_key)),
+        now,
+    };
+    Ok((STANDARD.encode(ciphertext), asked))
 }
 
 /// What a peer says of its version, fit for listings and logs.
@@ -243,11 +361,11 @@ mod tests {
     async fn a_tokens_holder_and_the_relay_agree_on_the_bootstrap_identity() {
         let relay = Relay::with_token(Some(1)).await;
         let row = relay.registry.load().await.unwrap().tokens.remove(0);
-        let (key, psk) = bootstrap_of(&row, &relay.identity).unwrap();
+        let (key, psk) = bootstrap_of(&row, &[], &relay.identity).unwrap();
         assert_eq!(key, relay.token.bootstrap_key().public_key());
         assert_eq!(psk, relay.token.bootstrap_psk());
         let stranger = Identity::open(&StateDir::temporary().unwrap(), true).unwrap();
-        assert_eq!(bootstrap_of(&row, &stranger).unwrap_err(), Unsealable);
+        assert_eq!(bootstrap_of(&row, &[], &stranger).unwrap_err(), Unsealable);
     }
 
     #[test]
@@ -283,13 +401,13 @@ mod tests {
                 tunnel: tunnel.id.clone(),
                 bootstrap_key,
                 psk: identity.seal(&token.bootstrap_psk(), SealedFor::Token(&bootstrap_key)),
+                services: Vec::new(),
                 sources: Vec::new(),
+                used: 0,
                 uses_left,
                 expires: None,
                 revoked: None,
-                services: Vec::new(),
                 created: NOW,
-                used: 0,
                 last_used: None,
             };
             let id = row.id.clone();

@@ -7,13 +7,15 @@ use std::sync::Arc;
 
 use chacha20poly1305::aead::{Aead as _, KeyInit as _, Payload};
 use chacha20poly1305::{Key, XChaCha20Poly1305, XNonce};
+use culvert_model::kem::{self, BadKem, KemKey};
 use culvert_model::key::{BadKey, PrivateKey, Psk, PublicKey, random};
 use culvert_ops::exit::Quit;
 use culvert_ops::state::{StateDir, StateError};
-use sha2::{Digest as _, Sha256};
+use sha2::{Digest as _, Sha256, Sha512};
 use zeroize::Zeroizing;
 
 use crate::registry::{Registry, Sealed, Url};
+use crate::rotation::Rotation;
 
 /// The static private key, as `wg` writes it.
 pub(crate) const PRIVATE_KEY: &str = "private.key";
@@ -23,11 +25,12 @@ pub(crate) const STATE_KEY: &str = "state.key";
 pub(crate) const RESET_KEY: &str = "reset.key";
 
 const NONCE_BYTES: usize = 24;
+/// Nonce, key and tag.
+const SEALED_BYTES: usize = NONCE_BYTES + 32 + 16;
 
 /// What the relay is, to connectors and to its own registry.
 pub(crate) struct Identity {
-    private_key: PrivateKey,
-    public_key: PublicKey,
+    rotation: Rotation,
     state_key: PrivateKey,
     reset_secret: PrivateKey,
 }
@@ -90,18 +93,23 @@ impl Identity {
         let reset_secret = read_or_make(state, RESET_KEY, true)?;
         let state_key = read_or_make(state, STATE_KEY, registry_is_new)?;
         let private_key = read_or_make(state, PRIVATE_KEY, registry_is_new)?;
-        let public_key = private_key.public_key();
-        Ok(Self { private_key, public_key, state_key, reset_secret })
+        let rotation = Rotation::open(state, private_key)?;
+        Ok(Self { rotation, state_key, reset_secret })
     }
 
-    /// The static private key, for the engine.
-    pub(crate) fn private_key(&self) -> &PrivateKey {
-        &self.private_key
+    /// The newest static private key, for the engine.
+    pub(crate) fn private_key(&self) -> PrivateKey {
+        self.rotation.newest()
     }
 
-    /// The static public key, as tokens name it.
+    /// The newest static public key, as tokens name it.
     pub(crate) fn public_key(&self) -> PublicKey {
-        self.public_key
+        self.rotation.public_key()
+    }
+
+    /// The static keys: the newest, and the one before it in the grace of a rotation.
+    pub(crate) fn rotation(&self) -> &Rotation {
+        &self.rotation
     }
 
     /// The secret from which connection ids and reset tokens are made (wire.md §2).
@@ -119,29 +127,71 @@ impl Identity {
     /// # Panics
     /// When the system has no random source.
     pub(crate) fn seal(&self, psk: &Psk, of: SealedFor<'_>) -> Sealed {
-        let nonce = random::<NONCE_BYTES>();
-        let sealed = self
-            .cipher()
-            .encrypt(XNonce::from_slice(&nonce), Payload { msg: psk.as_bytes(), aad: &of.context() })
-            .expect("32 bytes are fewer than the cipher's limit of 2^38");
-        Sealed([nonce.as_slice(), &sealed].concat())
+        Sealed(seal_with(&self.cipher(), psk, of))
     }
 
-    /// Opens what [`Identity::seal`] made.
+    /// Opens what [`Identity::seal`] made here, or [`seal_for`] at another relay for this one.
     ///
     /// # Errors
     /// [`Unsealable`].
     pub(crate) fn unseal(&self, sealed: &Sealed, of: SealedFor<'_>) -> Result<Psk, Unsealable> {
-        let (nonce, ciphertext) = sealed.0.split_first_chunk::<NONCE_BYTES>().ok_or(Unsealable)?;
+        let (cipher, sealed) = match sealed.0.split_at_checked(SEALED_BYTES) {
+            Some((sealed, wrapped)) if !wrapped.is_empty() => {
+                let key = self.kem_key().decapsulate(wrapped, of.key(), of.key()).map_err(|_| Unsealable)?;
+                (cipher(key.as_bytes()), sealed)
+            }
+            _ => (self.cipher(), sealed.0.as_slice()),
+        };
+        let (nonce, ciphertext) = sealed.split_first_chunk::<NONCE_BYTES>().ok_or(Unsealable)?;
         let payload = Payload { msg: ciphertext, aad: &of.context() };
-        let opened = self.cipher().decrypt(XNonce::from_slice(nonce), payload).map_err(|_| Unsealable)?;
+        let opened = cipher.decrypt(XNonce::from_slice(nonce), payload).map_err(|_| Unsealable)?;
         let opened = Zeroizing::new(opened);
         <[u8; 32]>::try_from(opened.as_slice()).map(Psk::from_bytes).map_err(|_| Unsealable)
     }
 
-    fn cipher(&self) -> XChaCha20Poly1305 {
-        XChaCha20Poly1305::new(Key::from_slice(self.state_key.as_bytes()))
+    /// What other relays of the same registry seal keys for this one with: ML-KEM-768, so that a copy of the database
+    /// stays worth nothing to whoever has a quantum computer later.
+    pub(crate) fn encapsulation_key(&self) -> Vec<u8> {
+        self.kem_key().encapsulation_key()
     }
+
+    fn kem_key(&self) -> KemKey {
+        let seed =
+            Sha512::new().chain_update(b"culvert relay kem v1").chain_update(self.state_key.as_bytes()).finalize();
+        KemKey::from_seed(seed.into())
+    }
+
+    fn cipher(&self) -> XChaCha20Poly1305 {
+        cipher(self.state_key.as_bytes())
+    }
+}
+
+/// Seals a pre-shared key for another relay of the same registry, whose [`Identity::encapsulation_key`] this is: what
+/// [`Identity::seal`] makes, under a fresh key, and behind it the ML-KEM ciphertext that gives that key.
+///
+/// # Errors
+/// [`BadKem`] when that is no such key.
+///
+/// # Panics
+/// When the system has no random source.
+pub(crate) fn seal_for(encapsulation_key: &[u8], psk: &Psk, of: SealedFor<'_>) -> Result<Sealed, BadKem> {
+    let (wrapped, key) = kem::encapsulate(encapsulation_key, of.key(), of.key())?;
+    let mut sealed = seal_with(&cipher(key.as_bytes()), psk, of);
+    sealed.extend_from_slice(&wrapped);
+    Ok(Sealed(sealed))
+}
+
+fn cipher(key: &[u8; 32]) -> XChaCha20Poly1305 {
+    XChaCha20Poly1305::new(Key::from_slice(key))
+}
+
+/// [`SEALED_BYTES`] of them.
+fn seal_with(cipher: &XChaCha20Poly1305, psk: &Psk, of: SealedFor<'_>) -> Vec<u8> {
+    let nonce = random::<NONCE_BYTES>();
+    let sealed = cipher
+        .encrypt(XNonce::from_slice(&nonce), Payload { msg: psk.as_bytes(), aad: &of.context() })
+        .expect("32 bytes are fewer than the cipher's limit of 2^38");
+    [nonce.as_slice(), &sealed].concat()
 }
 
 /// [`Identity::relay_tag`] of the relay whose sealing key this is.
@@ -157,6 +207,12 @@ impl fmt::Debug for Identity {
 }
 
 impl SealedFor<'_> {
+    fn key(&self) -> &PublicKey {
+        match self {
+            Self::Token(key) | Self::Connector(key) => key,
+        }
+    }
+
     /// Bound into the tag, so that a row's key cannot be moved to another row.
     fn context(self) -> Vec<u8> {
         match self {
@@ -196,6 +252,8 @@ fn read_or_make(state: &StateDir, file: &'static str, make: bool) -> Result<Priv
 
 #[cfg(test)]
 mod tests {
+    use culvert_model::kem::CIPHERTEXT_BYTES;
+
     use super::*;
 
     #[test]
@@ -234,6 +292,22 @@ mod tests {
         assert_eq!(mine.unseal(&Sealed(vec![0; 7]), SealedFor::Token(&row)), Err(Unsealable));
         assert_ne!(mine.seal(&psk, SealedFor::Token(&row)), sealed, "a nonce is used once");
         assert!(!sealed.0.windows(32).any(|window| window == psk.as_bytes()));
+    }
+
+    #[test]
+    fn what_is_sealed_for_another_relay_opens_there_for_its_row_and_nowhere_else() {
+        let (mine, other) = (identity(), identity());
+        let (row, psk) = (PrivateKey::generate().public_key(), Psk::generate());
+        let sealed = seal_for(&other.encapsulation_key(), &psk, SealedFor::Token(&row)).unwrap();
+        assert_eq!(sealed.0.len(), SEALED_BYTES + CIPHERTEXT_BYTES);
+        assert_eq!(other.unseal(&sealed, SealedFor::Token(&row)), Ok(psk.clone()));
+        assert_eq!(other.unseal(&sealed, SealedFor::Connector(&row)), Err(Unsealable));
+        assert_eq!(other.unseal(&sealed, SealedFor::Token(&mine.public_key())), Err(Unsealable));
+        assert_eq!(mine.unseal(&sealed, SealedFor::Token(&row)), Err(Unsealable));
+        let cut = Sealed(sealed.0[..sealed.0.len() - 1].to_vec());
+        assert_eq!(other.unseal(&cut, SealedFor::Token(&row)), Err(Unsealable));
+        assert!(!sealed.0.windows(32).any(|window| window == psk.as_bytes()));
+        assert!(seal_for(&[0; 3], &psk, SealedFor::Token(&row)).is_err());
     }
 
     #[test]

@@ -20,6 +20,8 @@ mod metrics;
 mod pick;
 mod record;
 mod registry;
+mod relays;
+mod rotation;
 mod router;
 mod send;
 mod sessions;

@@ -8,6 +8,7 @@ pub(crate) mod ask;
 mod audit;
 mod connector;
 mod gateway;
+mod key;
 pub(crate) mod keys;
 pub(crate) mod live;
 pub(crate) mod reply;
@@ -70,14 +71,15 @@ pub(crate) enum Command {
     ConnectorRevoke { connector: String },
     ServiceList,
     ServiceShow { service: String },
-    ServiceDelete { service: String },
     ServiceSet { service: ServiceName, tunnel: String, origin: String, host: Option<String>, health_path: Option<String> },
+    ServiceDelete { service: String },
     GatewayCreate { name: Label, services: Vec<Grant>, certificate: Option<Certificate> },
     GatewaySet { gateway: String, change: GatewaySet },
     GatewayRotate { gateway: String, grace_seconds: u64 },
     GatewayList,
     GatewayRevoke { gateway: String },
     KeyShow,
+    KeyRotate { grace_seconds: u64, force: bool },
     Audit { since_seconds: u64 },
     NoteBackup,
     Status,
@@ -105,11 +107,11 @@ pub(crate) struct TokenTerms {
     pub(crate) uses: Option<u32>,
     /// None = never.
     pub(crate) expires_seconds: Option<u64>,
-    /// Where it may be used from; empty = anywhere.
-    #[serde(default)]
     /// What its connectors may serve of what the tunnel may; empty = all of that.
     #[serde(default)]
     pub(crate) services: Vec<Grant>,
+    /// Where it may be used from; empty = anywhere.
+    #[serde(default)]
     pub(crate) from: Vec<IpNet>,
     /// Where connectors dial, `HOST:PORT`; empty = as the relay is configured.
     pub(crate) endpoints: Vec<String>,
@@ -145,12 +147,14 @@ pub(crate) enum Change {
     ConnectorRevoked(ConnectorId),
     /// Out of service (true) or back.
     ConnectorDrained(ConnectorId, bool),
-    /// Nobody waits for it any more.
-    ServiceDeleted(ServiceName),
     /// Live connectors have to be told.
     ServiceSet(ServiceName),
+    /// Nobody waits for it any more.
+    ServiceDeleted(ServiceName),
     /// Who may call, or what, is different.
     GatewayChanged(GatewayId),
+    /// The relay's own key is another one: connectors have to be told.
+    KeyRotated,
 }
 
 /// What commands need to know of the relay beside its registry.
@@ -217,13 +221,13 @@ pub(crate) async fn carry_out(
         Command::ConnectorRevoke { connector } => connector::revoke(&connector, &view, registry, by).await,
         Command::ServiceList => Ok(service::show_all(&view)),
         Command::ServiceShow { service } => service::show(&service, &view),
-        Command::ServiceDelete { service } => service::delete(&service, &view, registry, by).await,
-        Command::GatewayCreate { name, services, certificate } => {
-            gateway::create(name, services, certificate, &view, registry, by).await
-        }
         Command::ServiceSet { service, tunnel, origin, host, health_path } => {
             let wanted = service::Wanted { name: service, tunnel, origin, host, health_path };
             service::set(wanted, &view, registry, by).await
+        }
+        Command::ServiceDelete { service } => service::delete(&service, &view, registry, by).await,
+        Command::GatewayCreate { name, services, certificate } => {
+            gateway::create(name, services, certificate, &view, registry, by).await
         }
         Command::GatewaySet { gateway, change } => gateway::set(&gateway, change, &view, registry, by).await,
         Command::GatewayRotate { gateway, grace_seconds } => {
@@ -231,7 +235,10 @@ pub(crate) async fn carry_out(
         }
         Command::GatewayList => Ok(gateway::show_all(&view)),
         Command::GatewayRevoke { gateway } => gateway::revoke(&gateway, &view, registry, by).await,
-        Command::KeyShow => Ok(status::key(facts)),
+        Command::KeyShow => Ok(key::show(&view, facts)),
+        Command::KeyRotate { grace_seconds, force } => {
+            key::rotate(Duration::from_secs(grace_seconds), force, &view, registry, facts, by).await
+        }
         Command::Audit { since_seconds } => audit::show(Duration::from_secs(since_seconds), &view, registry).await,
         Command::NoteBackup => audit::note_backup(by, registry, now).await,
         Command::Status => status::status(&view, live, registry, facts),

@@ -1,4 +1,4 @@
-//! `status` and `key show`.
+//! `status`.
 
 use culvert_ops::time::rfc3339;
 use serde_json::json;
@@ -8,11 +8,6 @@ use super::table::{facts, rough};
 use super::view::View;
 use super::{CommandError, Facts, Outcome};
 use crate::registry::Registry;
-
-pub(super) fn key(known: &Facts<'_>) -> Outcome {
-    let public_key = known.public_key();
-    Outcome { json: json!({ "public_key": public_key }), text: format!("{public_key}\n"), ..Outcome::default() }
-}
 
 pub(super) fn status(
     view: &View,

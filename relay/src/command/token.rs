@@ -5,7 +5,7 @@
 use std::time::{Duration, SystemTime};
 
 use culvert_model::id::{TokenId, TunnelId};
-use culvert_model::token::{Endpoint, MAX_RELAYS, RelayRef, Token};
+use culvert_model::token::{Endpoint, MAX_RELAYS, Token};
 use culvert_ops::time::rfc3339;
 use serde_json::json;
 use zeroize::Zeroizing;
@@ -15,6 +15,7 @@ use super::view::View;
 use super::{Change, CommandError, Facts, Outcome, TokenTerms};
 use crate::identity::SealedFor;
 use crate::registry::{Actor, Registry, TokenRow};
+use crate::relays;
 
 /// A new token: its text for its holder, its verifier for the registry.
 pub(super) struct Minted {
@@ -27,10 +28,10 @@ pub(super) fn mint(
     tunnel: &TunnelId,
     terms: &TokenTerms,
     facts: &Facts<'_>,
-    now: SystemTime,
+    view: &View,
 ) -> Result<Minted, CommandError> {
-    let public_key = facts.public_key();
-    let relays = endpoints(terms, facts)?.into_iter().map(|endpoint| RelayRef { endpoint, public_key }).collect();
+    let now = view.now;
+    let relays = relays::named(endpoints(terms, facts)?, facts.identity, &view.snapshot.relays, now);
     let token = Token::generate(relays);
     let bootstrap_key = token.bootstrap_key().public_key();
     let row = TokenRow {
@@ -38,11 +39,11 @@ pub(super) fn mint(
         tunnel: tunnel.clone(),
         bootstrap_key,
         psk: facts.identity.seal(&token.bootstrap_psk(), SealedFor::Token(&bootstrap_key)),
-        sources: terms.from.clone(),
         services: terms.services.clone(),
+        sources: terms.from.clone(),
         uses_left: terms.uses,
-        expires: terms.expires_seconds.map(|seconds| now + Duration::from_secs(seconds)),
         used: 0,
+        expires: terms.expires_seconds.map(|seconds| now + Duration::from_secs(seconds)),
         revoked: None,
         created: now,
         last_used: None,
@@ -59,7 +60,7 @@ pub(super) async fn create(
     by: Actor,
 ) -> Result<Outcome, CommandError> {
     let tunnel = view.tunnel(named)?;
-    let minted = mint(&tunnel.id, terms, facts, view.now)?;
+    let minted = mint(&tunnel.id, terms, facts, view)?;
     registry.create_token(minted.row.clone(), by).await?;
     let mut json = view.token_json(&minted.row);
     json["token"] = json!(minted.text.as_str());
@@ -97,13 +98,13 @@ pub(super) fn lines(view: &View, tokens: &[&TokenRow]) -> String {
             token.id.to_string(),
             view.tunnel_name(&token.tunnel),
             token.state(view.now).as_str().to_owned(),
-            token.uses_left.map_or_else(|| "unlimited".to_owned(), |uses| uses.to_string()),
             token.used.to_string(),
+            token.uses_left.map_or_else(|| "unlimited".to_owned(), |uses| uses.to_string()),
             token.expires.map_or_else(|| "never".to_owned(), |at| relative(at, view.now)),
             or_dash(token.last_used.map(|at| relative(at, view.now))),
             if token.sources.is_empty() { "anywhere".to_owned() } else { list(&token.sources) },
-        ]
             if token.services.is_empty() { "all".to_owned() } else { list(&token.services) },
+        ]
     };
     let rows: Vec<_> = tokens.iter().map(row).collect();
     if rows.is_empty() {

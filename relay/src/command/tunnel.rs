@@ -34,7 +34,7 @@ pub(super) async fn create(
         }
     }
     let tunnel = Tunnel { id: TunnelId::new(), name: wanted.name, grants, shared: wanted.shared, created: view.now };
-    let minted = token::mint(&tunnel.id, &wanted.token, facts, view.now)?;
+    let minted = token::mint(&tunnel.id, &wanted.token, facts, view)?;
     registry.create_tunnel(tunnel.clone(), minted.row.clone(), by).await?;
     let mut outcome = created(&tunnel, &minted, view.now);
     outcome.notes.extend(taken_over(view, &tunnel, &tunnel.grants));

@@ -12,7 +12,7 @@ use culvert_model::control::{
     self, Announce, AnnouncedService, ManagedService, RefusedService, ServiceHealth, ToConnector, ToRelay, Welcome,
 };
 use culvert_model::id::{ConnectorId, TunnelId};
-use culvert_model::name::ServiceName;
+use culvert_model::name::{Grant, ServiceName};
 use culvert_plane::{Closed, Connection, Stream};
 use tokio::time::{sleep_until, timeout};
 use tracing::{debug, info, warn};
@@ -24,6 +24,7 @@ use super::member::Member;
 use super::table::Live;
 use super::{PairState, Shared};
 use crate::registry::{Note, grants};
+use crate::relays::{self, Asked};
 
 /// The first stream and the announcement on it have to come within this time.
 const ANNOUNCED_WITHIN: Duration = Duration::from_secs(10);
@@ -32,10 +33,16 @@ const ANNOUNCED_WITHIN: Duration = Duration::from_secs(10);
 const DECIDED_WITHIN: Duration = Duration::from_secs(1);
 /// Announcements of one connector are taken no faster than this.
 const ANNOUNCED_EVERY: Duration = Duration::from_millis(200);
+/// Questions about keys of one connector are answered no faster than this.
+const KEYS_ASKED_EVERY: Duration = Duration::from_secs(1);
 /// Lines in the log for the refusals of one announcement.
 const REFUSALS_SAID: usize = 16;
+/// What an introduction that cannot be made now is answered with.
+const INTRODUCE: &str = "introduce";
 /// Services of one connector.
 const SERVICES_AT_MOST: usize = 256;
+/// What is kept of a connector's words.
+const WHY_AT_MOST: usize = 512;
 
 /// Why a session ended.
 enum End {
@@ -86,6 +93,8 @@ async fn first_announcement(connection: &Connection) -> Result<Option<(Frames<St
             | ToRelay::Rekey(_)
             | ToRelay::Renew { .. }
             | ToRelay::Retire { .. }
+            | ToRelay::Managed { .. }
+            | ToRelay::Introduce { .. }
             | ToRelay::Pong { .. }
             | ToRelay::Unsupported { .. }
             | ToRelay::Unknown => {
@@ -104,13 +113,15 @@ struct Session<'a> {
     services: Vec<AnnouncedService>,
     too_many: Vec<AnnouncedService>,
     refused: HashSet<ServiceName>,
+    /// What it was told of the services that are managed here; none before.
+    told: Option<Vec<ManagedService>>,
     decided: Instant,
     pairs: Vec<Arc<Pair>>,
     liveness: Liveness,
     expected_until: Option<Instant>,
+    /// When it last asked for keys.
+    keys_asked: Option<Instant>,
 }
-    /// What it was told of the services that are managed here; none before.
-    told: Option<Vec<ManagedService>>,
 
 impl<'a> Session<'a> {
     /// None when the connector was revoked meanwhile.
@@ -148,10 +159,12 @@ impl<'a> Session<'a> {
             services: Vec::new(),
             too_many: Vec::new(),
             refused: HashSet::new(),
+            told: None,
             decided: now,
             pairs: Vec::new(),
             liveness: Liveness::new(now),
             expected_until: None,
+            keys_asked: None,
         })
     }
 
@@ -167,14 +180,14 @@ impl<'a> Session<'a> {
             if let Some(announce) = self.announced.take() {
                 self.announced(announce).await?;
             }
+            if self.member.take_manage_anew() || self.told.is_none() {
+                self.manage().await?;
+            }
             for message in self.member.take_outbox() {
                 self.frames.send(&message).await?;
             }
             if self.member.take_decide_anew() {
                 self.decide().await?;
-            }
-            if self.member.take_manage_anew() || self.told.is_none() {
-                self.manage().await?;
             }
             let now = Instant::now();
             let Some(due) = self.alive(now).await? else { return Ok(End::Silent) };
@@ -237,19 +250,51 @@ impl<'a> Session<'a> {
                 self.shared.directory.touch(&self.pairs);
                 info!(connector = %self.member.id, "connector is leaving");
             }
-            ToRelay::Unsupported { what } => debug!(connector = %self.member.id, what, "connector did not understand"),
-            ToRelay::Enrol(_)
-            | ToRelay::Rekey(_)
-            | ToRelay::Renew { .. }
-            | ToRelay::Retire { .. }
-            | ToRelay::Managed { .. }
             ToRelay::Managed { refused } => self.managed(refused),
-            | ToRelay::Introduce { .. }
-            | ToRelay::Unknown => {
+            ToRelay::Unsupported { what } => debug!(connector = %self.member.id, what, "connector did not understand"),
+            ToRelay::Introduce { relay, kem_key } => self.introduce(&relay, &kem_key).await?,
+            ToRelay::Rekey(request) => {
+                if self.may_ask(now) {
+                    let (shared, id) = (self.shared, self.member.id.clone());
+                    let answer = timeout(DECIDED_WITHIN, shared.rekey(&id, request, SystemTime::now())).await;
+                    self.answer(answer.ok().flatten()).await?;
+                }
+            }
+            ToRelay::Renew { kem_key } => {
+                if self.may_ask(now) {
+                    let (shared, id) = (self.shared, self.member.id.clone());
+                    let answer = timeout(DECIDED_WITHIN, shared.renew(&id, &kem_key, SystemTime::now())).await;
+                    self.answer(answer.ok().flatten()).await?;
+                }
+            }
+            ToRelay::Retire { public_key } => {
+                let (shared, id) = (self.shared, self.member.id.clone());
+                let _ = timeout(DECIDED_WITHIN, shared.retire(&id, public_key, SystemTime::now())).await;
+            }
+            ToRelay::Enrol(_) | ToRelay::Unknown => {
                 self.frames.send(&ToConnector::Unsupported { what: "not here".to_owned() }).await?;
             }
         }
         Ok(())
+    }
+
+    /// Whether a question about keys is answered: each costs this relay a write to its disk.
+    fn may_ask(&mut self, now: Instant) -> bool {
+        let soonest = self.keys_asked.map(|at| at + KEYS_ASKED_EVERY);
+        if soonest.is_some_and(|soonest| now < soonest) {
+            debug!(connector = %self.member.id, "asked for keys too often");
+            return false;
+        }
+        self.keys_asked = Some(now);
+        true
+    }
+
+    /// Sends an answer, if there is one: what could not be done now is asked for again.
+    async fn answer(&mut self, answer: Option<ToConnector>) -> Result<(), FrameError> {
+        match answer {
+            Some(answer) => self.frames.send(&answer).await,
+            None => Ok(()),
+        }
     }
 
     async fn announced(&mut self, announce: Announce) -> Result<(), FrameError> {
@@ -310,6 +355,7 @@ impl<'a> Session<'a> {
         {
             let mut table = self.shared.table();
             table.note_services(&self.tunnel, &decision.accepted, now);
+            self.shared.directory.add_known(&decision.accepted);
             let Some(known) = table.connectors.get_mut(&self.member.id) else { return Ok(()) };
             let ours = known.live.as_mut().filter(|live| Arc::ptr_eq(&live.member, &self.member));
             // Displaced while the registry decided: the newer session's pairs stay.
@@ -317,7 +363,6 @@ impl<'a> Session<'a> {
             (live.pairs, live.refused) = (self.pairs.clone(), refused.clone());
         }
         self.shared.directory.set_pairs(&self.member, &self.pairs);
-            self.shared.directory.add_known(&decision.accepted);
         let up = self.pairs.iter().filter(|pair| pair.state() == PairState::Up).count();
         info!(
             connector = %self.member.id, tunnel = %self.member.tunnel, services = self.pairs.len(), up,

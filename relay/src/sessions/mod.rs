@@ -8,10 +8,12 @@ mod conversation;
 mod directory;
 mod frames;
 mod joining;
+mod keys;
 mod liveness;
 mod member;
 mod notes;
 mod report;
+mod statics;
 mod table;
 
 use std::collections::HashSet;
@@ -34,11 +36,13 @@ use tracing::{debug, info, warn};
 
 use crate::enrol;
 use crate::identity::Identity;
-use crate::registry::{ConnectorRow, Note, Registry, Snapshot, TokenRow};
+use crate::registry::{AuditRow, ConnectorRow, Note, Registry, RelayRow, Snapshot, TokenRow, TokenSealRow};
+use crate::relays;
 use clones::Displaced;
 pub(crate) use directory::{Balance, Directory, Pair, PairState, Service};
 pub(crate) use member::Member;
 use notes::Notes;
+use statics::Statics;
 use table::Table;
 
 /// After its start a relay waits this long for connectors that it calls back (wire.md §2 "Relay restart").
@@ -49,6 +53,8 @@ const CALL_BACKS_AT_ONCE: usize = 50;
 const CALL_BACK_EVERY: Duration = Duration::from_millis(10);
 /// How often rows past their time are dropped.
 const FORGET_EVERY: Duration = Duration::from_secs(60);
+/// How often it is looked whether the grace of a key is over, and who uses which is written.
+const KEYS_EVERY: Duration = Duration::from_secs(1);
 /// How often idle streams are swept.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
 /// At the end a database that is away is not waited for.
@@ -67,6 +73,7 @@ struct Shared {
     registry: Arc<dyn Registry>,
     identity: Arc<Identity>,
     directory: Arc<Directory>,
+    statics: Statics,
     table: Mutex<Table>,
     notes: Notes,
     /// Sessions that share the budget of pings.
@@ -82,7 +89,9 @@ impl Sessions {
         directory: Arc<Directory>,
         snapshot: Snapshot,
     ) -> Self {
+        let statics = Statics::new(&plane, &identity, SystemTime::now());
         let shared = Shared {
+            statics,
             plane,
             registry,
             identity,
@@ -103,7 +112,8 @@ impl Sessions {
         let shared = &self.shared;
         let mut tasks = JoinSet::new();
         tasks.spawn(call_back(Arc::clone(shared)));
-        let (mut forget, mut sweep) = (interval(FORGET_EVERY), interval(SWEEP_EVERY));
+        let (mut forget, mut sweep, mut keys) = (interval(FORGET_EVERY), interval(SWEEP_EVERY), interval(KEYS_EVERY));
+        keys.set_missed_tick_behavior(MissedTickBehavior::Delay);
         forget.set_missed_tick_behavior(MissedTickBehavior::Delay);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -120,6 +130,7 @@ impl Sessions {
                 () = shared.notes.due() => { tasks.spawn(write_notes(Arc::clone(shared))); }
                 _ = forget.tick() => { tasks.spawn(forget_old(Arc::clone(shared))); }
                 now = sweep.tick() => shared.sweep(now),
+                _ = keys.tick() => statics::keep(shared, &mut tasks, SystemTime::now()),
             }
         }
         write_notes(Arc::clone(shared)).await;
@@ -138,23 +149,24 @@ impl Sessions {
         {
             let mut table = shared.table();
             (table.tunnels, table.services) = (tunnels, services);
+            table.relays.clone_from(&relays);
+            if table.managed != managed {
+                table.managed = managed;
+                table.live().for_each(|live| live.member.manage_anew());
+            }
         }
         let known: HashSet<TokenId> = shared.table().tokens.values().cloned().collect();
         for token in tokens.iter().filter(|token| !token.is_forgotten(now) && !known.contains(&token.id)) {
-            shared.add_token(token);
+            shared.add_token(token, &token_seals);
         }
         let mut revoked = Vec::new();
         for row in &connectors {
             let is_known = shared.table().connectors.contains_key(&row.id);
             match (row.revoked, is_known) {
                 (Some(_), true) => revoked.extend(shared.revoke(&row.id)),
-            table.relays.clone_from(&relays);
-            if table.managed != managed {
-                table.managed = managed;
-                table.live().for_each(|live| live.member.manage_anew());
-            }
                 (None, true) => {
                     shared.set_drained(&row.id, row.drained);
+                    shared.sync_keys(row, Instant::now());
                     shared.set_narrowed(row);
                 }
                 (None, false) => shared.add_known(row),
@@ -163,6 +175,12 @@ impl Sessions {
         }
         let known = shared.table().known_services();
         shared.directory.set_known(&known);
+        shared.set_relays(relays, told);
+        if !missing.is_empty()
+            && let Err(error) = shared.registry.seal_tokens(missing).await
+        {
+            warn!(%error, "tokens not shared with the other relays");
+        }
         join_all(revoked.into_iter().map(|peer| shared.plane.remove_peer(peer, CloseCode::Revoked))).await;
     }
 
@@ -196,6 +214,7 @@ impl Shared {
             Event::SessionUp { peer, path, first, bootstrap } => {
                 if bootstrap.is_none() {
                     self.heard_of(peer, path, true);
+                    self.note_static(peer);
                     debug!(peer = ?peer, first, "session up");
                 }
             }
@@ -214,8 +233,8 @@ impl Shared {
                 }
             }
             Event::EpochPromoted { peer, epoch } => self.epoch_promoted(peer, epoch, tasks),
-            Event::KeyPromoted { .. } => {}
-            Event::Flapping { peer, paths } => self.flapping(peer, paths, now),
+            Event::KeyPromoted { peer, public_key, .. } => debug!(peer = ?peer, %public_key, "key confirmed"),
+            Event::Flapping { peer, paths } => self.flapping(peer, paths, tasks, now),
             Event::Unanswered { peer, attempts } => debug!(peer = ?peer, attempts, "handshake unanswered"),
             Event::SessionLost { peer } => debug!(peer = ?peer, "session lost"),
             Event::PeerGone { .. } => {}
@@ -274,16 +293,35 @@ impl Shared {
 
     /// One key in two places at once: most likely somebody has a copy of it. Which of the two is right only an operator can
     /// tell, so nothing is ended; it is said, and shown.
-    fn flapping(&self, peer: PeerId, paths: [Path; 2], now: Instant) {
+    fn flapping(self: &Arc<Self>, peer: PeerId, paths: [Path; 2], tasks: &mut JoinSet<()>, now: Instant) {
         let mut table = self.table();
         let Some((id, known)) = table.by_peer(peer) else { return };
         let [one, other] = paths.map(|path| path.remote);
         known.flapping = Some((now, [one, other]));
         warn!(connector = %id, one = %one, other = %other, "one connector's key is used in two places at once");
+        let row = AuditRow {
+            at: SystemTime::now(),
+            actor: "relay".to_owned(),
+            action: "connector.flapping".to_owned(),
+            subject: id.to_string(),
+            detail: format!("its key is used at {one} and at {other} in turn"),
+        };
+        let shared = Arc::clone(self);
+        tasks.spawn(async move {
+            if let Err(error) = shared.registry.audit(row).await {
+                debug!(%error, "a key in two places not written to the audit trail");
+            }
+        });
     }
 
     fn epoch_promoted(self: &Arc<Self>, peer: PeerId, epoch: u32, tasks: &mut JoinSet<()>) {
-        let Some(connector) = self.table().by_peer(peer).map(|(id, _)| id.clone()) else { return };
+        let Some((connector, own)) = self.table().by_peer(peer).map(|(id, known)| (id.clone(), known.keys.own)) else {
+            return;
+        };
+        // Those of a next key are counted for themselves until it has taken over.
+        if self.plane.peer_stats(peer).is_some_and(|stats| stats.public_key != own) {
+            return;
+        }
         let relay = self.identity.relay_tag();
         let note = move |alone| Note::PskConfirmed { connector, relay, epoch, alone };
         self.notes.add(note.clone()(false));
@@ -294,9 +332,30 @@ impl Shared {
         });
     }
 
-    fn add_token(&self, token: &TokenRow) {
-        let (public_key, psk) = match enrol::bootstrap_of(token, &self.identity) {
+    /// The relays of the registry, and what connectors are told of them: every live one, if that is something new.
+    fn set_relays(&self, relays: Vec<RelayRow>, told: Option<ToConnector>) {
+        let mut table = self.table();
+        table.relays = relays;
+        if table.told == told {
+            return;
+        }
+        table.told.clone_from(&told);
+        let live: Vec<Arc<Member>> =
+            table.connectors.values().filter_map(|known| Some(Arc::clone(&known.live.as_ref()?.member))).collect();
+        drop(table);
+        if let Some(told) = told {
+            live.iter().for_each(|member| member.tell(told.clone()));
+        }
+    }
+
+    fn add_token(&self, token: &TokenRow, seals: &[TokenSealRow]) {
+        let (public_key, psk) = match enrol::bootstrap_of(token, seals, &self.identity) {
             Ok(keys) => keys,
+            // Made by another relay, which has not shared it yet.
+            Err(error) if self.table().relays.len() > 1 => {
+                debug!(token = %token.id, %error, "token left out");
+                return;
+            }
             Err(error) => {
                 warn!(token = %token.id, %error, "token left out");
                 return;
@@ -304,7 +363,7 @@ impl Shared {
         };
         let config = BootstrapConfig {
             public_key,
-            static_index: 0,
+            static_index: self.statics.newest(),
             psk,
             allowed_ips: vec![IpNet::from(IpAddr::from(BOOTSTRAP_INNER))],
         };
@@ -318,6 +377,8 @@ impl Shared {
 
     fn add_known(&self, row: &ConnectorRow) {
         match enrol::psks_of(row, &self.identity) {
+            // It joined at another relay and is not known here yet.
+            Ok(psks) if psks.is_empty() => {}
             Ok(psks) => {
                 let psks = psks.into_iter().map(|key| PskEpoch { epoch: key.epoch, psk: key.psk }).collect();
                 if let Err(error) = self.add_member(row, psks) {
@@ -332,21 +393,25 @@ impl Shared {
     fn add_member(&self, row: &ConnectorRow, psks: Vec<PskEpoch>) -> Result<(), AddPeerError> {
         let mut table = self.table();
         if let Some(known) = table.connectors.get(&row.id) {
-            if let Err(error) = self.plane.set_psks(known.peer, psks) {
+            if let Err(error) = self.plane.set_key_psks(known.peer, &row.public_key, None, psks) {
                 warn!(connector = %row.id, %error, "pre-shared keys not changed");
             }
+            drop(table);
+            self.set_narrowed(row);
             return Ok(());
         }
         let path = row.last_endpoint.and_then(|remote| path_to(&self.plane, remote, row.last_local));
         let peer = self.plane.add_peer(PeerConfig {
             public_key: row.public_key,
-            static_index: 0,
+            static_index: self.static_of(&row.id, SystemTime::now()),
             psks,
             allowed_ips: vec![IpNet::from(IpAddr::from(row.inner_address))],
             path,
             persistent_keepalive: None,
         })?;
         table.insert(row, peer);
+        drop(table);
+        self.sync_keys(row, Instant::now());
         Ok(())
     }
 
@@ -365,6 +430,19 @@ impl Shared {
         }
     }
 
+    /// It joined again, with a token for other services perhaps.
+    fn set_narrowed(&self, row: &ConnectorRow) {
+        let mut table = self.table();
+        let Some(known) = table.connectors.get_mut(&row.id).filter(|known| known.narrowed != row.services) else {
+            return;
+        };
+        known.narrowed.clone_from(&row.services);
+        if let Some(live) = &known.live {
+            live.member.manage_anew();
+            live.member.decide_anew();
+        }
+    }
+
     /// The key is worth nothing any more: its requests end now. Whoever calls this has the plane forget the peer.
     fn revoke(&self, id: &ConnectorId) -> Option<PeerId> {
         let known = self.table().remove(id)?;
@@ -375,8 +453,6 @@ impl Shared {
         Some(known.peer)
     }
 
-            drop(table);
-            self.set_narrowed(row);
     /// Takes a session out of everything; its connection is closed by whoever knows why.
     fn ended(&self, member: &Arc<Member>, expected_until: Option<Instant>) {
         member.set_ended();
@@ -407,19 +483,6 @@ fn note_displaced(id: &ConnectorId, displaced: Displaced) {
         Displaced::Alarm => warn!(connector = %id, "two processes use the key of one connector"),
         Displaced::AlarmedAlready => debug!(connector = %id, "two processes use the key of one connector"),
     }
-    /// It joined again, with a token for other services perhaps.
-    fn set_narrowed(&self, row: &ConnectorRow) {
-        let mut table = self.table();
-        let Some(known) = table.connectors.get_mut(&row.id).filter(|known| known.narrowed != row.services) else {
-            return;
-        };
-        known.narrowed.clone_from(&row.services);
-        if let Some(live) = &known.live {
-            live.member.manage_anew();
-            live.member.decide_anew();
-        }
-    }
-
 }
 
 /// Initiates toward the last known endpoint of every connector, so that tunnels are back in a round trip.

@@ -10,10 +10,11 @@ use std::time::{Instant, SystemTime};
 use culvert_engine::{BootstrapId, PeerId};
 use culvert_model::control::{ManagedService, RefusedService, ToConnector};
 use culvert_model::id::{ConnectorId, TokenId, TunnelId};
-use culvert_model::name::{Label, ServiceName};
+use culvert_model::name::{Grant, Label, ServiceName};
 
 use super::clones::Clones;
 use super::directory::Pair;
+use super::keys::Keys;
 use super::member::Member;
 use crate::registry::{ConnectorRow, ManagedRow, RelayRow, ServiceRow, Tunnel};
 
@@ -38,6 +39,7 @@ pub(super) struct Known {
     /// What it may serve of what its tunnel may; empty = all of that.
     pub(super) narrowed: Vec<Grant>,
     pub(super) peer: PeerId,
+    pub(super) keys: Keys,
     pub(super) name: Option<Label>,
     pub(super) version: Option<String>,
     pub(super) drained: bool,
@@ -71,6 +73,7 @@ impl Table {
                 tunnel: row.tunnel.clone(),
                 narrowed: row.services.clone(),
                 peer,
+                keys: Keys::of(row),
                 name: row.name.clone(),
                 version: row.version.clone(),
                 drained: row.drained,
@@ -89,6 +92,11 @@ impl Table {
         let known = self.connectors.remove(id)?;
         self.by_peer.remove(&known.peer);
         Some(known)
+    }
+
+    /// Those with a session.
+    pub(super) fn live(&self) -> impl Iterator<Item = &Live> {
+        self.connectors.values().filter_map(|known| known.live.as_ref())
     }
 
     pub(super) fn by_peer(&mut self, peer: PeerId) -> Option<(&ConnectorId, &mut Known)> {

@@ -14,7 +14,7 @@ use culvert_model::control::{
 };
 use culvert_model::id::InstanceId;
 use culvert_model::kem::KemKey;
-use culvert_model::key::{PrivateKey, Psk};
+use culvert_model::key::{PrivateKey, Psk, PublicKey};
 use culvert_model::name::ServiceName;
 use culvert_model::reason::Reason;
 use culvert_model::token::Token;
@@ -31,6 +31,8 @@ use crate::lane::Lanes;
 use crate::metrics::RelayMetrics;
 use crate::registry::Url;
 use crate::send::Sender;
+
+mod keys;
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -212,7 +214,10 @@ struct Joined {
 struct Run {
     connection: Connection,
     plane: Plane,
+    peer: PeerId,
     welcome: Welcome,
+    /// What it was told of the relay's key.
+    relay_keys: mpsc::UnboundedReceiver<PublicKey>,
     welcomes: mpsc::UnboundedReceiver<Welcome>,
     says: mpsc::UnboundedSender<ToRelay>,
     frozen: Arc<AtomicBool>,
@@ -241,7 +246,7 @@ impl Rig {
         let facts = Facts { identity: &identity, endpoints: Vec::new() };
         let request = command::Request { actor: "test".to_owned(), command: create };
         let made = command::carry_out(request, &*registry, &Offline, &facts, SystemTime::now()).await.unwrap();
-        let key = identity.private_key().clone();
+        let key = identity.private_key();
         let (plane, events) = plane(Role::Relay, key, RELAY_INNER, socket);
         let bounds = Bounds { running: 100, waiting: 10, wait: Duration::from_secs(1) };
         let lanes = Lanes::new(Arc::new(RelayMetrics::new()), Limits::same(bounds));
@@ -260,7 +265,8 @@ impl Rig {
         let (key, kem) = (PrivateKey::generate(), KemKey::generate());
         let mine = culvert_plane::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let (plane, _events) = plane(Role::Connector, self.token.bootstrap_key(), BOOTSTRAP_INNER, mine);
-        let peer = plane.add_peer(self.peer(0, self.token.bootstrap_psk())).unwrap();
+        let relay = self.token.relays()[0].public_key;
+        let peer = plane.add_peer(self.peer(relay, 0, self.token.bootstrap_psk())).unwrap();
         plane.connect(peer, None);
         let connection = plane.dial(peer).await.unwrap();
         let mut frames = Frames::new(connection.open().await.unwrap());
@@ -276,15 +282,15 @@ impl Rig {
         let ToConnector::Enrolled(enrolled) = frames.next().await.unwrap() else { panic!("not enrolled") };
         let engine = &base64::engine::general_purpose::STANDARD;
         let ciphertext = base64::Engine::decode(engine, &enrolled.ciphertext).unwrap();
-        let psk = kem.decapsulate(&ciphertext, &self.identity.public_key(), &key.public_key()).unwrap();
+        let psk = kem.decapsulate(&ciphertext, &relay, &key.public_key()).unwrap();
         plane.shutdown(CloseCode::Enrolled).await;
         self.names.lock().unwrap().push((enrolled.id.clone(), name.to_owned()));
         Joined { name: name.to_owned(), key, enrolled, psk }
     }
 
-    fn peer(&self, epoch: u32, psk: Psk) -> PeerConfig {
+    fn peer(&self, relay: PublicKey, epoch: u32, psk: Psk) -> PeerConfig {
         PeerConfig {
-            public_key: self.identity.public_key(),
+            public_key: relay,
             static_index: 0,
             psks: vec![PskEpoch { epoch, psk }],
             allowed_ips: vec![IpNet::from(IpAddr::from(RELAY_INNER))],
@@ -296,7 +302,10 @@ impl Rig {
     async fn command(&self, command: Command) {
         let facts = Facts { identity: &self.identity, endpoints: Vec::new() };
         let request = command::Request { actor: "test".to_owned(), command };
-        command::carry_out(request, &*self.registry, &Offline, &facts, SystemTime::now()).await.unwrap();
+        let outcome = command::carry_out(request, &*self.registry, &Offline, &facts, SystemTime::now()).await.unwrap();
+        if outcome.changes.contains(&command::Change::KeyRotated) {
+            self.sessions.rotated();
+        }
         self.sessions.resync(self.registry.load().await.unwrap()).await;
         self.sessions.decide_anew();
     }
@@ -344,9 +353,14 @@ impl Rig {
 impl Joined {
     /// Starts a process with this key and announces services; answers pings and requests.
     async fn come(&self, rig: &Rig, services: &[&str]) -> Run {
+        self.come_to(rig, rig.identity.public_key(), services).await
+    }
+
+    /// As [`Joined::come`], knowing this key of the relay.
+    async fn come_to(&self, rig: &Rig, relay: PublicKey, services: &[&str]) -> Run {
         let mine = culvert_plane::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let (plane, _events) = plane(Role::Connector, self.key.clone(), self.enrolled.inner_address, mine);
-        let peer = plane.add_peer(rig.peer(self.enrolled.psk_epoch, self.psk.clone())).unwrap();
+        let peer = plane.add_peer(rig.peer(relay, self.enrolled.psk_epoch, self.psk.clone())).unwrap();
         plane.connect(peer, None);
         let connection = plane.dial(peer).await.unwrap();
         let mut frames = Frames::new(connection.open().await.unwrap());
@@ -370,10 +384,11 @@ impl Joined {
         };
         let (frozen, requests) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let ((says, to_say), (heard, welcomes)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
+        let (told, relay_keys) = mpsc::unbounded_channel();
         let mut tasks = JoinSet::new();
-        tasks.spawn(control(frames, Arc::clone(&frozen), to_say, heard));
+        tasks.spawn(control(frames, Arc::clone(&frozen), to_say, heard, told));
         tasks.spawn(gate(connection.clone(), self.name.clone(), Arc::clone(&frozen), Arc::clone(&requests)));
-        Run { connection, plane, welcome, welcomes, says, frozen, requests, _tasks: tasks }
+        Run { connection, plane, peer, welcome, relay_keys, welcomes, says, frozen, requests, _tasks: tasks }
     }
 }
 
@@ -428,6 +443,7 @@ async fn control(
     frozen: Arc<AtomicBool>,
     mut to_say: mpsc::UnboundedReceiver<ToRelay>,
     heard: mpsc::UnboundedSender<Welcome>,
+    told: mpsc::UnboundedSender<PublicKey>,
 ) {
     loop {
         tokio::select! {
@@ -435,6 +451,7 @@ async fn control(
                 Ok(_) if frozen.load(std::sync::atomic::Ordering::Relaxed) => {}
                 Ok(ToConnector::Ping { id }) => frames.send(&ToRelay::Pong { id }).await.unwrap(),
                 Ok(ToConnector::Welcome(welcome)) => heard.send(welcome).unwrap(),
+                Ok(ToConnector::RelayKey { public_key, .. }) => told.send(public_key).unwrap(),
                 Ok(_) => {}
                 Err(_) => return,
             },

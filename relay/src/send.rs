@@ -78,8 +78,8 @@ impl Sender {
                 Ok(room) => room,
                 Err(fault) => return Err(Failed { fault, in_use: None }),
             };
-            // Where nobody else could take it, only a request that comes back untouched is tried again.
-            let keep = !last && service.has_others(&pair);
+            // Where nobody else could take it, the connector may come back while an idempotent request waits.
+            let keep = !last && (idempotent || service.has_others(&pair));
             let (now, mut again) = if keep { kept(request) } else { (request, None) };
             let silent = pair.member.begin(Instant::now());
             let in_use = InUse::new(Arc::clone(&pair.member), room);

@@ -71,6 +71,23 @@ async fn a_killed_connector_serves_within_a_second_of_its_return() -> Result<()>
 }
 
 #[tokio::test]
+async fn what_a_killed_connector_was_at_is_asked_again_on_its_return() -> Result<()> {
+    let mut setup = Setup::new().await?;
+    let http = setup.relay.http;
+    let slow = tokio::spawn(async move { client::get(http, "orders", "/slow/1000").await });
+    wait::until("the request at the origin", Duration::from_secs(5), || async {
+        (setup.origin.requests("/slow/1000") == 1).then_some(())
+    })
+    .await?;
+    setup.connector.kill()?;
+    setup.connector.launch()?;
+    let answer = slow.await?.with_context(|| setup.relay.last_words())?;
+    assert_eq!(answer.status, 200, "{} {}", answer.header("proxy-status"), setup.relay.last_words());
+    assert_eq!(setup.origin.requests("/slow/1000"), 2);
+    Ok(())
+}
+
+#[tokio::test]
 async fn an_idle_relay_stops_at_once_and_a_second_process_on_its_state_is_refused() -> Result<()> {
     let mut relay = Relay::new()?;
     relay.start().await?;

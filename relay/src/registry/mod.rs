@@ -9,10 +9,12 @@ mod admission;
 mod failure;
 mod gateway;
 pub(crate) mod grants;
+mod keys;
 mod managed;
 mod place;
 mod postgres;
 mod read;
+mod relays;
 pub(crate) mod rows;
 mod schema;
 mod sql;
@@ -33,10 +35,12 @@ use culvert_model::name::{Grant, Label, ServiceName};
 use culvert_ops::exit::Quit;
 use tokio::sync::watch;
 
-pub(crate) use place::Url;
 use managed::MANAGED_AT_MOST;
+pub(crate) use keys::FreshPsk;
+pub(crate) use place::Url;
+pub(crate) use relays::Introduction;
 pub(crate) use rows::{
-    AuditRow, Certificate, ConnectorRow, GatewayRow, ManagedRow, RelayRow, Sealed, SecretRow, ServiceRow, Snapshot,
+    AuditRow, Certificate, ConnectorRow, GatewayRow, ManagedRow, RelayRow, Sealed, SealedPsk, SecretRow, ServiceRow, Snapshot,
     TokenRow, TokenSealRow, Tunnel,
 };
 
@@ -163,6 +167,42 @@ pub(crate) trait Registry: Send + Sync {
     /// # Errors
     /// [`Rule::NoSuchGateway`].
     fn revoke_gateway(&self, gateway: GatewayId, by: Actor, now: SystemTime) -> Future<'_, ()>;
+
+    /// Writes what this relay says of itself to the others. Call it at the start, every half minute and when it changes.
+    fn note_relay(&self, relay: RelayRow) -> Future<'_, ()>;
+
+    /// Adds what other relays open tokens with; what is there already stays.
+    fn seal_tokens(&self, seals: Vec<TokenSealRow>) -> Future<'_, ()>;
+
+    /// Gives a connector a pre-shared key with another relay, and so makes it known there. Returns the key's epoch.
+    ///
+    /// # Errors
+    /// [`Rule::NoSuchConnector`], also under another key or revoked; [`Rule::NoSuchRelay`].
+    fn introduce(&self, introduction: Introduction) -> Future<'_, u32>;
+
+    /// Keeps a connector's fresh pre-shared key beside the one in use. Returns its epoch, and the connector as it is then.
+    ///
+    /// # Errors
+    /// [`Rule::NoSuchConnector`], also when it is revoked or has no such key.
+    fn renew(&self, fresh: FreshPsk) -> Future<'_, (u32, ConnectorRow)>;
+
+    /// Makes a key the next one of a connector, with a first pre-shared key; asked again, gives that one another. Returns
+    /// its epoch, and the connector as it is then.
+    ///
+    /// # Errors
+    /// [`Rule::NoSuchConnector`], also when it is revoked; [`Rule::KeyTaken`].
+    fn rekey(&self, fresh: FreshPsk) -> Future<'_, (u32, ConnectorRow)>;
+
+    /// Makes a connector's next key its only one. None when `stays` is not its next key: then nothing changes.
+    ///
+    /// # Errors
+    /// [`Rule::NoSuchConnector`], also when it is revoked.
+    fn retire_key(
+        &self,
+        connector: ConnectorId,
+        stays: PublicKey,
+        now: SystemTime,
+    ) -> Future<'_, Option<ConnectorRow>>;
 
     /// Writes what was noticed about connectors and gateways, many at once. Unknown ones are skipped.
     fn note(&self, notes: Vec<Note>) -> Future<'_, ()>;
@@ -391,6 +431,13 @@ impl From<RegistryError> for Quit {
     }
 }
 
+impl Rule {
+    /// Whether it guards what belongs to somebody, and not only names that have to be right.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Owned { .. } | Self::MayNotServe(_) | Self::CertificateTaken { .. })
+    }
+}
+
 /// A rule that a request breaks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Rule {
@@ -419,12 +466,24 @@ pub(crate) enum Rule {
     /// No live tunnel has this id.
     #[error("no tunnel {0}")]
     NoSuchTunnel(TunnelId),
+    /// The tunnel is not granted the service, or another owns it; in words.
+    #[error("{0}")]
+    MayNotServe(String),
+    /// One message must hold all that a tunnel's connectors are told.
+    #[error("tunnel {0} has no room for another managed service: {MANAGED_AT_MOST} at most, and 48 KiB together")]
+    NoRoomToManage(Label),
     /// No token has this id.
     #[error("no token {0}")]
     NoSuchToken(TokenId),
     /// No connector has this id.
     #[error("no connector {0}")]
     NoSuchConnector(ConnectorId),
+    /// Another connector, or a token, has this key.
+    #[error("that key is taken")]
+    KeyTaken,
+    /// No relay of this registry has this tag.
+    #[error("no relay {0}")]
+    NoSuchRelay(String),
     /// Nobody announced it.
     #[error("no service {0}")]
     NoSuchService(ServiceName),
@@ -433,12 +492,6 @@ pub(crate) enum Rule {
     GatewayExists(Label),
     /// No live gateway has this id.
     #[error("no gateway {0}")]
-    /// The tunnel is not granted the service, or another owns it; in words.
-    #[error("{0}")]
-    MayNotServe(String),
-    /// One message must hold all that a tunnel's connectors are told.
-    #[error("tunnel {0} has no room for another managed service: {MANAGED_AT_MOST} at most, and 48 KiB together")]
-    NoRoomToManage(Label),
     NoSuchGateway(GatewayId),
     /// One certificate names one gateway.
     #[error("the certificate {certificate} is gateway {owner}'s")]

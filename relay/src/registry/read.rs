@@ -9,10 +9,11 @@ use culvert_model::key::PublicKey;
 use culvert_model::name::Grant;
 
 use super::failure::Failure;
+use super::keys;
 use super::managed;
 use super::relays;
 use super::rows::{
-    AuditRow, Certificate, ConnectorRow, GatewayRow, Sealed, SealedPsk, SecretRow, ServiceRow, Snapshot, TokenRow,
+    AuditRow, Certificate, ConnectorRow, GatewayRow, NextKey, Sealed, SealedPsk, SecretRow, ServiceRow, Snapshot, TokenRow,
     Tunnel,
 };
 use super::sql::{Row, Transaction, Value, values};
@@ -20,7 +21,8 @@ use super::sql::{Row, Transaction, Value, values};
 type Result<T> = std::result::Result<T, Failure>;
 
 const CONNECTOR: &str = "SELECT id, tunnel, token, public_key, name, inner_address, ephemeral, drained, revoked, \
-                         enrolled, last_endpoint, last_local, last_handshake, version, services FROM connectors";
+                         enrolled, last_endpoint, last_local, last_handshake, version, services, key_since, \
+                         safe_since FROM connectors";
 const GATEWAY: &str = "SELECT id, name, cert_sha256, cert_san, created, last_used, revoked FROM gateways";
 const TOKEN: &str = "SELECT id, tunnel, bootstrap_key, psk, uses_left, expires, revoked, created, last_used, sources, services, used FROM tokens";
 
@@ -32,6 +34,8 @@ pub(super) fn snapshot(db: &dyn Transaction) -> Result<Snapshot> {
         services: services(db)?,
         managed: managed::all(db)?,
         gateways: gateways(db)?,
+        relays: relays::relays(db)?,
+        token_seals: relays::token_seals(db)?,
     })
 }
 
@@ -60,9 +64,11 @@ pub(super) fn connectors(db: &dyn Transaction) -> Result<Vec<ConnectorRow>> {
         &[],
         |row| Ok((row.text::<ConnectorId>(4)?, psk_row(row)?)),
     )?);
+    let mut next: HashMap<ConnectorId, NextKey> = keys::all(db)?.into_iter().collect();
     db.all(&format!("{CONNECTOR} ORDER BY enrolled, id"), &[], |row| {
         let mut connector = connector_row(row)?;
         connector.psks = psks.remove(&connector.id).unwrap_or_default();
+        connector.next = next.remove(&connector.id);
         Ok(connector)
     })
 }
@@ -118,6 +124,7 @@ fn one_connector(db: &dyn Transaction, column: &str, value: Value) -> Result<Opt
     let Some(mut connector) = db.first(&format!("{CONNECTOR} WHERE {column} = $1"), &[value], connector_row)? else {
         return Ok(None);
     };
+    connector.next = keys::of(db, &connector.id)?;
     connector.psks = db.all(
         "SELECT relay, epoch, sealed, confirmed FROM psks WHERE connector = $1 AND relay NOT LIKE '%/recovery' \
          ORDER BY relay, epoch",
@@ -176,11 +183,11 @@ fn token_row(row: &Row) -> Result<TokenRow> {
         bootstrap_key: key(row, 2)?,
         psk: Sealed(row.bytes(3)?),
         sources: sources.split_whitespace().map(|net| net.parse().map_err(unfit)).collect::<Result<_>>()?,
-        uses_left: row.optional_number(4)?,
-        expires: row.optional_time(5)?,
         services: grants(row, 10)?,
-        revoked: row.optional_time(6)?,
+        uses_left: row.optional_number(4)?,
         used: row.number(11)?,
+        expires: row.optional_time(5)?,
+        revoked: row.optional_time(6)?,
         created: row.time(7)?,
         last_used: row.optional_time(8)?,
     })
@@ -192,10 +199,13 @@ fn connector_row(row: &Row) -> Result<ConnectorRow> {
         tunnel: row.text(1)?,
         token: row.text(2)?,
         public_key: key(row, 3)?,
+        key_since: row.optional_time(15)?.map_or_else(|| row.time(9), Ok)?,
+        safe_since: row.optional_time(16)?,
+        next: None,
         name: row.optional_text(4)?,
+        services: grants(row, 14)?,
         psks: Vec::new(),
         inner_address: row.text(5)?,
-        services: grants(row, 14)?,
         ephemeral: row.truth(6)?,
         drained: row.truth(7)?,
         revoked: row.optional_time(8)?,
@@ -207,8 +217,6 @@ fn connector_row(row: &Row) -> Result<ConnectorRow> {
     })
 }
 
-fn key(row: &Row, column: usize) -> Result<PublicKey> {
-    row.array(column).map(PublicKey::from_bytes)
 /// Grants that stand in one column.
 fn grants(row: &Row, column: usize) -> Result<Vec<Grant>> {
     let unfit = |error| Failure::Damaged(format!("what a token's holder may serve: {error}"));
@@ -216,4 +224,6 @@ fn grants(row: &Row, column: usize) -> Result<Vec<Grant>> {
     text.split_whitespace().map(|grant| grant.parse().map_err(unfit)).collect()
 }
 
+fn key(row: &Row, column: usize) -> Result<PublicKey> {
+    row.array(column).map(PublicKey::from_bytes)
 }

@@ -129,6 +129,12 @@ pub(crate) struct ConnectorRow {
     pub(crate) token: TokenId,
     /// Its WireGuard key.
     pub(crate) public_key: PublicKey,
+    /// Since when that is its key.
+    pub(crate) key_since: SystemTime,
+    /// The first handshake under a pre-shared key from ML-KEM: traffic recorded since then stays secret.
+    pub(crate) safe_since: Option<SystemTime>,
+    /// The key that it changes to.
+    pub(crate) next: Option<NextKey>,
     /// Its name, for listings; not unique.
     pub(crate) name: Option<Label>,
     /// What it may serve of what its tunnel may, as its token said; empty = all of that.
@@ -153,6 +159,17 @@ pub(crate) struct ConnectorRow {
     pub(crate) last_handshake: Option<SystemTime>,
     /// Program version.
     pub(crate) version: Option<String>,
+}
+
+/// The key that a connector changes to; both are answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NextKey {
+    /// The key.
+    pub(crate) public_key: PublicKey,
+    /// Since when it is known.
+    pub(crate) since: SystemTime,
+    /// Its pre-shared keys.
+    pub(crate) psks: Vec<SealedPsk>,
 }
 
 /// One pre-shared key of a connector.

@@ -3,12 +3,13 @@
 //! Written once, in SQLite's words; another engine exchanges them for its own.
 
 /// From schema version N to N + 1, in order.
-pub(super) const MIGRATIONS: [Step; 5] = [
+pub(super) const MIGRATIONS: [Step; 6] = [
     Step { both: V1, sqlite: V1_SQLITE },
     Step { both: V2, sqlite: "" },
     Step { both: V3, sqlite: "" },
     Step { both: MANAGED, sqlite: "" },
     Step { both: RELAYS, sqlite: "" },
+    Step { both: KEYS, sqlite: "" },
 ];
 
 /// The schema this program writes.
@@ -156,6 +157,24 @@ ALTER TABLE tokens ADD COLUMN services TEXT NOT NULL DEFAULT '';
 ALTER TABLE tokens ADD COLUMN used INTEGER NOT NULL DEFAULT 0;
 UPDATE tokens SET used = (SELECT count(*) FROM connectors WHERE connectors.token = tokens.id);
 ALTER TABLE connectors ADD COLUMN services TEXT NOT NULL DEFAULT '';
+";
+
+/// What connectors change to: their next key, from the moment it is known here until they use it alone.
+const KEYS: &str = "
+CREATE TABLE next_keys (
+    connector TEXT PRIMARY KEY REFERENCES connectors ON DELETE CASCADE,
+    public_key BLOB NOT NULL UNIQUE,
+    since INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE next_psks (
+    connector TEXT NOT NULL REFERENCES connectors ON DELETE CASCADE,
+    relay TEXT NOT NULL,
+    epoch INTEGER NOT NULL,
+    sealed BLOB NOT NULL,
+    PRIMARY KEY (connector, relay, epoch)
+) STRICT, WITHOUT ROWID;
+ALTER TABLE connectors ADD COLUMN key_since INTEGER;
+ALTER TABLE connectors ADD COLUMN safe_since INTEGER;
 ";
 
 /// The relays that share this registry, and what each of them opens tokens with that another made.

@@ -7,15 +7,16 @@ use std::thread::JoinHandle;
 use std::time::SystemTime;
 
 use culvert_model::id::{ConnectorId, GatewayId, TokenId, TunnelId};
+use culvert_model::key::PublicKey;
 use culvert_model::name::{Grant, ServiceName};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::failure::Failure;
-use super::rows::{AuditRow, GatewayRow, ManagedRow, RelayRow, SecretRow, Snapshot, TokenRow, TokenSealRow, Tunnel};
+use super::rows::{AuditRow, ConnectorRow, GatewayRow, ManagedRow, RelayRow, SecretRow, Snapshot, TokenRow, TokenSealRow, Tunnel};
 use super::sql::Transaction;
 use super::{
-    Actor, Candidate, Enrolment, Forgotten, Future, GatewayChange, Introduction, Note, Registry, RegistryError,
-    gateway, grants, managed, read, relays, write,
+    Actor, Candidate, Enrolment, Forgotten, FreshPsk, Future, GatewayChange, Introduction, Note, Registry, RegistryError,
+    gateway, grants, keys, managed, read, relays, write,
 };
 
 /// Transactions that may wait for the thread; past it their callers wait.
@@ -274,6 +275,35 @@ impl<E: Engine> Registry for Store<E> {
 
     fn revoke_gateway(&self, gateway: GatewayId, by: Actor, now: SystemTime) -> Future<'_, ()> {
         self.write(move |db| gateway::revoke(db, &gateway, &by, now))
+    }
+
+    fn note_relay(&self, relay: RelayRow) -> Future<'_, ()> {
+        self.write(move |db| relays::note(db, &relay))
+    }
+
+    fn seal_tokens(&self, seals: Vec<TokenSealRow>) -> Future<'_, ()> {
+        self.write(move |db| relays::seal_tokens(db, &seals))
+    }
+
+    fn introduce(&self, introduction: Introduction) -> Future<'_, u32> {
+        self.write(move |db| relays::introduce(db, &introduction))
+    }
+
+    fn renew(&self, fresh: FreshPsk) -> Future<'_, (u32, ConnectorRow)> {
+        self.write(move |db| keys::renew(db, &fresh))
+    }
+
+    fn rekey(&self, fresh: FreshPsk) -> Future<'_, (u32, ConnectorRow)> {
+        self.write(move |db| keys::rekey(db, &fresh))
+    }
+
+    fn retire_key(
+        &self,
+        connector: ConnectorId,
+        stays: PublicKey,
+        now: SystemTime,
+    ) -> Future<'_, Option<ConnectorRow>> {
+        self.write(move |db| keys::retire(db, &connector, &stays, now))
     }
 
     fn note(&self, notes: Vec<Note>) -> Future<'_, ()> {

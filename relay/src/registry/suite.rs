@@ -439,7 +439,7 @@ pub(super) async fn every_change_is_audited_with_who_and_what(registry: Subject)
         "tunnel.delete",
         "test.line",
     ];
-    assert_eq!(actions, expected, "and a refusal that repeats itself once");
+    assert_eq!(actions, expected, "and whoever is refused stands there by way of `refusals`");
     assert_eq!((trail[0].actor.as_str(), trail[0].subject.as_str()), ("uid 0", "dc1"));
     assert_eq!((trail[2].actor.as_str(), trail[2].subject.as_str()), (token.id.as_str(), id.as_str()));
     assert!(trail[2].detail.contains("192.0.2.9"), "{}", trail[2].detail);

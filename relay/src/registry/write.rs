@@ -12,8 +12,8 @@ use super::admission::{Verdict, judge, next_epoch};
 use super::failure::Failure;
 use super::rows::{AuditRow, ConnectorRow, Sealed, TokenRow, Tunnel};
 use super::sql::{Transaction, milliseconds, values};
-use super::{relays, Actor, Candidate, EPHEMERAL, Enrolment, Forgotten, Note, Rule, TOMBSTONE, grants};
-use super::{managed, read};
+use super::{Actor, Candidate, EPHEMERAL, Enrolment, Forgotten, Note, Rule, TOMBSTONE, grants};
+use super::{keys, managed, read, relays};
 
 /// Behind a relay's tag: where [`keep_for_recovery`] keeps a connector's first pre-shared key. No relay has such a tag.
 const RECOVERY: &str = "/recovery";
@@ -136,20 +136,17 @@ pub(super) fn revoke_token(db: &dyn Transaction, id: &TokenId, by: &Actor, now: 
 
 pub(super) fn enrol(db: &dyn Transaction, candidate: &Candidate) -> Result<Enrolment> {
     let Some(token) = read::token(db, &candidate.token)? else { return Ok(Enrolment::Unknown) };
+    if keys::is_next(db, &candidate.public_key)? {
+        // It is known under the key that it has, and this one is given to nobody else.
+        return Ok(Enrolment::Refused { refusal: Refusal::Malformed, at: None });
+    }
     let known = read::connector_by_key(db, &candidate.public_key)?;
     let verdict = judge(&token, known.as_ref(), candidate.source.ip(), candidate.now);
     let repeated = match verdict {
         Verdict::Silence => return Ok(Enrolment::Unknown),
-        Verdict::Refuse { refusal, at } => {
-            let what = format!("{} from {}", word(refusal), candidate.source.ip());
-            seldom(db, candidate.now, token.id.as_str(), "connector.refused", token.id.as_str(), &what)?;
-            return Ok(Enrolment::Refused { refusal, at });
-        }
-        Verdict::Gone { at } => {
-            let what = format!("its key is revoked, from {}", candidate.source.ip());
-            seldom(db, candidate.now, token.id.as_str(), "connector.refused", token.id.as_str(), &what)?;
-            return Ok(Enrolment::Gone { at });
-        }
+        // Who is refused stands in the trail by way of `refusals`, which counts what repeats itself.
+        Verdict::Refuse { refusal, at } => return Ok(Enrolment::Refused { refusal, at }),
+        Verdict::Gone { at } => return Ok(Enrolment::Gone { at }),
         Verdict::Repeat => true,
         Verdict::Join => false,
     };
@@ -195,6 +192,7 @@ pub(super) fn revoke_connector(db: &dyn Transaction, id: &ConnectorId, by: &Acto
     }
     db.execute("UPDATE connectors SET revoked = $1 WHERE id = $2", &values![now, id.as_str()])?;
     db.execute("DELETE FROM psks WHERE connector = $1", &values![id.as_str()])?;
+    keys::forget_next(db, id)?;
     audit(db, now, &by.0, "connector.revoke", id.as_str(), "")
 }
 
@@ -245,7 +243,7 @@ pub(super) fn note(db: &dyn Transaction, notes: &[Note]) -> Result<()> {
                 &values![remote.to_string(), local.to_string(), connector.as_str()],
             )?,
             Note::Handshake { connector, at } => db.execute_quietly(
-                "UPDATE connectors SET last_handshake = $1 WHERE id = $2",
+                "UPDATE connectors SET last_handshake = $1, safe_since = coalesce(safe_since, $1) WHERE id = $2",
                 &values![*at, connector.as_str()],
             )?,
             Note::GatewayUsed { gateway, at } => db.execute_quietly(
@@ -290,6 +288,7 @@ pub(super) fn forget(db: &dyn Transaction, live: &[ConnectorId], now: SystemTime
         }
     }
     db.execute("DELETE FROM gateway_secrets WHERE until <= $1", &values![now])?;
+    relays::forget(db, now)?;
     for connector in read::connectors(db)? {
         let over = match connector.revoked {
             // A revoked key must not come back with the token it still holds.
@@ -410,8 +409,8 @@ fn insert_member(db: &dyn Transaction, token: &TokenRow, candidate: &Candidate) 
             candidate.ephemeral,
             candidate.now,
             candidate.program.as_str(),
-        ],
             list(&token.services),
+        ],
     )?;
     Ok(())
 }
@@ -424,8 +423,8 @@ fn update_member(db: &dyn Transaction, id: &ConnectorId, token: &TokenRow, candi
             candidate.name.as_ref().map(|name| name.as_str()),
             candidate.ephemeral,
             candidate.program.as_str(),
-            id.as_str(),
             list(&token.services),
+            id.as_str(),
         ],
     )?;
     Ok(())

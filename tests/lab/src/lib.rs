@@ -19,6 +19,7 @@ pub mod process;
 pub mod relay;
 pub mod skip;
 pub mod spawner;
+pub mod token;
 pub mod topology;
 pub mod udp;
 pub mod usage;

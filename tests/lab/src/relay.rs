@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use crate::activator::Activator;
 use crate::client::{self, Answer};
 use crate::netns::Namespace;
+use crate::postgres::Postgres;
 use crate::process::{self, Process, Said};
 use crate::{address, binary, spawner, usage, wait};
 
@@ -74,6 +75,22 @@ impl Relay {
             activator: None,
             process: None,
         })
+    }
+
+    /// One on a loopback address of its own whose registry is that server's: it shares it with others.
+    ///
+    /// # Errors
+    /// No temporary directory.
+    pub fn sharing(postgres: &Postgres) -> Result<Self> {
+        let mut relay = Self::new()?;
+        let text = format!(
+            "[http]\nlisten = [\"{}\"]\n[registry]\nurl = \"{}\"\npassword = {{ file = \"{}\" }}\n",
+            relay.http,
+            postgres.url(),
+            postgres.password_file().display()
+        );
+        relay.config(&text)?;
+        Ok(relay)
     }
 
     /// One inside a namespace: WireGuard on that address, front and admin on loopback there.

@@ -71,9 +71,14 @@ impl Forwarder {
         (self.state.up.load(Ordering::Relaxed), self.state.down.load(Ordering::Relaxed))
     }
 
-    /// The first datagrams (at most 64) that went up: an eavesdropper's notes.
+    /// The first datagrams (at most 64) that went up, or since [`Forwarder::forget`]: an eavesdropper's notes.
     pub fn recorded(&self) -> Vec<Vec<u8>> {
         lock(&self.state.recorded).clone()
+    }
+
+    /// Forgets what was recorded: the notes begin anew.
+    pub fn forget(&self) {
+        lock(&self.state.recorded).clear();
     }
 
     /// Whether it still runs.

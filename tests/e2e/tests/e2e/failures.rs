@@ -20,9 +20,8 @@ use tokio::task::JoinHandle;
 
 /// Rows that no real connector can be brought to yet, and why. The relay's own tests have a connector made by hand tell
 /// them: `what_a_connector_tells_of_its_failure_is_the_reason_and_what_nobody_can_read_is_internal`.
-const LATER: [(&str, &str); 3] = [
+const LATER: [(&str, &str); 2] = [
     ("origin_auth", "origins that ask for a proof come with a later issue"),
-    ("origin_denied", "a declared origin is allowed; those that a relay manages come with a later issue"),
     ("internal", "a defect by definition: no input is known that leads to it"),
 ];
 
@@ -54,7 +53,7 @@ const AGAIN: &[(&str, &str)] = &[("via", "1.1 culvert, 1.1 culvert, 1.1 culvert,
 
 const GET: Row = Row { reason: "", error: "", status: 0, host: "", path: "/", body: "", fields: &[], guarded: false };
 
-const ROWS: [Row; 20] = [
+const ROWS: [Row; 21] = [
     Row { reason: "no_such_service", error: "destination_not_found", status: 404, host: "unheard-of", ..GET },
     Row { reason: "unauthenticated", error: "http_request_denied", status: 401, host: "held", guarded: true, ..GET },
     Row {
@@ -102,6 +101,7 @@ const ROWS: [Row; 20] = [
         fields: WEBSOCKET,
         ..GET
     },
+    Row { reason: "origin_denied", error: "destination_ip_prohibited", status: 403, host: "denied", ..GET },
     Row { reason: "too_large", error: "http_request_error", status: 413, host: "small", body: "too long", ..GET },
     Row {
         reason: "deadline",
@@ -248,7 +248,7 @@ impl Stage {
             ("turncoat", answers(switched).await?, ""),
         ];
         let mut names: Vec<&str> = origins.iter().map(|(name, ..)| *name).collect();
-        names.extend(["nobody", "leaving", "mortal"]);
+        names.extend(["nobody", "leaving", "mortal", "denied"]);
         let token = relay.tunnel("main", &names).await?;
         let mut config = String::new();
         for (name, url, timeouts) in &origins {
@@ -265,6 +265,14 @@ impl Stage {
         for service in ["held", "leaving", "mortal"] {
             relay.up(service).await?;
         }
+        // Managed here, and within no connector's allow-list.
+        let managed = relay.cli(&["service", "set", "denied", "--tunnel", "main", "--origin", &origin.url()]).await?;
+        ensure!(managed.status == 0, "{managed:?}");
+        wait::until("what the connectors make of it", Duration::from_secs(10), || async {
+            let shown = relay.json(&["service", "show", "denied"]).await.ok()?;
+            (shown["refused"].as_array()?.len() == 3 && shown["connectors"].as_array()?.len() == 3).then_some(())
+        })
+        .await?;
         let drained = relay.cli(&["connector", "drain", "leaving"]).await?;
         ensure!(drained.status == 0, "{drained:?}");
         Ok(Self {

@@ -41,6 +41,7 @@ use crate::identity;
 use crate::lane::{GatewayLanes, Lanes};
 use crate::metrics::RelayMetrics;
 use crate::relays;
+use crate::refusals::Refusals;
 use crate::send::Sender;
 use crate::sessions::{Directory, Sessions};
 
@@ -146,7 +147,8 @@ impl Relay {
             streams: StreamLimits { incoming: STREAMS_OF_A_CONNECTOR, ..StreamLimits::default() },
         })
         .or_failed("cannot start the tunnel plane")?;
-        let gateways = Arc::new(Gateways::new(&snapshot.gateways));
+        let refusals = Refusals::default();
+        let gateways = Arc::new(Gateways::new(&snapshot.gateways).telling(refusals.clone()));
         let metrics = Arc::new(RelayMetrics::new());
         let directory = Arc::new(Directory::new(Lanes::new(Arc::clone(&metrics), settled.limits.clone())));
         let sessions = Sessions::new(
@@ -154,6 +156,7 @@ impl Relay {
             Arc::clone(&registry),
             Arc::clone(&identity),
             Arc::clone(&directory),
+            refusals.clone(),
             snapshot,
         )
         .await;
@@ -198,6 +201,7 @@ impl Relay {
             identity,
             plane,
             sessions,
+            refusals,
             exchanges,
             front: Arc::clone(&front),
             metrics,
@@ -229,6 +233,7 @@ impl Relay {
         let (reload, reloads) = mpsc::channel(1);
         let mut owner = Owner::new();
         owner.spawn("relay.sessions", control.sessions.clone().run(events));
+        owner.spawn("relay.refusals", control.refusals.clone().write(Arc::clone(&control.registry)));
         owner.spawn("relay.admin", admin::serve_tcp(admin, Arc::clone(&control)));
         owner.spawn("relay.admin_socket", admin::serve_socket(admin_socket, Arc::clone(&control)));
         owner.spawn("relay.gateways", note_gateways(Arc::clone(&control)));
@@ -263,6 +268,7 @@ impl Relay {
         drop(fronts);
         control.sessions.flush().await;
         control.note_gateways().await;
+        let _ = timeout(CUT_WITHIN, control.refusals.flush(&*control.registry)).await;
         control.plane.shutdown(CloseCode::Shutdown).await;
         drop(owner);
         control.exchanges.log.close();

@@ -27,6 +27,7 @@ use crate::exchange::Exchanges;
 use crate::front::Front;
 use crate::identity::Identity;
 use crate::metrics::{Gathered, RelayMetrics};
+use crate::refusals::{Attempt, Refusals};
 use crate::registry::Registry;
 use crate::sessions::Sessions;
 
@@ -42,6 +43,7 @@ pub(crate) struct Control {
     pub(crate) identity: Arc<Identity>,
     pub(crate) plane: Plane,
     pub(crate) sessions: Sessions,
+    pub(crate) refusals: Refusals,
     pub(crate) exchanges: Arc<Exchanges>,
     pub(crate) front: Arc<Front>,
     pub(crate) metrics: Arc<RelayMetrics>,
@@ -63,7 +65,13 @@ impl Control {
         let endpoints = self.endpoints();
         let facts = Facts { identity: &self.identity, endpoints };
         let _one = self.changing.lock().await;
+        let (actor, name) = (request.actor.clone(), request.command.name());
         let mut result = command::carry_out(request, &*self.registry, self, &facts, SystemTime::now()).await;
+        if let Err(error) = &result
+            && let Some(detail) = error.refusal()
+        {
+            self.refusals.note(Attempt { action: "command.refused", actor, subject: name, detail });
+        }
         if let Ok(outcome) = &mut result
             && !outcome.changes.is_empty()
         {

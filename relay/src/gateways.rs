@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 use tokio::time::sleep;
 use tracing::info;
 
+use crate::refusals::{Attempt, Refusals};
 use crate::registry::{Certificate, GatewayRow, Note};
 use throttle::{Failed, Throttle};
 
@@ -50,6 +51,7 @@ pub(crate) struct Gateway {
 /// Every gateway, and what was seen of each.
 pub(crate) struct Gateways {
     table: Mutex<Arc<Table>>,
+    refusals: Refusals,
     throttle: Mutex<Throttle>,
     /// Compared with where no gateway has the name, so that the time tells nobody which names exist.
     nobody: SecretVerifier,
@@ -95,11 +97,17 @@ impl Gateways {
     pub(crate) fn new(rows: &[GatewayRow]) -> Self {
         let gateways = Self {
             table: Mutex::default(),
+            refusals: Refusals::default(),
             throttle: Mutex::default(),
             nobody: SecretVerifier::new(&GatewaySecret::generate()),
         };
         gateways.set(rows);
         gateways
+    }
+
+    /// Those, telling there who was not let in.
+    pub(crate) fn telling(self, refusals: Refusals) -> Self {
+        Self { refusals, ..self }
     }
 
     /// Takes the registry's rows, for requests from now on.
@@ -247,6 +255,13 @@ impl Gateways {
     fn failed(&self, from: Option<IpAddr>, fault: &Fault) -> Failed {
         let now = tokio::time::Instant::now().into_std();
         let failed = self.throttle.lock().unwrap_or_else(PoisonError::into_inner).failed(from, now);
+        let caller = || from.map_or_else(|| "a socket of this host".to_owned(), |address| address.to_string());
+        self.refusals.note(Attempt {
+            action: "gateway.refused",
+            actor: caller(),
+            subject: caller(),
+            detail: fault.detail().unwrap_or("unauthenticated").to_owned(),
+        });
         if failed.is_news {
             let caller = from.map(|address| address.to_string());
             info!(caller, why = fault.detail(), "gateway not let in");

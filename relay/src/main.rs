@@ -19,6 +19,7 @@ mod lane;
 mod metrics;
 mod pick;
 mod record;
+mod refusals;
 mod registry;
 mod relays;
 mod rotation;

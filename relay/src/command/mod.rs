@@ -250,6 +250,14 @@ pub(crate) fn uid(uid: u32) -> String {
     format!("uid {uid}")
 }
 
+impl Command {
+    /// What it is called, as `tunnel create`.
+    pub(crate) fn name(&self) -> String {
+        let json = serde_json::to_value(self).unwrap_or_default();
+        json["command"].as_str().unwrap_or("command").replace('_', " ")
+    }
+}
+
 impl Outcome {
     /// A listing: an array for machines; for people a table, or words where there is nothing to list.
     fn listing(json: Vec<serde_json::Value>, text: String, when_empty: impl FnOnce() -> String) -> Self {
@@ -259,6 +267,14 @@ impl Outcome {
 }
 
 impl CommandError {
+    /// Why the relay would not do it; none where it could not, or was asked wrongly.
+    pub(crate) fn refusal(&self) -> Option<String> {
+        match self {
+            Self::Registry(RegistryError::Rule(rule)) if rule.is_refusal() => Some(rule.to_string()),
+            Self::Registry(_) | Self::Failed { .. } | Self::Config { .. } => None,
+        }
+    }
+
     fn failed(message: impl Into<String>) -> Self {
         Self::Failed { message: message.into(), hint: None }
     }

@@ -430,7 +430,6 @@ pub(super) async fn every_change_is_audited_with_who_and_what(registry: Subject)
         "tunnel.create",
         "token.create",
         "connector.join",
-        "connector.refused",
         "tunnel.set",
         "connector.drain",
         "connector.undrain",

@@ -466,18 +466,6 @@ fn seldom(db: &dyn Transaction, at: SystemTime, actor: &str, action: &str, subje
     audit(db, at, actor, action, subject, detail)
 }
 
-fn word(refusal: Refusal) -> &'static str {
-    match refusal {
-        Refusal::Expired => "token expired",
-        Refusal::UsedUp => "token used up",
-        Refusal::Revoked => "revoked",
-        Refusal::Malformed => "malformed",
-        Refusal::Version => "version",
-        Refusal::Source => "not from there",
-        Refusal::Other => "other",
-    }
-}
-
 pub(super) fn list(grants: &[Grant]) -> String {
     grants.iter().map(Grant::as_str).collect::<Vec<_>>().join(" ")
 }

@@ -23,6 +23,7 @@ use super::liveness::{Liveness, Step};
 use super::member::Member;
 use super::table::Live;
 use super::{PairState, Shared};
+use crate::refusals::Attempt;
 use crate::registry::{Note, grants};
 use crate::relays::{self, Asked};
 
@@ -466,6 +467,15 @@ impl<'a> Session<'a> {
         }
         if let Some(unsaid @ 1..) = new.len().checked_sub(REFUSALS_SAID) {
             warn!(connector = %self.member.id, services = unsaid, "as many more services refused");
+        }
+        if let Some(first) = new.first() {
+            let others = if new.len() > 1 { format!(", and {} more", new.len() - 1) } else { String::new() };
+            self.shared.refusals.note(Attempt {
+                action: "service.refused",
+                actor: self.member.id.to_string(),
+                subject: self.member.id.to_string(),
+                detail: format!("{}: {}{others}", first.name, first.why),
+            });
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use culvert_engine::PskEpoch;
 use culvert_model::close::CloseCode;
-use culvert_model::control::{ToConnector, ToRelay};
+use culvert_model::control::{Refusal, Subject, ToConnector, ToRelay};
 use culvert_model::id::TokenId;
 use culvert_plane::Connection;
 use tracing::{debug, info, warn};
@@ -15,6 +15,7 @@ use tracing::{debug, info, warn};
 use super::Shared;
 use super::frames::{FrameError, Frames};
 use crate::enrol::{self, Refused};
+use crate::refusals::Attempt;
 
 /// For the whole of it.
 const WITHIN: Duration = Duration::from_secs(30);
@@ -84,6 +85,12 @@ async fn answer(shared: &Shared, connection: &Connection, token: &TokenId) -> Re
             }
             Err(Refused::ForGood { refusal, at, of }) => {
                 info!(token = %token, refusal = ?refusal, of = ?of, source = %source.remote, "joining refused");
+                shared.refusals.note(Attempt {
+                    action: "connector.refused",
+                    actor: token.to_string(),
+                    subject: token.to_string(),
+                    detail: format!("{}, from {}", word(refusal, of), source.remote.ip()),
+                });
                 frames.send(&ToConnector::Refused { refusal, at, of: Some(of) }).await?;
             }
             Err(Refused::Unknown) => return Ok(()),
@@ -94,5 +101,19 @@ async fn answer(shared: &Shared, connection: &Connection, token: &TokenId) -> Re
             }
         }
         return frames.finish().await;
+    }
+}
+
+/// Why a joiner is refused, in the audit trail's words.
+fn word(refusal: Refusal, of: Subject) -> &'static str {
+    match (refusal, of) {
+        (Refusal::Revoked, Subject::Connector) => "its key is revoked",
+        (Refusal::Revoked, _) => "the token is revoked",
+        (Refusal::Expired, _) => "the token is expired",
+        (Refusal::UsedUp, _) => "the token is used up",
+        (Refusal::Source, _) => "the token may not be used from there",
+        (Refusal::Malformed, _) => "what it asked made no sense",
+        (Refusal::Version, _) => "its version is another one",
+        (Refusal::Other, _) => "for another reason",
     }
 }

@@ -27,6 +27,7 @@ use culvert_model::address::BOOTSTRAP_INNER;
 use culvert_model::close::CloseCode;
 use culvert_model::control::ToConnector;
 use culvert_model::id::{ConnectorId, TokenId};
+use culvert_model::key::PublicKey;
 use culvert_plane::{Connection, Event, Events, Plane};
 use futures_util::future::join_all;
 use ipnet::IpNet;
@@ -36,6 +37,7 @@ use tracing::{debug, info, warn};
 
 use crate::enrol;
 use crate::identity::Identity;
+use crate::refusals::{Attempt, Refusals};
 use crate::registry::{AuditRow, ConnectorRow, Note, Registry, RelayRow, Snapshot, TokenRow, TokenSealRow};
 use crate::relays;
 use clones::Displaced;
@@ -73,6 +75,7 @@ struct Shared {
     registry: Arc<dyn Registry>,
     identity: Arc<Identity>,
     directory: Arc<Directory>,
+    refusals: Refusals,
     statics: Statics,
     table: Mutex<Table>,
     notes: Notes,
@@ -87,6 +90,7 @@ impl Sessions {
         registry: Arc<dyn Registry>,
         identity: Arc<Identity>,
         directory: Arc<Directory>,
+        refusals: Refusals,
         snapshot: Snapshot,
     ) -> Self {
         let statics = Statics::new(&plane, &identity, SystemTime::now());
@@ -96,6 +100,7 @@ impl Sessions {
             registry,
             identity,
             directory,
+            refusals,
             table: Mutex::default(),
             notes: Notes::default(),
             live: AtomicUsize::new(0),
@@ -149,6 +154,8 @@ impl Sessions {
         {
             let mut table = shared.table();
             (table.tunnels, table.services) = (tunnels, services);
+            let revoked = connectors.iter().filter(|row| row.revoked.is_some());
+            table.revoked = revoked.map(|row| (row.public_key, row.id.clone())).collect();
             table.relays.clone_from(&relays);
             if table.managed != managed {
                 table.managed = managed;
@@ -235,6 +242,7 @@ impl Shared {
             Event::EpochPromoted { peer, epoch } => self.epoch_promoted(peer, epoch, tasks),
             Event::KeyPromoted { peer, public_key, .. } => debug!(peer = ?peer, %public_key, "key confirmed"),
             Event::Flapping { peer, paths } => self.flapping(peer, paths, tasks, now),
+            Event::Stranger { public_key, path } => self.stranger(&public_key, path),
             Event::Unanswered { peer, attempts } => debug!(peer = ?peer, attempts, "handshake unanswered"),
             Event::SessionLost { peer } => debug!(peer = ?peer, "session lost"),
             Event::PeerGone { .. } => {}
@@ -289,6 +297,19 @@ impl Shared {
             let local = local_of(&self.plane, path);
             self.notes.add(Note::Endpoint { connector: id, remote: path.remote, local });
         }
+    }
+
+    /// A key that nobody has: only that of a connector that was revoked is worth a word. The answer is silence.
+    fn stranger(&self, public_key: &PublicKey, path: Path) {
+        let Some(id) = self.table().revoked.get(public_key).cloned() else { return };
+        let from = path.remote.ip();
+        debug!(connector = %id, from = %from, "a revoked key was named");
+        self.refusals.note(Attempt {
+            action: "connector.refused",
+            actor: id.to_string(),
+            subject: id.to_string(),
+            detail: format!("a handshake under its revoked key, from {from}"),
+        });
     }
 
     /// One key in two places at once: most likely somebody has a copy of it. Which of the two is right only an operator can

@@ -10,6 +10,7 @@ use std::time::{Instant, SystemTime};
 use culvert_engine::{BootstrapId, PeerId};
 use culvert_model::control::{ManagedService, RefusedService, ToConnector};
 use culvert_model::id::{ConnectorId, TokenId, TunnelId};
+use culvert_model::key::PublicKey;
 use culvert_model::name::{Grant, Label, ServiceName};
 
 use super::clones::Clones;
@@ -26,6 +27,8 @@ pub(super) struct Table {
     pub(super) tokens: HashMap<BootstrapId, TokenId>,
     pub(super) tunnels: Vec<Tunnel>,
     pub(super) services: Vec<ServiceRow>,
+    /// Connectors that are gone for good, by the key they had.
+    pub(super) revoked: HashMap<PublicKey, ConnectorId>,
     pub(super) relays: Vec<RelayRow>,
     /// What connectors are told of the relays; none where there is one alone.
     pub(super) told: Option<ToConnector>,

@@ -29,6 +29,7 @@ use crate::command::{self, Command, Facts, Offline, TokenTerms};
 use crate::config::Limits;
 use crate::lane::Lanes;
 use crate::metrics::RelayMetrics;
+use crate::refusals::Refusals;
 use crate::registry::Url;
 use crate::send::Sender;
 
@@ -253,7 +254,8 @@ impl Rig {
         let directory = Arc::new(Directory::new(lanes));
         let snapshot = registry.load().await.unwrap();
         let (of_sessions, of_identity) = (Arc::clone(&registry), Arc::clone(&identity));
-        let sessions = Sessions::new(plane, of_sessions, of_identity, Arc::clone(&directory), snapshot).await;
+        let (of_directory, refusals) = (Arc::clone(&directory), Refusals::default());
+        let sessions = Sessions::new(plane, of_sessions, of_identity, of_directory, refusals, snapshot).await;
         let mut tasks = JoinSet::new();
         tasks.spawn(sessions.clone().run(events));
         let token = made.text.trim().parse().unwrap();

@@ -2,13 +2,14 @@
 //!
 //! Must never change what a live session does before the new one's keys are confirmed (wire.md §2).
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use boringtun::noise::handshake::parse_handshake_anon;
 use boringtun::noise::{Packet, Tunn};
 use culvert_model::key::PublicKey;
 
 use crate::bootstrap::{Joiner, LIFE, Room};
+use crate::bucket::Rate;
 use crate::config::{BootstrapId, Path, PskEpoch};
 use crate::engine::{Engine, Known};
 use crate::event::{DropReason, Event};
@@ -19,6 +20,8 @@ use crate::replies::Replies;
 use crate::roster::NewPeer;
 use crate::tunn::{INITIATION, KEEPALIVE_TIMEOUT, REKEY_TIMEOUT, RESPONSE, le32};
 
+/// How many strangers are told of.
+const STRANGERS: Rate = Rate { burst: 8, every: Duration::from_secs(1) };
 /// The one key of an instance.
 const FIRST_KEY: u32 = 0;
 /// The one epoch of a bootstrap key.
@@ -49,7 +52,13 @@ impl Engine {
                 }
                 (self.instance(id, path, own, now)?, FIRST_KEY)
             }
-            None => return Err(DropReason::UnknownPeer),
+            None => {
+                if self.strangers.take(STRANGERS, now) {
+                    let public_key = PublicKey::from_bytes(half.peer_static_public);
+                    self.events.push_back(Event::Stranger { public_key, path });
+                }
+                return Err(DropReason::UnknownPeer);
+            }
         };
         let peer = self.peers.get_mut(slot).ok_or(DropReason::UnknownPeer)?;
         if !peer.may_answer(now) {

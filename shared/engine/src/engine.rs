@@ -20,6 +20,7 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
 use crate::bootstrap::{BYTES, Bootstraps};
+use crate::bucket::Bucket;
 use crate::config::{BootstrapId, Config, Path, PeerId};
 use crate::event::{DropReason, Event, Received, SealError, Sealed};
 use crate::handshakes::{Handshake, Handshakes};
@@ -64,6 +65,7 @@ pub struct Engine {
     limiter: Limiter,
     /// Where peers are, with how many are there: their handshakes go first.
     pub(crate) endpoints: HashMap<SocketAddr, u32>,
+    pub(crate) strangers: Bucket,
     load_checked: Instant,
     joiners_checked: Instant,
 }
@@ -98,6 +100,7 @@ impl Engine {
             queue: Handshakes::new(config.handshakes.queue),
             limiter: Limiter::new(config.handshakes, &mut rng, now),
             endpoints: HashMap::new(),
+            strangers: Bucket::default(),
             load_checked: now,
             joiners_checked: now,
             rng,

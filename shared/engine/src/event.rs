@@ -83,6 +83,14 @@ pub enum Event {
         /// Where it was, and where it is now.
         paths: [Path; 2],
     },
+    /// An initiation names a static key that no peer has: a connector that was revoked, perhaps. Neither key nor address is
+    /// proven. At most one a second, so that strangers fill no queue.
+    Stranger {
+        /// The key it names.
+        public_key: PublicKey,
+        /// Where it came from.
+        path: Path,
+    },
 }
 
 /// What became of one datagram.

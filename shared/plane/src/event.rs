@@ -89,6 +89,13 @@ pub enum Event {
         /// Where it was, and where it is now.
         paths: [Path; 2],
     },
+    /// A handshake names a static key that no peer has. Nothing of it is proven; at most one a second.
+    Stranger {
+        /// The key it names.
+        public_key: PublicKey,
+        /// Where it came from.
+        path: Path,
+    },
     /// The machine slept (CLOCK_BOOTTIME ran ahead of CLOCK_MONOTONIC): the link should redial.
     Resumed {
         /// For how long.

@@ -63,6 +63,7 @@ impl Shard {
                 self.tell(Event::KeyPromoted { peer, public_key, static_index });
             }
             Fact::Flapping { peer, paths } => self.tell(Event::Flapping { peer, paths }),
+            Fact::Stranger { public_key, path } => self.tell(Event::Stranger { public_key, path }),
             _ => {}
         }
     }

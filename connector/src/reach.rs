@@ -233,6 +233,11 @@ impl Way {
         self.next.is_some()
     }
 
+    /// Whether the newest handshake was under the key that this end speaks with.
+    pub fn is_under_own(&self) -> bool {
+        self.plane.peer_stats(self.peer).is_none_or(|stats| !stats.live || stats.static_index == self.own)
+    }
+
     /// Whether the newest handshake was under the next key.
     pub fn is_under_next(&self) -> bool {
         let stats = self.plane.peer_stats(self.peer).filter(|stats| stats.live);

@@ -306,8 +306,8 @@ impl Session<'_> {
                 self.rekey_refused(&public_key, why);
                 Ok(())
             }
-            ToConnector::Renewed { ciphertext, psk_epoch, relay_key } => {
-                self.renewed(&ciphertext, psk_epoch, relay_key).await;
+            ToConnector::Renewed { ciphertext, psk_epoch, relay_key, public_key } => {
+                self.renewed(&ciphertext, psk_epoch, relay_key, public_key).await;
                 Ok(())
             }
             ToConnector::Enrolled(_) | ToConnector::Refused { .. } | ToConnector::Unknown => {

@@ -239,7 +239,7 @@ pub(crate) async fn renew(
     let (psk_epoch, row) = registry.renew(asked).await?;
     let is_next = row.next.as_ref().is_some_and(|next| next.public_key == *fresh.public_key);
     let psks = if is_next { next_psks_of(&row, identity)? } else { psks_of(&row, identity)? };
-    Ok((ToConnector::Renewed { ciphertext, psk_epoch, relay_key: Some(relay_key) }, psks))
+    Ok((ToConnector::Renewed { ciphertext, psk_epoch, relay_key: Some(relay_key), public_key: Some(*fresh.public_key) }, psks))
 }
 
 /// The relay's half of an ML-KEM-768 exchange: the ciphertext, and what the registry is asked to keep.

@@ -18,7 +18,7 @@ use crate::renewal::Renewal;
 use crate::rotation::GRACE;
 
 /// A relay that does not answer to a next key is asked again after this time.
-const ASK_AGAIN: Duration = Duration::from_secs(30);
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// An older pre-shared key is deleted so long after the newer one was used.
 const OLD_EPOCH_FOR: Duration = Duration::from_secs(180);
 /// Nothing to do.
@@ -34,13 +34,15 @@ pub(super) struct Keys {
     look: bool,
     /// When pre-shared keys before this epoch are deleted.
     forget: Option<(Instant, u32)>,
-    /// A relay that was told which key stays.
+    /// The relay was told which key stays.
     told: bool,
+    /// When a session under the key that stays was last asked for.
+    steered: Option<Instant>,
 }
 
 impl Keys {
     pub(super) fn new() -> Self {
-        Self { renewal: None, rekeying: None, look: true, forget: None, told: false }
+        Self { renewal: None, rekeying: None, look: true, forget: None, told: false, steered: None }
     }
 
     /// A handshake succeeded.
@@ -57,6 +59,15 @@ impl Session<'_> {
         }
         if std::mem::take(&mut self.keys.look) {
             self.look_at_epoch().await;
+        }
+        // A relay that was started anew calls back under a key that is on its way out: questions are asked under the one
+        // that stays, or they would be answered for the other.
+        if !self.way.is_under_own() && !self.way.is_under_next() {
+            if self.keys.steered.is_none_or(|at| now() >= at + ASK_AGAIN) {
+                self.keys.steered = Some(now());
+                self.way.plane.connect(self.way.peer, self.way.remote());
+            }
+            return Ok(now() + ASK_AGAIN);
         }
         let mut wake = now() + LONG;
         if self.shared.rotation.is_under_way() {
@@ -190,10 +201,20 @@ impl Session<'_> {
     }
 
     /// The relay stored the next pre-shared key: so does this end, and only then it is used.
-    pub(super) async fn renewed(&mut self, ciphertext: &str, epoch: u32, relay_key: Option<PublicKey>) {
+    pub(super) async fn renewed(
+        &mut self,
+        ciphertext: &str,
+        epoch: u32,
+        relay_key: Option<PublicKey>,
+        for_key: Option<PublicKey>,
+    ) {
         let Some(kem) = self.keys.renewal.as_mut().and_then(|renewal| renewal.answered(rand::random(), now())) else {
             return;
         };
+        if for_key.is_some_and(|key| key != self.way.public_key) {
+            tracing::debug!(relay = self.way.name(), "a pre-shared key for the key before this one");
+            return;
+        }
         let relay_key = relay_key.unwrap_or(self.way.relay_key);
         let ciphertext = STANDARD.decode(ciphertext).ok();
         let psk = ciphertext.and_then(|bytes| kem.decapsulate(&bytes, &relay_key, &self.way.public_key).ok());

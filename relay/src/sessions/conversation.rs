@@ -255,18 +255,16 @@ impl<'a> Session<'a> {
             ToRelay::Unsupported { what } => debug!(connector = %self.member.id, what, "connector did not understand"),
             ToRelay::Introduce { relay, kem_key } => self.introduce(&relay, &kem_key).await?,
             ToRelay::Rekey(request) => {
-                if self.may_ask(now) {
-                    let (shared, id) = (self.shared, self.member.id.clone());
-                    let answer = timeout(DECIDED_WITHIN, shared.rekey(&id, request, SystemTime::now())).await;
-                    self.answer(answer.ok().flatten()).await?;
-                }
+                self.take_turn().await;
+                let (shared, id) = (self.shared, self.member.id.clone());
+                let answer = timeout(DECIDED_WITHIN, shared.rekey(&id, request, SystemTime::now())).await;
+                self.answer(answer.ok().flatten()).await?;
             }
             ToRelay::Renew { kem_key } => {
-                if self.may_ask(now) {
-                    let (shared, id) = (self.shared, self.member.id.clone());
-                    let answer = timeout(DECIDED_WITHIN, shared.renew(&id, &kem_key, SystemTime::now())).await;
-                    self.answer(answer.ok().flatten()).await?;
-                }
+                self.take_turn().await;
+                let (shared, id) = (self.shared, self.member.id.clone());
+                let answer = timeout(DECIDED_WITHIN, shared.renew(&id, &kem_key, SystemTime::now())).await;
+                self.answer(answer.ok().flatten()).await?;
             }
             ToRelay::Retire { public_key } => {
                 let (shared, id) = (self.shared, self.member.id.clone());
@@ -279,15 +277,12 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Whether a question about keys is answered: each costs this relay a write to its disk.
-    fn may_ask(&mut self, now: Instant) -> bool {
-        let soonest = self.keys_asked.map(|at| at + KEYS_ASKED_EVERY);
-        if soonest.is_some_and(|soonest| now < soonest) {
-            debug!(connector = %self.member.id, "asked for keys too often");
-            return false;
+    /// Whoever asks for keys without end waits between the answers: each costs this relay a write to its disk.
+    async fn take_turn(&mut self) {
+        if let Some(asked) = self.keys_asked {
+            sleep_until((asked + KEYS_ASKED_EVERY).into()).await;
         }
-        self.keys_asked = Some(now);
-        true
+        self.keys_asked = Some(Instant::now());
     }
 
     /// Sends an answer, if there is one: what could not be done now is asked for again.

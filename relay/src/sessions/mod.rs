@@ -38,7 +38,7 @@ use tracing::{debug, info, warn};
 use crate::enrol;
 use crate::identity::Identity;
 use crate::refusals::{Attempt, Refusals};
-use crate::registry::{AuditRow, ConnectorRow, Note, Registry, RelayRow, Snapshot, TokenRow, TokenSealRow};
+use crate::registry::{AuditRow, ConnectorRow, Forgotten, Note, Registry, RelayRow, Snapshot, TokenRow, TokenSealRow};
 use crate::relays;
 use clones::Displaced;
 pub(crate) use directory::{Balance, Directory, Pair, PairState, Service};
@@ -106,7 +106,7 @@ impl Sessions {
             live: AtomicUsize::new(0),
         };
         let sessions = Self { shared: Arc::new(shared) };
-        sessions.resync(snapshot).await;
+        sessions.resync(snapshot, Instant::now()).await;
         let shared = &sessions.shared;
         shared.directory.expect(&shared.table().expected_services(), Instant::now() + CALLED_BACK_WITHIN);
         sessions
@@ -141,18 +141,22 @@ impl Sessions {
         write_notes(Arc::clone(shared)).await;
     }
 
-    /// Makes the running relay agree with the registry: to be called after every change of it.
+    /// Makes the running relay agree with the registry: to be called after every change of it, of this relay or another.
+    /// Returns whether tunnels changed, and with them perhaps who owns which name.
     ///
-    /// Nothing is ended because a row is missing: a snapshot may be older than an enrolment that ran meanwhile.
-    pub(crate) async fn resync(&self, snapshot: Snapshot) {
+    /// The snapshot was read no earlier than `read_at`: what joined before and is not in it was forgotten elsewhere.
+    pub(crate) async fn resync(&self, snapshot: Snapshot, read_at: Instant) -> bool {
         let now = SystemTime::now();
         let shared = &self.shared;
+        let missing_rows = shared.table().not_in(&snapshot, read_at);
         let own = shared.identity.relay_tag();
         let told = relays::told(&snapshot.relays, &own, now);
         let missing = relays::missing_seals(&snapshot, &shared.identity, now);
         let Snapshot { tunnels, tokens, connectors, services, relays, token_seals, managed, gateways: _ } = snapshot;
+        let owners_changed;
         {
             let mut table = shared.table();
+            owners_changed = table.tunnels != tunnels;
             (table.tunnels, table.services) = (tunnels, services);
             let revoked = connectors.iter().filter(|row| row.revoked.is_some());
             table.revoked = revoked.map(|row| (row.public_key, row.id.clone())).collect();
@@ -166,14 +170,14 @@ impl Sessions {
         for token in tokens.iter().filter(|token| !token.is_forgotten(now) && !known.contains(&token.id)) {
             shared.add_token(token, &token_seals);
         }
-        let mut revoked = Vec::new();
+        let (mut revoked, mut strangers) = (Vec::new(), Vec::new());
         for row in &connectors {
             let is_known = shared.table().connectors.contains_key(&row.id);
             match (row.revoked, is_known) {
                 (Some(_), true) => revoked.extend(shared.revoke(&row.id)),
                 (None, true) => {
                     shared.set_drained(&row.id, row.drained);
-                    shared.sync_keys(row, Instant::now());
+                    strangers.extend(shared.sync_keys(row, Instant::now()));
                     shared.set_narrowed(row);
                 }
                 (None, false) => shared.add_known(row),
@@ -188,7 +192,10 @@ impl Sessions {
         {
             warn!(%error, "tokens not shared with the other relays");
         }
+        shared.forget(missing_rows).await;
         join_all(revoked.into_iter().map(|peer| shared.plane.remove_peer(peer, CloseCode::Revoked))).await;
+        join_all(strangers.into_iter().map(|peer| shared.plane.remove_peer(peer, CloseCode::Shutdown))).await;
+        owners_changed
     }
 
     /// Has every live connector announced anew: who owns which name may have changed.
@@ -432,7 +439,8 @@ impl Shared {
         })?;
         table.insert(row, peer);
         drop(table);
-        self.sync_keys(row, Instant::now());
+        let known = self.sync_keys(row, Instant::now()).is_none();
+        debug_assert!(known, "it was added under the key that it has");
         Ok(())
     }
 
@@ -474,6 +482,15 @@ impl Shared {
         Some(known.peer)
     }
 
+    /// It is not known here any more, and may come to be. Whoever calls this has the plane forget the peer.
+    fn forget_member(&self, id: &ConnectorId) -> Option<PeerId> {
+        let known = self.table().remove(id)?;
+        if let Some(live) = known.live {
+            self.ended(&live.member, None);
+        }
+        Some(known.peer)
+    }
+
     /// Takes a session out of everything; its connection is closed by whoever knows why.
     fn ended(&self, member: &Arc<Member>, expected_until: Option<Instant>) {
         member.set_ended();
@@ -484,6 +501,24 @@ impl Shared {
             && known.live.as_ref().is_some_and(|live| Arc::ptr_eq(&live.member, member))
         {
             known.live = None;
+        }
+    }
+
+    /// Takes out what the registry no longer knows.
+    async fn forget(&self, forgotten: Forgotten) {
+        for token in &forgotten.tokens {
+            if let Some(bootstrap) = self.bootstrap_of(token) {
+                self.table().tokens.remove(&bootstrap);
+                self.plane.remove_bootstrap(bootstrap);
+            }
+        }
+        for id in &forgotten.connectors {
+            let Some(known) = self.table().remove(id) else { continue };
+            if let Some(live) = known.live {
+                self.ended(&live.member, None);
+            }
+            debug!(connector = %id, "connector forgotten");
+            self.plane.remove_peer(known.peer, CloseCode::Revoked).await;
         }
     }
 
@@ -537,19 +572,7 @@ async fn forget_old(shared: Arc<Shared>) {
         table.connectors.iter().filter(|(_, known)| known.live.is_some()).map(|(id, _)| id.clone()).collect()
     };
     match shared.registry.forget(live, SystemTime::now()).await {
-        Ok(forgotten) => {
-            for token in &forgotten.tokens {
-                if let Some(bootstrap) = shared.bootstrap_of(token) {
-                    shared.table().tokens.remove(&bootstrap);
-                    shared.plane.remove_bootstrap(bootstrap);
-                }
-            }
-            for id in &forgotten.connectors {
-                let Some(known) = shared.table().remove(id) else { continue };
-                debug!(connector = %id, "connector forgotten");
-                shared.plane.remove_peer(known.peer, CloseCode::Revoked).await;
-            }
-        }
+        Ok(forgotten) => shared.forget(forgotten).await,
         Err(error) => debug!(%error, "nothing forgotten"),
     }
 }

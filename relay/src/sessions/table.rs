@@ -17,7 +17,7 @@ use super::clones::Clones;
 use super::directory::Pair;
 use super::keys::Keys;
 use super::member::Member;
-use crate::registry::{ConnectorRow, ManagedRow, RelayRow, ServiceRow, Tunnel};
+use crate::registry::{ConnectorRow, Forgotten, ManagedRow, RelayRow, ServiceRow, Snapshot, Tunnel};
 
 /// All of it.
 #[derive(Debug, Default)]
@@ -53,6 +53,8 @@ pub(super) struct Known {
     /// When its key was last found to be used in two places at once, and where.
     pub(super) flapping: Option<(Instant, [SocketAddr; 2])>,
     pub(super) live: Option<Live>,
+    /// Since when this relay knows it; its row is older.
+    since: Instant,
 }
 
 /// What a connector with a session has.
@@ -86,6 +88,7 @@ impl Table {
                 clones: Clones::default(),
                 flapping: None,
                 live: None,
+                since: Instant::now(),
             },
         );
     }
@@ -95,6 +98,19 @@ impl Table {
         let known = self.connectors.remove(id)?;
         self.by_peer.remove(&known.peer);
         Some(known)
+    }
+
+    /// What is known since before `read_at` and is not in a snapshot that was read no earlier.
+    ///
+    /// INVARIANT: who joined after that is spared: its row is written before it is known here.
+    pub(super) fn not_in(&self, snapshot: &Snapshot, read_at: Instant) -> Forgotten {
+        let tokens: HashSet<&TokenId> = snapshot.tokens.iter().map(|row| &row.id).collect();
+        let connectors: HashSet<&ConnectorId> = snapshot.connectors.iter().map(|row| &row.id).collect();
+        let gone = |(id, known): &(&ConnectorId, &Known)| known.since < read_at && !connectors.contains(id);
+        Forgotten {
+            tokens: self.tokens.values().filter(|id| !tokens.contains(id)).cloned().collect(),
+            connectors: self.connectors.iter().filter(gone).map(|(id, _)| id.clone()).collect(),
+        }
     }
 
     /// Those with a session.

@@ -125,6 +125,9 @@ pub enum ToConnector {
         /// The relay's static key that it is bound to; absent: the one that the connector knows.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         relay_key: Option<PublicKey>,
+        /// The connector's static key that it is for; absent: its only one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        public_key: Option<PublicKey>,
     },
     /// The relay's newest static key. Comes after [`ToConnector::Welcome`] and when the relay's key is rotated.
     RelayKey {
@@ -508,7 +511,7 @@ mod tests {
         for (name, message) in [
             ("rekeyed", ToConnector::Rekeyed(Rekeyed { public_key, ciphertext: kem(), psk_epoch: 4, relay_key: None })),
             ("rekey_refused", ToConnector::RekeyRefused { public_key, why: "it is another connector's".to_owned() }),
-            ("renewed", ToConnector::Renewed { ciphertext: kem(), psk_epoch: 5, relay_key: Some(public_key) }),
+            ("renewed", ToConnector::Renewed { ciphertext: kem(), psk_epoch: 5, relay_key: Some(public_key), public_key: None }),
             ("relay_key", ToConnector::RelayKey { public_key, previous_until: until }),
             ("relay_key", ToConnector::RelayKey { public_key, previous_until: None }),
             ("manage", ToConnector::Manage { services: vec![service] }),

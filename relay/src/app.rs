@@ -237,6 +237,7 @@ impl Relay {
         owner.spawn("relay.admin", admin::serve_tcp(admin, Arc::clone(&control)));
         owner.spawn("relay.admin_socket", admin::serve_socket(admin_socket, Arc::clone(&control)));
         owner.spawn("relay.gateways", note_gateways(Arc::clone(&control)));
+        owner.spawn("relay.registry", follow_registry(Arc::clone(&control)));
         owner.spawn("relay.relays", relays::say(Arc::clone(&control)));
         owner.spawn("relay.certificates", watch_certificates(Arc::clone(&control)));
         owner.spawn("relay.reload", obey_reloads(reloads, Arc::clone(&control), Arc::clone(&notifier)));
@@ -283,6 +284,11 @@ async fn obey_reloads(mut reloads: mpsc::Receiver<()>, control: Arc<Control>, no
         note_reload(&control.reload().await);
         notifier.ready("serving");
     }
+}
+
+/// Applies what other relays changed.
+async fn follow_registry(control: Arc<Control>) {
+    control.follow_registry().await;
 }
 
 /// Writes now and then when gateways called last.

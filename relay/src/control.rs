@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use culvert_model::id::{ConnectorId, GatewayId};
 use culvert_model::name::ServiceName;
@@ -28,13 +28,16 @@ use crate::front::Front;
 use crate::identity::Identity;
 use crate::metrics::{Gathered, RelayMetrics};
 use crate::refusals::{Attempt, Refusals};
-use crate::registry::Registry;
+use crate::registry::{Registry, RegistryError};
 use crate::sessions::Sessions;
 
 /// A note on gateways may take so long.
 const NOTED_WITHIN: Duration = Duration::from_secs(1);
 
 /// Reads the configuration again, from where it came the first time.
+/// A registry that tells of changes and cannot be read is read again after so long.
+const READ_AGAIN_AFTER: Duration = Duration::from_millis(500);
+
 pub(crate) type Reload = Box<dyn Fn() -> Result<(Loaded, Settled), Quit> + Send + Sync>;
 
 /// Everything that can be asked or changed while the relay runs.
@@ -168,18 +171,37 @@ impl Control {
         }
     }
 
-    async fn apply(&self, outcome: &mut Outcome) {
-        match self.registry.load().await {
-            Ok(snapshot) => {
-                self.exchanges.gateways.set(&snapshot.gateways);
-                self.sessions.resync(snapshot).await;
-            }
-            Err(error) => {
-                warn!(%error, "change not applied to the running relay");
-                outcome.notes.push(format!("the running relay could not read it back: {error}"));
+    /// Applies what others changed in the registry, as long as it is there.
+    pub(crate) async fn follow_registry(&self) {
+        let mut changes = self.registry.changes();
+        while changes.changed().await.is_ok() {
+            loop {
+                let one = self.changing.lock().await;
+                match self.take_over().await {
+                    Ok(true) => break self.sessions.decide_anew(),
+                    Ok(false) => break,
+                    Err(error) => debug!(%error, "change of another relay not applied yet"),
+                }
+                drop(one);
+                tokio::time::sleep(READ_AGAIN_AFTER).await;
             }
         }
         if outcome.changes.contains(&Change::KeyRotated) {
+    }
+
+    /// Makes what runs agree with the registry. Returns whether owners of names may have changed.
+    async fn take_over(&self) -> Result<bool, RegistryError> {
+        let read_at = Instant::now();
+        let snapshot = self.registry.load().await?;
+        self.exchanges.gateways.set(&snapshot.gateways);
+        Ok(self.sessions.resync(snapshot, read_at).await)
+    }
+
+    async fn apply(&self, outcome: &mut Outcome) {
+        if let Err(error) = self.take_over().await {
+            warn!(%error, "change not applied to the running relay");
+            outcome.notes.push(format!("the running relay could not read it back: {error}"));
+        }
             self.sessions.rotated();
         }
         let grants = |change: &Change| match change {

@@ -308,7 +308,8 @@ impl Rig {
         if outcome.changes.contains(&command::Change::KeyRotated) {
             self.sessions.rotated();
         }
-        self.sessions.resync(self.registry.load().await.unwrap()).await;
+        let read_at = Instant::now();
+        self.sessions.resync(self.registry.load().await.unwrap(), read_at).await;
         self.sessions.decide_anew();
     }
 

@@ -124,10 +124,11 @@ impl Postgres {
             Ok(link) => {
                 info!("registry is back");
                 self.status.set(None);
-                let changes = link.changes;
+                self.seen = link.changes;
                 self.state = State::Up(Box::new(link));
                 self.look_at = Instant::now() + LOOK_EVERY;
-                self.know(changes);
+                // Also what was told before it went away may not have been read since.
+                self.status.changed();
             }
             Err(failure) => {
                 let why = failure.why();

@@ -3,6 +3,7 @@
 //! Must never let a change be true in the registry and not in the running relay.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -34,10 +35,10 @@ use crate::sessions::Sessions;
 /// A note on gateways may take so long.
 const NOTED_WITHIN: Duration = Duration::from_secs(1);
 
-/// Reads the configuration again, from where it came the first time.
 /// A registry that tells of changes and cannot be read is read again after so long.
 const READ_AGAIN_AFTER: Duration = Duration::from_millis(500);
 
+/// Reads the configuration again, from where it came the first time.
 pub(crate) type Reload = Box<dyn Fn() -> Result<(Loaded, Settled), Quit> + Send + Sync>;
 
 /// Everything that can be asked or changed while the relay runs.
@@ -186,7 +187,6 @@ impl Control {
                 tokio::time::sleep(READ_AGAIN_AFTER).await;
             }
         }
-        if outcome.changes.contains(&Change::KeyRotated) {
     }
 
     /// Makes what runs agree with the registry. Returns whether owners of names may have changed.
@@ -202,6 +202,7 @@ impl Control {
             warn!(%error, "change not applied to the running relay");
             outcome.notes.push(format!("the running relay could not read it back: {error}"));
         }
+        if outcome.changes.contains(&Change::KeyRotated) {
             self.sessions.rotated();
         }
         let grants = |change: &Change| match change {
@@ -320,6 +321,10 @@ impl Live for Control {
 
     fn connectors(&self) -> HashMap<ConnectorId, LiveConnector> {
         self.sessions.connectors()
+    }
+
+    fn flapping(&self) -> HashMap<ConnectorId, [SocketAddr; 2]> {
+        self.sessions.flapping()
     }
 
     fn services(&self) -> BTreeMap<ServiceName, LiveService> {

@@ -12,16 +12,19 @@ pub(super) fn show_all(named: Option<&str>, view: &View) -> Result<Outcome, Comm
     let tunnel = named.map(|named| view.tunnel(named)).transpose()?;
     let connectors = view.connectors_of(tunnel.map(|tunnel| &tunnel.id));
     let json = connectors.iter().map(|connector| view.connector_json(connector)).collect();
-    Ok(Outcome::listing(json, lines(view, &connectors), || {
+    let mut outcome = Outcome::listing(json, lines(view, &connectors), || {
         "no connector has joined yet: `token create TUNNEL` makes a token for one".to_owned()
-    }))
+    });
+    outcome.notes.extend(alarms(view, &connectors));
+    Ok(outcome)
 }
 
 pub(super) fn show(named: &str, view: &View) -> Result<Outcome, CommandError> {
     let connector = view.connector(named)?;
     let live = view.live(&connector.id);
     let services = live.map(|live| live.services.iter().map(health).collect::<Vec<_>>().join("\n"));
-    let notes = live.map(|live| live.notes.join("\n")).unwrap_or_default();
+    let notes = live.map_or(&[][..], |live| &live.notes).iter().cloned();
+    let notes = view.alarm(connector).into_iter().chain(notes).collect::<Vec<_>>().join("\n");
     let mut pairs = vec![
         ("id", connector.id.to_string()),
         ("name", or_dash(view.name(connector))),
@@ -83,6 +86,12 @@ pub(super) async fn revoke(
         notes: vec![format!("connector {} revoked: its key is refused from now on", connector.id)],
         changes: vec![Change::ConnectorRevoked(connector.id.clone())],
     })
+}
+
+/// What an operator has to hear of any of them, whoever asks for them all.
+pub(super) fn alarms(view: &View, connectors: &[&ConnectorRow]) -> Vec<String> {
+    let alarm = |connector: &&ConnectorRow| Some(format!("connector {}: {}", connector.id, view.alarm(connector)?));
+    connectors.iter().filter_map(alarm).collect()
 }
 
 /// The table; nothing for no connector.

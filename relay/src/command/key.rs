@@ -112,3 +112,54 @@ fn user_json(view: &View, connector: &ConnectorRow) -> Value {
         "last_handshake": view.last_handshake(connector).map(rfc3339),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use culvert_ops::state::StateDir;
+
+    use super::*;
+    use crate::command::{Command, Offline, Request, carry_out};
+    use crate::identity::{Identity, open_state};
+    use crate::registry::Url;
+
+    struct Relay {
+        identity: Identity,
+        registry: std::sync::Arc<dyn Registry>,
+        _state: StateDir,
+    }
+
+    impl Relay {
+        fn new() -> Self {
+            let state = StateDir::temporary().unwrap();
+            let (identity, registry) = open_state(&state, &Url::default()).unwrap();
+            Self { identity, registry, _state: state }
+        }
+
+        async fn ask(&self, command: Command) -> Result<Outcome, CommandError> {
+            let facts = Facts { identity: &self.identity, endpoints: Vec::new() };
+            let request = Request { actor: "uid 7".to_owned(), command };
+            carry_out(request, &*self.registry, &Offline, &facts, std::time::SystemTime::now()).await
+        }
+    }
+
+    #[tokio::test]
+    async fn a_rotation_is_shown_and_written_down_with_public_keys_alone() {
+        let relay = Relay::new();
+        let old = relay.ask(Command::KeyShow).await.unwrap();
+        assert!(old.json["previous"].is_null() && old.notes.is_empty());
+        let rotate = Command::KeyRotate { grace_seconds: 86_400, force: false };
+        let rotated = relay.ask(rotate.clone()).await.unwrap();
+        assert_eq!(rotated.changes, [Change::KeyRotated]);
+        assert_eq!(rotated.text.trim(), rotated.json["public_key"].as_str().unwrap());
+        assert_eq!(rotated.json["previous"]["public_key"], old.json["public_key"]);
+        let shown = relay.ask(Command::KeyShow).await.unwrap();
+        assert_eq!(shown.json, rotated.json);
+        assert!(shown.notes.concat().contains("no connector uses it any more"), "{:?}", shown.notes);
+        let audit = relay.ask(Command::Audit { since_seconds: 60 }).await.unwrap().json;
+        let row = audit.as_array().unwrap().iter().find(|row| row["action"] == "key.rotate").unwrap();
+        assert_eq!((&row["actor"], &row["subject"]), (&json!("uid 7"), &rotated.json["public_key"]));
+        assert!(row["detail"].as_str().unwrap().starts_with(old.text.trim()));
+        // Nobody is left behind, so nothing stands against another.
+        assert!(relay.ask(rotate).await.is_ok());
+    }
+}

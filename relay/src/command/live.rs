@@ -17,6 +17,8 @@ pub(crate) trait Live: Send + Sync {
     fn connectors(&self) -> HashMap<ConnectorId, LiveConnector>;
     /// Services that a live connector serves.
     fn services(&self) -> BTreeMap<ServiceName, LiveService>;
+    /// Connectors, live or not, whose key was lately in use in two places at once, and where.
+    fn flapping(&self) -> HashMap<ConnectorId, [SocketAddr; 2]>;
     /// When gateways called last, where that is not written yet.
     fn gateways(&self) -> HashMap<GatewayId, SystemTime>;
 }
@@ -106,6 +108,10 @@ impl Live for Offline {
 
     fn services(&self) -> BTreeMap<ServiceName, LiveService> {
         BTreeMap::new()
+    }
+
+    fn flapping(&self) -> HashMap<ConnectorId, [SocketAddr; 2]> {
+        HashMap::new()
     }
 
     fn gateways(&self) -> HashMap<GatewayId, SystemTime> {

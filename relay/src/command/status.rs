@@ -22,6 +22,7 @@ pub(super) fn status(
     let connectors = view.connectors_of(None);
     let members = connectors.iter().filter(|connector| connector.revoked.is_none()).count();
     let up = connectors.iter().filter(|connector| view.state(connector) == "up").count();
+    let alarms = super::connector::alarms(view, &connectors);
     let uptime = view.now.duration_since(process.started).unwrap_or_default();
     let endpoints: Vec<String> = known.endpoints.iter().map(ToString::to_string).collect();
     let degraded = registry.degraded();
@@ -47,6 +48,7 @@ pub(super) fn status(
         "connectors_up": up,
         "connectors_total": members,
         "services": per_service,
+        "alarms": alarms,
     });
     let state = match (process.draining, process.ready) {
         (true, _) => "draining",
@@ -57,7 +59,7 @@ pub(super) fn status(
     let whole = services.iter().filter(|service| service.live.up > 0).count();
     let text = facts(&[
         ("relay", format!("{state}, version {}, process {}, up {}", process.version, process.pid, rough(uptime))),
-        ("amiss", process.reasons.join("\n")),
+        ("amiss", process.reasons.iter().chain(&alarms).cloned().collect::<Vec<_>>().join("\n")),
         ("public key", known.public_key().to_string()),
         ("endpoints", if endpoints.is_empty() { "none".to_owned() } else { endpoints.join(" ") }),
         ("listening", listening.join("\n")),

@@ -321,6 +321,21 @@ async fn listings_have_the_promised_fields() {
 }
 
 #[tokio::test]
+async fn a_key_in_two_places_is_said_wherever_one_looks() {
+    let mut relay = Relay::populated().await;
+    let id = relay.ids()[0].clone();
+    let places = ["192.0.2.1:1", "198.51.100.1:2"];
+    relay.live.flapping.insert(id.clone(), places.map(|place| place.parse().unwrap()));
+    let list = relay.ask(Command::ConnectorList { tunnel: None }).await.unwrap();
+    let show = relay.ask(Command::ConnectorShow { connector: id.to_string() }).await.unwrap();
+    let status = relay.ask(Command::Status).await.unwrap();
+    for text in [list.notes.join("\n"), show.text, status.text, status.json["alarms"].to_string()] {
+        assert!(places.iter().all(|place| text.contains(place)) && text.contains("stolen?"), "{text}");
+    }
+    assert_eq!((&list.json[0]["flapping"], &list.json[1]["flapping"]), (&serde_json::json!(places), &Value::Null));
+}
+
+#[tokio::test]
 async fn listings_read_well() {
     let relay = Relay::populated().await;
     let id = relay.ids()[0].to_string();
@@ -401,6 +416,7 @@ struct Made {
     connectors: HashMap<ConnectorId, LiveConnector>,
     services: BTreeMap<ServiceName, LiveService>,
     gateways: HashMap<GatewayId, SystemTime>,
+    flapping: HashMap<ConnectorId, [std::net::SocketAddr; 2]>,
 }
 
 impl Relay {
@@ -545,6 +561,10 @@ impl Live for Made {
 
     fn services(&self) -> BTreeMap<ServiceName, LiveService> {
         self.services.clone()
+    }
+
+    fn flapping(&self) -> HashMap<ConnectorId, [std::net::SocketAddr; 2]> {
+        self.flapping.clone()
     }
 
     fn gateways(&self) -> HashMap<GatewayId, SystemTime> {

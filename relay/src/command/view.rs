@@ -1,6 +1,7 @@
 //! What commands look at: the registry and, where a relay runs, what is live in it; with ids and names resolved.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
 use std::time::SystemTime;
 
 use culvert_model::id::{ConnectorId, GatewayId, TokenId, TunnelId};
@@ -20,6 +21,7 @@ pub(super) struct View {
     connectors: HashMap<ConnectorId, LiveConnector>,
     services: BTreeMap<ServiceName, LiveService>,
     gateways: HashMap<GatewayId, SystemTime>,
+    flapping: HashMap<ConnectorId, [SocketAddr; 2]>,
 }
 
 /// A service as far as the relay knows it.
@@ -41,7 +43,8 @@ pub(super) struct Part {
 impl View {
     pub(super) async fn of(registry: &dyn Registry, live: &dyn Live, now: SystemTime) -> Result<Self, CommandError> {
         let snapshot = registry.load().await?;
-        Ok(Self { snapshot, now, connectors: live.connectors(), services: live.services(), gateways: live.gateways() })
+        let (connectors, services) = (live.connectors(), live.services());
+        Ok(Self { snapshot, now, connectors, services, gateways: live.gateways(), flapping: live.flapping() })
     }
 
     /// The live tunnel of this id or name.
@@ -129,6 +132,12 @@ impl View {
 
     pub(super) fn live(&self, id: &ConnectorId) -> Option<&LiveConnector> {
         self.connectors.get(id)
+    }
+
+    /// What an operator has to hear of a connector's key.
+    pub(super) fn alarm(&self, connector: &ConnectorRow) -> Option<String> {
+        let [one, other] = self.flapping.get(&connector.id).filter(|_| connector.revoked.is_none())?;
+        Some(format!("its key is used in two places at once, {one} and {other}: stolen? `connector revoke` ends it"))
     }
 
     pub(super) fn name<'a>(&'a self, connector: &'a ConnectorRow) -> Option<&'a Label> {
@@ -254,6 +263,7 @@ impl View {
             "enrolled": rfc3339(connector.enrolled),
             "rx_bytes": live.map(|live| live.rx_bytes),
             "tx_bytes": live.map(|live| live.tx_bytes),
+            "flapping": self.flapping.get(&connector.id).filter(|_| connector.revoked.is_none()),
             "notes": live.map(|live| live.notes.as_slice()).unwrap_or_default(),
         })
     }

@@ -3,6 +3,7 @@
 //! Must never say anything that the directory does not say.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
 use std::time::{Instant, SystemTime};
 
 use culvert_model::id::ConnectorId;
@@ -24,6 +25,14 @@ impl Sessions {
         let table = self.shared.table();
         let live = table.connectors.iter().filter(|(_, known)| known.live.is_some());
         live.map(|(id, known)| (id.clone(), self.shared.describe(known, now, wall))).collect()
+    }
+
+    /// Connectors whose key was lately in use in two places at once, and where.
+    pub(crate) fn flapping(&self) -> HashMap<ConnectorId, [SocketAddr; 2]> {
+        let now = Instant::now();
+        let table = self.shared.table();
+        let known = table.connectors.iter();
+        known.filter_map(|(id, known)| Some((id.clone(), known.lately_in_two_places(now)?))).collect()
     }
 
     /// Services that are known, each with its pairs.
@@ -61,11 +70,6 @@ impl Shared {
         if known.clock_behind.is_some_and(|at| now.duration_since(at) < CLOCK_TOLD_FOR) {
             notes.push("clock behind?".to_owned());
         }
-        if let Some((at, [one, other])) = known.flapping
-            && now.duration_since(at) < FLAPPING_TOLD_FOR
-        {
-            notes.push(format!("its key is used in two places at once, {one} and {other}: stolen?"));
-        }
         if known.clones.suspected(now) {
             notes.push("another process uses the same key".to_owned());
         }
@@ -91,6 +95,13 @@ impl Shared {
             rx_bytes: stats.map_or(0, |stats| stats.rx_bytes),
             tx_bytes: stats.map_or(0, |stats| stats.tx_bytes),
         }
+    }
+}
+
+impl Known {
+    fn lately_in_two_places(&self, now: Instant) -> Option<[SocketAddr; 2]> {
+        let (at, places) = self.flapping?;
+        (now.saturating_duration_since(at) < FLAPPING_TOLD_FOR).then_some(places)
     }
 }
 

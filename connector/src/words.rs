@@ -26,8 +26,8 @@ pub fn problem(problem: &Problem, endpoint: &str) -> String {
         }
         Problem::Unknown(at) => format!(
             "UDP reaches the host of the relay at {at}, but the relay does not answer this connector: it has another \
-             key than the token says, or does not know this token or key; make a new token there with `culvert-relay \
-             token create`"
+             key than the token says (rotated while this connector was away?), or does not know this token or key; make \
+             a new token there with `culvert-relay token create`, and start this connector with it"
         ),
         Problem::Silent(at) => format!(
             "no answer at all from the relay at {at}: UDP is blocked on the way, or the address is wrong; permit UDP \

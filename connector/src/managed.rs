@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use culvert_model::control::{ManagedService, RefusedService};
+use culvert_model::control::{MAX_MESSAGE_BYTES, ManagedService, RefusedService};
 use culvert_model::name::ServiceName;
 
 use crate::allow::Allow;
@@ -17,6 +17,13 @@ use crate::tls::{ClientTls, Files};
 
 /// Managed services that are taken; the rest is refused.
 const AT_MOST: usize = 256;
+/// Announcements of all services fit one message: what is declared goes first.
+const ANNOUNCED_BYTES: usize = MAX_MESSAGE_BYTES - 4096;
+/// What a service takes in it beside its name.
+const BYTES_BESIDE: usize = 200;
+/// What refusals may take in the message that tells them, and one of them.
+const REFUSALS_BYTES: usize = MAX_MESSAGE_BYTES / 2;
+const WHY_AT_MOST: usize = 300;
 /// The longest text of a field.
 const LONGEST: usize = 1024;
 
@@ -33,7 +40,7 @@ pub struct Managed {
 enum Refused {
     #[error("this connector declares {0} itself")]
     Declared(ServiceName),
-    #[error("a connector takes {AT_MOST} managed services at most")]
+    #[error("this connector has no room for more services")]
     TooMany,
     #[error("{0} is longer than {LONGEST} characters")]
     TooLong(&'static str),
@@ -70,11 +77,17 @@ impl Managed {
     pub fn decide(&self) -> (Vec<Entry>, Vec<RefusedService>) {
         let mut entries: Vec<Entry> = self.declared.iter().cloned().map(Entry::from).collect();
         let mut refused = Vec::new();
+        let takes = |service: &Service| {
+            let balance = service.balance.as_ref().map_or(0, |balance| balance.to_string().len());
+            service.name.as_str().len() + balance + BYTES_BESIDE
+        };
+        let mut room = ANNOUNCED_BYTES.saturating_sub(self.declared.iter().map(takes).sum());
         for (place, wanted) in self.wanted.iter().enumerate() {
-            let made = match place {
-                ..AT_MOST => self.service(wanted),
-                _ => Err(Refused::TooMany),
-            };
+            let made = self.service(wanted).and_then(|service| {
+                let left = room.checked_sub(takes(&service)).filter(|_| place < AT_MOST);
+                room = left.ok_or(Refused::TooMany)?;
+                Ok(service)
+            });
             match made {
                 Ok(service) => {
                     if let Err(outside) = self.allow.may_permit(&service.origin) {
@@ -88,6 +101,21 @@ impl Managed {
             }
         }
         (entries, refused)
+    }
+
+    /// As many refusals as one message holds, each in so many words.
+    pub fn told(refused: &[RefusedService]) -> Vec<RefusedService> {
+        let mut room = REFUSALS_BYTES;
+        let short = |one: &RefusedService| RefusedService {
+            name: one.name.clone(),
+            why: one.why.chars().take(WHY_AT_MOST).collect(),
+        };
+        let fits = |one: &RefusedService| {
+            let bytes = serde_json::to_vec(one).map_or(usize::MAX, |json| json.len() + 1);
+            room = room.checked_sub(bytes).unwrap_or(0);
+            room > 0
+        };
+        refused.iter().map(short).take_while(fits).collect()
     }
 
     fn service(&self, wanted: &ManagedService) -> Result<Service, Refused> {
@@ -121,6 +149,8 @@ impl Managed {
 
 #[cfg(test)]
 mod tests {
+    use culvert_model::control::{Announce, AnnouncedService, Health, ToRelay, encode};
+
     use super::*;
 
     fn managed(declared: &[&str], allow: &[&str]) -> Managed {
@@ -212,5 +242,34 @@ mod tests {
         managed.want(many);
         let (served, refused) = decided(&managed);
         assert_eq!((served.len(), refused.len()), (AT_MOST, 1));
+    }
+
+    #[test]
+    fn whatever_a_relay_wants_what_is_announced_and_refused_fits_a_message_each_and_what_is_declared_stays() {
+        let long = |number: usize| format!("{number:0>63}");
+        let names: Vec<String> = (1000..1150).map(long).collect();
+        let mut managed = managed(&names.iter().map(String::as_str).collect::<Vec<_>>(), &["10.0.0.0/8"]);
+        let origin = format!("http://{}:1", "\"\u{1}".repeat(400));
+        let services =
+            (0..400).map(|number| wanted(&long(number), if number % 2 == 0 { "http://10.0.0.1:80" } else { &origin }));
+        managed.want(services.collect());
+        let (entries, refused) = managed.decide();
+        let declared = entries.iter().filter(|entry| entry.admission == Admission::Declared).count();
+        assert_eq!((declared, entries.len() + refused.len()), (150, 550));
+        assert!(entries.len() > 150, "there is room for some");
+        let services = entries.iter().map(|entry| AnnouncedService {
+            name: entry.service.name.clone(),
+            health: Health { up: false, reason: Some("origin_connect_timeout".to_owned()) },
+            balance: None,
+            timeouts: entry.service.timeouts.announced(),
+            tcp: false,
+            managed: true,
+        });
+        let announce = Announce { version: 1, program: "0.1.0".to_owned(), name: None, services: services.collect() };
+        let mut bytes = Vec::new();
+        encode(&ToRelay::Announce(announce), &mut bytes).expect("it is announced");
+        let told = Managed::told(&refused);
+        assert!(told.len() > 16);
+        encode(&ToRelay::Managed { refused: told }, &mut bytes).expect("it is told");
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use culvert_model::close::CloseCode;
 use culvert_model::control::{
-    self, Announce, AnnouncedService, ManagedService, RefusedService, ToConnector, ToRelay, Welcome,
+    self, Announce, AnnouncedService, ManagedService, ToConnector, ToRelay, Welcome,
 };
 use culvert_ops::drain::InFlight;
 use culvert_plane::{Connection, Event, Stream};
@@ -20,6 +20,7 @@ use crate::identity::Identity;
 use crate::introductions::Introduced;
 use crate::link::{Ended, Link};
 use crate::liveness::{Check, Liveness};
+use crate::managed::Managed;
 use crate::reach::{Way, ended_as, now};
 use crate::relays::Told;
 use crate::roam::Roam;
@@ -385,7 +386,7 @@ impl Session<'_> {
     }
 
     async fn tell_refused(&mut self) -> Result<(), ControlError> {
-        let refused: Vec<RefusedService> = self.shared.refused.borrow().clone();
+        let refused = Managed::told(&self.shared.refused.borrow());
         self.send(&ToRelay::Managed { refused }).await
     }
 

@@ -75,6 +75,8 @@ pub(crate) struct Service {
 /// All services.
 pub(crate) struct Directory {
     services: Mutex<HashMap<Box<str>, Arc<Service>>>,
+    /// Those that are there while nobody serves them.
+    known: Mutex<HashSet<ServiceName>>,
     lanes: Lanes,
 }
 
@@ -84,9 +86,9 @@ impl Pair {
         Self {
             member,
             service: announced.name.clone(),
+            managed: announced.managed,
             timeouts: announced.timeouts,
             balance: announced.balance.as_deref().and_then(Balance::read),
-            managed: announced.managed,
             health: Mutex::new(announced.health.clone()),
         }
     }
@@ -263,14 +265,14 @@ impl Directory {
             self.entry(&mut services, name);
         }
         services.retain(|_, service| known.contains(&service.name) || !lock(&service.pairs).is_empty());
-    }
-
         lock(&self.known).clone_from(known);
     }
 
     /// These are known too from now on.
     pub(super) fn add_known(&self, names: &[ServiceName]) {
         lock(&self.known).extend(names.iter().cloned());
+    }
+
     /// A connector of these services is expected back within `within`.
     pub(super) fn expect<'a>(&self, names: impl IntoIterator<Item = &'a ServiceName>, until: Instant) {
         let mut services = lock(&self.services);
@@ -397,7 +399,7 @@ mod tests {
         let service = directory.find("orders").unwrap();
         let now = Instant::now();
         assert_eq!(service.choose(None, None, now).unwrap_err(), Reason::NoConnector);
-        assert_eq!(service.count(), LiveService { up: 0, total: 0 });
+        assert_eq!(service.count(), LiveService::default());
         directory.set_known(&HashSet::new());
         assert!(directory.find("orders").is_none());
     }

@@ -44,6 +44,7 @@ pub(crate) struct Member {
     unanswered_since: AtomicU64,
     probe: AtomicBool,
     anew: AtomicBool,
+    manage: AtomicBool,
     outbox: Mutex<Vec<ToConnector>>,
     wake: Notify,
     /// Told at every pong.
@@ -80,6 +81,7 @@ impl Member {
             unanswered_since: AtomicU64::new(NEVER),
             probe: AtomicBool::new(false),
             anew: AtomicBool::new(false),
+            manage: AtomicBool::new(false),
             outbox: Mutex::new(Vec::new()),
             wake: Notify::new(),
             answered: Notify::new(),
@@ -167,8 +169,6 @@ impl Member {
         self.wake.notify_one();
     }
 
-    pub(super) fn take_decide_anew(&self) -> bool {
-        self.anew.swap(false, Ordering::Relaxed)
     /// Has it told what is managed for it now.
     pub(super) fn manage_anew(&self) {
         self.manage.store(true, Ordering::Relaxed);
@@ -179,6 +179,8 @@ impl Member {
         self.manage.swap(false, Ordering::Relaxed)
     }
 
+    pub(super) fn take_decide_anew(&self) -> bool {
+        self.anew.swap(false, Ordering::Relaxed)
     }
 
     pub(super) fn set_drained(&self, drained: bool) {

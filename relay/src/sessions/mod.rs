@@ -213,6 +213,7 @@ impl Sessions {
     /// Writes what was noticed and not yet written.
     pub(crate) async fn flush(&self) {
         let _ = tokio::time::timeout(LAST_NOTES_WITHIN, write_notes(Arc::clone(&self.shared))).await;
+        let _ = tokio::time::timeout(LAST_NOTES_WITHIN, statics::save(Arc::clone(&self.shared.identity))).await;
     }
 }
 

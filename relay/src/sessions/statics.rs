@@ -151,6 +151,14 @@ pub(super) fn keep(shared: &Arc<Shared>, tasks: &mut JoinSet<()>, now: SystemTim
     });
 }
 
+/// Writes who uses which key, if that is not written.
+pub(super) async fn save(identity: Arc<Identity>) {
+    if identity.rotation().is_unsaved() {
+        // Who could not be written is called back under the older key, which it knows too.
+        let _ = tokio::task::spawn_blocking(move || identity.rotation().save()).await;
+    }
+}
+
 impl Shared {
     async fn retired(&self, retired: &Retired, now: SystemTime) {
         info!(public_key = %retired.public_key, "the key before the newest is answered no longer");

@@ -1,9 +1,10 @@
 //! `connector list|show|drain|undrain|revoke`.
 
 use culvert_model::name::Grant;
+use culvert_ops::time::rfc3339;
 
 use super::live::LiveServiceOfConnector;
-use super::table::{facts, or_dash, relative, table};
+use super::table::{bytes, facts, or_dash, relative, rough, table};
 use super::view::View;
 use super::{Change, CommandError, Outcome};
 use crate::registry::{Actor, ConnectorRow, Registry};
@@ -31,12 +32,20 @@ pub(super) fn show(named: &str, view: &View) -> Result<Outcome, CommandError> {
         ("tunnel", view.tunnel_name(&connector.tunnel)),
         ("state", view.state(connector).to_owned()),
         ("public key", connector.public_key.to_string()),
+        ("key age", rough(view.now.duration_since(connector.key_since).unwrap_or_default())),
         ("inner address", connector.inner_address.to_string()),
         ("endpoint", or_dash(view.endpoint(connector))),
         ("last handshake", or_dash(view.last_handshake(connector).map(|at| relative(at, view.now)))),
         ("version", or_dash(view.version(connector))),
         ("joined", format!("{} with {}", relative(connector.enrolled, view.now), connector.token)),
     ];
+    let next = connector.next.as_ref().filter(|_| connector.revoked.is_none());
+    pairs.extend(next.map(|next| ("next key", format!("{}, {}", next.public_key, relative(next.since, view.now)))));
+    if let Some(since) = connector.safe_since.filter(|_| connector.revoked.is_none()) {
+        let epoch = live.and_then(|live| live.psk_epoch).map(|epoch| format!(", pre-shared key {epoch}"));
+        let words = format!("against recording for a quantum computer since {}", rfc3339(since));
+        pairs.push(("safe", words + &epoch.unwrap_or_default()));
+    }
     let narrowed: Vec<&str> = connector.services.iter().map(Grant::as_str).collect();
     pairs.extend((!narrowed.is_empty()).then(|| ("limited to", narrowed.join(" "))));
     let out_of_service = connector.drained.then(|| "yes, until `connector undrain`".to_owned());
@@ -107,6 +116,9 @@ pub(super) fn lines(view: &View, connectors: &[&ConnectorRow]) -> String {
             or_dash(view.endpoint(connector)),
             or_dash(view.last_handshake(connector).map(|at| relative(at, view.now))),
             or_dash(view.version(connector)),
+            or_dash(live.map(|live| format!("{}/{}", bytes(live.rx_bytes), bytes(live.tx_bytes)))),
+            rough(view.now.duration_since(connector.key_since).unwrap_or_default()),
+            connector.public_key.to_string(),
             if services.is_empty() { "-".to_owned() } else { services.join(" ") },
         ]
     };
@@ -114,7 +126,20 @@ pub(super) fn lines(view: &View, connectors: &[&ConnectorRow]) -> String {
     if rows.is_empty() {
         return String::new();
     }
-    table(["CONNECTOR", "NAME", "TUNNEL", "STATE", "ENDPOINT", "HANDSHAKE", "VERSION", "SERVICES"], &rows)
+    let heading = [
+        "CONNECTOR",
+        "NAME",
+        "TUNNEL",
+        "STATE",
+        "ENDPOINT",
+        "HANDSHAKE",
+        "VERSION",
+        "RX/TX",
+        "KEY AGE",
+        "PUBLIC KEY",
+        "SERVICES",
+    ];
+    table(heading, &rows)
 }
 
 fn brief(service: &LiveServiceOfConnector) -> String {

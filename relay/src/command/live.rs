@@ -62,6 +62,8 @@ pub(crate) struct LiveConnector {
     pub(crate) notes: Vec<String>,
     /// Services that are managed at the relay and that it does not serve, and why.
     pub(crate) managed_refused: Vec<RefusedService>,
+    /// The epoch of the pre-shared key that its session hangs on.
+    pub(crate) psk_epoch: Option<u32>,
     /// Bytes received, inside the tunnel.
     pub(crate) rx_bytes: u64,
     /// Bytes sent, inside the tunnel.

@@ -68,6 +68,20 @@ pub(super) fn rough(duration: Duration) -> String {
     format!("{seconds}s")
 }
 
+/// Bytes in the largest unit that they fill: `980`, `1.2k`, `34M`.
+pub(super) fn bytes(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    for unit in ["", "k", "M", "G", "T"] {
+        match value {
+            // Rounded up, it would be a thousand of the next.
+            ..9.95 if !unit.is_empty() => return format!("{value:.1}{unit}"),
+            ..999.5 => return format!("{value:.0}{unit}"),
+            _ => value /= 1000.0,
+        }
+    }
+    format!("{value:.0}P")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -82,6 +96,23 @@ mod tests {
     fn facts_are_aligned_and_their_further_lines_too() {
         let shown = facts(&[("id", "con_1".to_owned()), ("services", "a up\nb down".to_owned())]);
         assert_eq!(shown, "id:        con_1\nservices:  a up\n           b down\n");
+    }
+
+    #[test]
+    fn bytes_are_told_roughly() {
+        for (number, shown) in [
+            (0, "0"),
+            (999, "999"),
+            (1_000, "1.0k"),
+            (9_949, "9.9k"),
+            (9_950, "10k"),
+            (999_499, "999k"),
+            (999_500, "1.0M"),
+            (34_000_000_000, "34G"),
+            (u64::MAX, "18447P"),
+        ] {
+            assert_eq!(bytes(number), shown, "{number}");
+        }
     }
 
     #[test]

@@ -476,6 +476,7 @@ impl Relay {
             services: vec![service("orders", None), service("users", Some("origin_refused"))],
             notes: vec!["its clock is behind".to_owned()],
             managed_refused: Vec::new(),
+            psk_epoch: Some(3),
             rx_bytes: 1234,
             tx_bytes: 56,
         };

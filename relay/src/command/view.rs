@@ -261,12 +261,22 @@ impl View {
             "ephemeral": connector.ephemeral,
             "drained": connector.drained,
             "enrolled": rfc3339(connector.enrolled),
+            "key_created": rfc3339(connector.key_since),
+            "key_age_seconds": age_seconds(connector.key_since, self.now),
+            "next_key": connector.next.as_ref().filter(|_| connector.revoked.is_none()).map(|next| next.public_key),
+            "psk_epoch": live.and_then(|live| live.psk_epoch),
+            "quantum_safe_since": connector.safe_since.map(rfc3339),
             "rx_bytes": live.map(|live| live.rx_bytes),
             "tx_bytes": live.map(|live| live.tx_bytes),
             "flapping": self.flapping.get(&connector.id).filter(|_| connector.revoked.is_none()),
             "notes": live.map(|live| live.notes.as_slice()).unwrap_or_default(),
         })
     }
+}
+
+/// Whole seconds since then; a clock that went back gives none.
+fn age_seconds(then: SystemTime, now: SystemTime) -> u64 {
+    now.duration_since(then).map_or(0, |age| age.as_secs())
 }
 
 impl KnownService {

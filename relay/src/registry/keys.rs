@@ -196,7 +196,6 @@ fn next_row(row: &Row) -> Result<(ConnectorId, NextKey)> {
 }
 
 fn of_connector(row: &Row) -> Result<(ConnectorId, SealedPsk)> {
-    let psk =
-        SealedPsk { relay: row.text(0)?, epoch: row.number(1)?, sealed: Sealed(row.bytes(2)?), confirmed: false };
+    let psk = SealedPsk { relay: row.text(0)?, epoch: row.number(1)?, sealed: Sealed(row.bytes(2)?), confirmed: false };
     Ok((row.text(3)?, psk))
 }

@@ -1,6 +1,7 @@
 //! What every engine must do: one suite, run against each of them through the trait alone.
 
 mod gateways;
+mod keys;
 mod managed;
 
 use std::net::SocketAddr;
@@ -42,6 +43,11 @@ macro_rules! suite {
             tombstones_are_forgotten_after_thirty_days,
             ephemeral_connectors_are_forgotten_ten_minutes_after_their_last_handshake,
             every_change_is_audited_with_who_and_what,
+            a_fresh_pre_shared_key_stands_beside_the_one_in_use,
+            a_next_key_is_known_beside_the_old_one_until_it_stays_alone,
+            a_key_that_anybody_has_is_nobody_elses_next_one,
+            a_connector_that_changes_again_goes_on_from_the_key_it_uses,
+            since_when_traffic_is_safe_is_remembered_from_the_first_handshake,
             a_tunnel_has_room_for_so_many_services_and_a_deleted_one_makes_room,
             a_managed_service_is_loaded_as_it_was_set_last_and_forgotten_when_deleted,
             a_tunnel_is_given_no_managed_service_that_it_may_not_serve,
@@ -68,6 +74,9 @@ pub(super) use gateways::{
     a_revoked_gateway_is_forgotten_after_thirty_days, a_rotated_secret_ends_after_its_grace_and_few_work_at_once,
     one_certificate_names_one_gateway, what_a_gateway_may_call_changes_and_never_to_nothing,
     when_a_gateway_called_is_kept_and_never_goes_back,
+};
+pub(super) use keys::{
+    a_fresh_pre_shared_key_stands_beside_the_one_in_use, a_next_key_is_known_beside_the_old_one_until_it_stays_alone, a_key_that_anybody_has_is_nobody_elses_next_one, a_connector_that_changes_again_goes_on_from_the_key_it_uses, since_when_traffic_is_safe_is_remembered_from_the_first_handshake,
 };
 pub(super) use managed::{
     a_managed_service_is_loaded_as_it_was_set_last_and_forgotten_when_deleted,

@@ -92,6 +92,7 @@ impl Shared {
             services: pairs.iter().map(service).collect(),
             notes,
             managed_refused,
+            psk_epoch: stats.and_then(|stats| stats.psk_epoch),
             rx_bytes: stats.map_or(0, |stats| stats.rx_bytes),
             tx_bytes: stats.map_or(0, |stats| stats.tx_bytes),
         }

@@ -94,7 +94,7 @@ pub(crate) enum RelayVerb {
     /// The relay's own key
     #[command(subcommand)]
     Key(KeyVerb),
-    /// Show who changed what, and when
+    /// Show who changed what and when, and who was refused
     Audit {
         /// How far back
         #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = parse_duration)]

@@ -1,0 +1,330 @@
+//! Two relays that share one PostgreSQL: either serves everything, and either may go.
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use culvert_lab::load::Plan;
+use culvert_lab::nginx::Nginx;
+use culvert_lab::skip::{self, Need};
+use culvert_lab::{Connector, Origin, Postgres, Relay, address, client, wait};
+use serde_json::Value;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+/// What the issue promises of a change made at the other relay.
+const IN_FORCE_WITHIN: Duration = Duration::from_secs(1);
+
+/// Two relays, one database, one origin.
+struct Two {
+    one: Relay,
+    two: Relay,
+    postgres: Postgres,
+    origin: Origin,
+}
+
+impl Two {
+    async fn new() -> Result<Self> {
+        let postgres = Postgres::start().await?;
+        let (mut one, mut two) = (Relay::sharing(&postgres)?, Relay::sharing(&postgres)?);
+        one.start().await?;
+        two.start().await?;
+        Ok(Self { one, two, postgres, origin: Origin::start("orders").await? })
+    }
+
+    async fn connector(&self, token: &str) -> Result<Connector> {
+        let mut connector = Connector::new(token, &[&format!("orders={}", self.origin.url())])?;
+        connector.start().await?;
+        Ok(connector)
+    }
+
+    /// Both serve this many connectors.
+    async fn pairs_up(&self, count: u64) -> Result<()> {
+        self.one.pairs_up("orders", count).await?;
+        self.two.pairs_up("orders", count).await
+    }
+
+    /// What the log of a test that fails needs.
+    fn last_words(&self) -> String {
+        format!("ONE\n{}\nTWO\n{}", self.one.last_words(), self.two.last_words())
+    }
+}
+
+fn is_skipped(test: &str) -> bool {
+    skip::unless(test, &[Need::Postgres])
+}
+
+/// Waits until `found`, and finds that it did not take longer than promised.
+async fn in_force<F: Future<Output = bool>>(what: &str, since: Instant, mut found: impl FnMut() -> F) -> Result<()> {
+    let seen = wait::until(what, PATIENCE, || {
+        let found = found();
+        async move { found.await.then_some(()) }
+    });
+    seen.await?;
+    let took = since.elapsed();
+    ensure!(took < IN_FORCE_WITHIN, "{what}: in force at the other relay after {took:?}");
+    Ok(())
+}
+
+async fn status(connector: &Connector) -> Result<Value> {
+    let said = connector.cli(&["status", "--json"]).await?;
+    serde_json::from_str(&said.stdout).with_context(|| format!("{said:?}"))
+}
+
+async fn relays_up(connector: &Connector, count: usize) -> Result<Value> {
+    let what = format!("{count} relays");
+    let up = wait::until(&what, PATIENCE, || async {
+        let status = status(connector).await.ok()?;
+        let up = status["relays"].as_array()?.iter().filter(|relay| relay["state"] == "up").count();
+        (up == count).then_some(status)
+    });
+    up.await.with_context(|| connector.last_words())
+}
+
+#[tokio::test]
+async fn a_token_names_both_relays_and_a_connector_that_joined_with_one_use_is_served_from_either() -> Result<()> {
+    if is_skipped("a token of two relays") {
+        return Ok(());
+    }
+    let setup = Two::new().await?;
+    let token = setup.one.tunnel_with("main", &["orders"], &["--uses", "1"]).await?;
+    let connector = setup.connector(&token).await?;
+    setup.pairs_up(1).await.with_context(|| format!("{}\n{}", connector.last_words(), setup.last_words()))?;
+    for relay in [&setup.one, &setup.two] {
+        let answer = relay.get("orders", "/").await?;
+        assert_eq!(answer.status, 200, "{}\n{}", answer.header("proxy-status"), setup.last_words());
+        let listed = relay.json(&["connector", "list"]).await?;
+        assert_eq!((listed.as_array().map(Vec::len), &listed[0]["state"]), (Some(1), &"up".into()), "{listed}");
+    }
+    let status = relays_up(&connector, 2).await?;
+    assert_eq!(status["relays"].as_array().map(Vec::len), Some(2), "{status}");
+    // Each relay has a pre-shared key of its own with it.
+    let psk = |relay: &Value| {
+        let name = relay["name"].as_str().unwrap_or_default().to_owned();
+        std::fs::read_to_string(connector.state().join("relays").join(name).join("preshared.key"))
+    };
+    assert_ne!(psk(&status["relays"][0])?, psk(&status["relays"][1])?);
+    let tokens = setup.two.json(&["token", "list"]).await?;
+    assert_eq!(tokens[0]["uses_left"], 0, "one use for both relays: {tokens}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_relay_that_comes_later_is_learned_by_connectors_that_have_no_token_any_more() -> Result<()> {
+    if is_skipped("a relay that comes later") {
+        return Ok(());
+    }
+    let postgres = Postgres::start().await?;
+    let (mut one, mut two) = (Relay::sharing(&postgres)?, Relay::sharing(&postgres)?);
+    one.start().await?;
+    let origin = Origin::start("orders").await?;
+    let token = one.tunnel_with("main", &["orders"], &["--uses", "1"]).await?;
+    let mut connector = Connector::new(&token, &[&format!("orders={}", origin.url())])?;
+    connector.start().await?;
+    connector.terminate(PATIENCE).await?;
+    connector.env.retain(|(name, _)| name != "CULVERT_TOKEN");
+    connector.start().await?;
+    one.up("orders").await?;
+
+    two.start().await?;
+    let words = || format!("{}\nONE\n{}\nTWO\n{}", connector.last_words(), one.last_words(), two.last_words());
+    two.up("orders").await.with_context(words)?;
+    assert_eq!(two.get("orders", "/").await?.status, 200);
+    let status = relays_up(&connector, 2).await?;
+    assert_eq!(status["relays"].as_array().map(Vec::len), Some(2), "{status}");
+    let ready = connector.ask("/readyz").await?;
+    assert_eq!(ready.status, 200);
+
+    // The second has it for itself from now on.
+    one.kill()?;
+    connector.terminate(PATIENCE).await?;
+    connector.start().await?;
+    two.up("orders").await?;
+    assert_eq!(two.get("orders", "/").await?.status, 200);
+
+    let made = one_more(&two).await?;
+    let second = Connector::new(&made, &[&format!("orders={}", origin.url())]);
+    let mut second = second?;
+    second.start().await?;
+    two.pairs_up("orders", 2).await
+}
+
+async fn one_more(relay: &Relay) -> Result<String> {
+    let said = relay.cli(&["token", "create", "main", "--uses", "1"]).await?;
+    ensure!(said.status == 0, "{said:?}");
+    Ok(said.stdout.trim().to_owned())
+}
+
+#[tokio::test]
+async fn a_token_is_taken_at_either_relay_as_soon_as_it_is_shown_though_its_maker_is_killed() -> Result<()> {
+    if is_skipped("a token whose maker is gone") {
+        return Ok(());
+    }
+    let mut setup = Two::new().await?;
+    setup.one.tunnel("main", &["orders"]).await?;
+    let token = one_more(&setup.one).await?;
+    setup.one.kill()?;
+    let connector = setup.connector(&token).await?;
+    setup.two.up("orders").await.with_context(|| connector.last_words())?;
+    assert_eq!(setup.two.get("orders", "/").await?.status, 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn one_name_with_an_address_for_each_relay_is_enough() -> Result<()> {
+    // In a mount namespace the connector reads another /etc/hosts.
+    if skip::unless("one name for two relays", &[Need::Postgres, Need::Root, Need::Program("unshare")]) {
+        return Ok(());
+    }
+    let postgres = Postgres::start().await?;
+    let (mut one, mut two) = (Relay::sharing(&postgres)?, Relay::sharing(&postgres)?);
+    let mut hosts = "127.0.0.1 localhost\n".to_owned();
+    for relay in [&mut one, &mut two] {
+        hosts.push_str(&format!("{} relays.test\n", relay.wireguard.ip()));
+        relay.endpoint = format!("relays.test:{}", relay.wireguard.port());
+        relay.start().await?;
+    }
+    let origin = Origin::start("orders").await?;
+    let token = two.tunnel("main", &["orders"]).await?;
+    let mut connector = Connector::new(&token, &[&format!("orders={}", origin.url())])?;
+    let path = connector.directory().join("hosts");
+    std::fs::write(&path, hosts)?;
+    let inside = ["unshare", "--mount", "--", "sh", "-c", "mount --bind \"$0\" /etc/hosts && exec \"$@\""];
+    connector.prefix = inside.map(str::to_owned).to_vec();
+    connector.prefix.push(path.display().to_string());
+    connector.start().await?;
+    relays_up(&connector, 2).await?;
+    for relay in [&one, &two] {
+        relay.up("orders").await?;
+        assert_eq!(relay.get("orders", "/").await?.status, 200);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_changes_at_one_relay_is_in_force_at_the_other_within_a_second() -> Result<()> {
+    if is_skipped("changes at the other relay") {
+        return Ok(());
+    }
+    let setup = Two::new().await?;
+    let token = setup.one.tunnel("main", &["orders"]).await?;
+    let mut connectors = Vec::new();
+    for _ in 0..2 {
+        connectors.push(setup.connector(&token).await?);
+    }
+    setup.pairs_up(2).await.with_context(|| setup.last_words())?;
+    let (one, two) = (&setup.one, &setup.two);
+    let up_at_two = |count: u64| async move {
+        let Ok(answer) = two.ask("/readyz").await else { return false };
+        answer.json().is_ok_and(|body| body.pointer("/services/orders/up") == Some(&count.into()))
+    };
+    let cli = |args: Vec<String>| async move {
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let said = one.cli(&args).await?;
+        ensure!(said.status == 0, "{args:?}: {said:?}");
+        // Counted from the end of the command: it is done when it says so.
+        Ok(Instant::now())
+    };
+    let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let listed = one.json(&["connector", "list"]).await?;
+    let ids: Vec<String> =
+        listed.as_array().into_iter().flatten().filter_map(|one| Some(one["id"].as_str()?.to_owned())).collect();
+    ensure!(ids.len() == 2, "{listed}");
+
+    let since = cli(words(&format!("connector drain {}", ids[0]))).await?;
+    in_force("a drained connector", since, || up_at_two(1)).await?;
+    let since = cli(words(&format!("connector undrain {}", ids[0]))).await?;
+    in_force("an undrained connector", since, || up_at_two(2)).await?;
+    let since = cli(words(&format!("connector revoke {}", ids[0]))).await?;
+    in_force("a revoked connector", since, || up_at_two(1)).await?;
+
+    let since = cli(words("tunnel create second --service parts")).await?;
+    in_force("a new tunnel's service", since, || async {
+        two.get("parts", "/").await.is_ok_and(|answer| answer.status == 503)
+    })
+    .await?;
+    let since = cli(words("tunnel delete second")).await?;
+    in_force("a deleted tunnel's service", since, || async {
+        two.get("parts", "/").await.is_ok_and(|answer| answer.status == 404)
+    })
+    .await?;
+    let since = cli(words("tunnel delete main")).await?;
+    in_force("a deleted tunnel", since, || async {
+        two.get("orders", "/").await.is_ok_and(|answer| answer.status == 404)
+    })
+    .await?;
+    for connector in &mut connectors {
+        let ended = connector.process()?.end(PATIENCE).await?;
+        assert_eq!(ended.code(), Some(78), "{}", connector.last_words());
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn requests_go_on_while_relays_are_killed_and_restarted_and_so_is_the_database() -> Result<()> {
+    if skip::unless("two relays that come and go", &[Need::Postgres, Need::Program("nginx")]) {
+        return Ok(());
+    }
+    let mut setup = Two::new().await?;
+    let token = setup.one.tunnel("main", &["orders"]).await?;
+    let mut connectors = Vec::new();
+    for _ in 0..2 {
+        connectors.push(setup.connector(&token).await?);
+    }
+    setup.pairs_up(2).await?;
+    let listen = address::at(address::own_loopback(), 31_000);
+    let http = format!(
+        "upstream relays {{ server {} max_fails=1 fail_timeout=1s; server {} max_fails=1 fail_timeout=1s; keepalive 16; }}\n\
+         server {{ listen {listen}; location / {{ proxy_pass http://relays; proxy_http_version 1.1;\n\
+         proxy_set_header Connection \"\"; proxy_set_header Host orders; proxy_connect_timeout 1s;\n\
+         proxy_next_upstream error timeout http_502 http_503 http_504; }} }}",
+        setup.one.http, setup.two.http
+    );
+    let _nginx = Nginx::start(None, listen, &http).await?;
+    let answered = |count: usize| {
+        let origin = &setup.origin;
+        let from = origin.requests("/");
+        async move {
+            wait::until("requests at the origin", PATIENCE, || async {
+                (origin.requests("/") >= from + count).then_some(())
+            })
+            .await
+        }
+    };
+    let begun = Instant::now();
+    let load = Plan::gets(listen, "orders").per_second(220).start();
+    answered(200).await?;
+    setup.one.kill()?;
+    answered(400).await?;
+    setup.one.start().await?;
+    setup.one.pairs_up("orders", 2).await?;
+    answered(200).await?;
+    setup.two.terminate(PATIENCE).await?;
+    answered(200).await?;
+    setup.two.start().await?;
+    setup.two.pairs_up("orders", 2).await?;
+    setup.postgres.stop().await?;
+    answered(400).await?;
+    // Neither relay is less ready for it, and both say so.
+    for relay in [&setup.one, &setup.two] {
+        wait::until("a relay to notice", PATIENCE, || async {
+            let ready = relay.ask("/readyz").await.ok()?;
+            (ready.status == 200 && ready.text().contains("degraded")).then_some(())
+        })
+        .await?;
+    }
+    setup.postgres.restart().await?;
+    answered(400).await?;
+    let report = load.finish().await?;
+    let rate = report.answered as f64 / begun.elapsed().as_secs_f64();
+    report.all_well(1800).with_context(|| setup.last_words())?;
+    ensure!(rate >= 200.0, "{rate:.0} requests a second");
+    // Both take changes again, and hear of each other's.
+    wait::until("a change at the first relay", PATIENCE, || async {
+        (setup.one.cli(&["tunnel", "create", "after", "--service", "after"]).await.ok()?.status == 0).then_some(())
+    })
+    .await?;
+    wait::until("it at the second", PATIENCE, || async {
+        (client::get(setup.two.http, "after", "/").await.ok()?.status == 503).then_some(())
+    })
+    .await
+}

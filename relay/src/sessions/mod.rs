@@ -55,6 +55,8 @@ const CALL_BACKS_AT_ONCE: usize = 50;
 const CALL_BACK_EVERY: Duration = Duration::from_millis(10);
 /// How often rows past their time are dropped.
 const FORGET_EVERY: Duration = Duration::from_secs(60);
+/// That one key is in two places is told again after this time.
+const TOLD_AGAIN: Duration = Duration::from_secs(600);
 /// How often it is looked whether the grace of a key is over, and who uses which is written.
 const KEYS_EVERY: Duration = Duration::from_secs(1);
 /// How often idle streams are swept.
@@ -239,6 +241,7 @@ impl Shared {
                 if let Some((id, known)) = self.table().by_peer(peer) {
                     note_displaced(id, known.clones.came_back(now));
                 }
+                self.came_back(peer, tasks, now);
             }
             Event::ClockBehind { peer } => {
                 if let Some((id, known)) = self.table().by_peer(peer)
@@ -249,7 +252,7 @@ impl Shared {
             }
             Event::EpochPromoted { peer, epoch } => self.epoch_promoted(peer, epoch, tasks),
             Event::KeyPromoted { peer, public_key, .. } => debug!(peer = ?peer, %public_key, "key confirmed"),
-            Event::Flapping { peer, paths } => self.flapping(peer, paths, tasks, now),
+            Event::Flapping { peer, paths } => self.in_two_places(peer, paths.map(|path| path.remote), tasks, now),
             Event::Stranger { public_key, path } => self.stranger(&public_key, path),
             Event::Unanswered { peer, attempts } => debug!(peer = ?peer, attempts, "handshake unanswered"),
             Event::SessionLost { peer } => debug!(peer = ?peer, "session lost"),
@@ -301,7 +304,9 @@ impl Shared {
             known.last_handshake = Some(at);
             self.notes.add(Note::Handshake { connector: id.clone(), at });
         }
-        if known.endpoint.replace((path.remote, path.local)) != Some((path.remote, path.local)) {
+        let before = known.endpoint.replace((path.remote, path.local));
+        known.former = before.map(|(remote, _)| remote).filter(|remote| *remote != path.remote).or(known.former);
+        if before != Some((path.remote, path.local)) {
             let local = local_of(&self.plane, path);
             self.notes.add(Note::Endpoint { connector: id, remote: path.remote, local });
         }
@@ -322,11 +327,20 @@ impl Shared {
 
     /// One key in two places at once: most likely somebody has a copy of it. Which of the two is right only an operator can
     /// tell, so nothing is ended; it is said, and shown.
-    fn flapping(self: &Arc<Self>, peer: PeerId, paths: [Path; 2], tasks: &mut JoinSet<()>, now: Instant) {
+    fn in_two_places(
+        self: &Arc<Self>,
+        peer: PeerId,
+        places: [SocketAddr; 2],
+        tasks: &mut JoinSet<()>,
+        now: Instant,
+    ) {
         let mut table = self.table();
         let Some((id, known)) = table.by_peer(peer) else { return };
-        let [one, other] = paths.map(|path| path.remote);
-        known.flapping = Some((now, [one, other]));
+        let [one, other] = places;
+        let told = known.flapping.replace((now, places));
+        if told.is_some_and(|(at, _)| now.saturating_duration_since(at) < TOLD_AGAIN) {
+            return;
+        }
         warn!(connector = %id, one = %one, other = %other, "one connector's key is used in two places at once");
         let row = AuditRow {
             at: SystemTime::now(),
@@ -341,6 +355,17 @@ impl Shared {
                 debug!(%error, "a key in two places not written to the audit trail");
             }
         });
+    }
+
+    /// A process that another one had displaced is back while that one is here: two hosts have the key.
+    fn came_back(self: &Arc<Self>, peer: PeerId, tasks: &mut JoinSet<()>, now: Instant) {
+        let places = {
+            let mut table = self.table();
+            table.by_peer(peer).and_then(|(_, known)| Some([known.former?, known.endpoint?.0]))
+        };
+        if let Some(places) = places {
+            self.in_two_places(peer, places, tasks, now);
+        }
     }
 
     fn epoch_promoted(self: &Arc<Self>, peer: PeerId, epoch: u32, tasks: &mut JoinSet<()>) {

@@ -50,6 +50,8 @@ pub(super) struct Known {
     pub(super) last_handshake: Option<SystemTime>,
     pub(super) clock_behind: Option<Instant>,
     pub(super) clones: Clones,
+    /// Where it was before.
+    pub(super) former: Option<SocketAddr>,
     /// When its key was last found to be used in two places at once, and where.
     pub(super) flapping: Option<(Instant, [SocketAddr; 2])>,
     pub(super) live: Option<Live>,
@@ -86,6 +88,7 @@ impl Table {
                 last_handshake: row.last_handshake,
                 clock_behind: None,
                 clones: Clones::default(),
+                former: None,
                 flapping: None,
                 live: None,
                 since: Instant::now(),

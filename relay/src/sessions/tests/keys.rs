@@ -146,5 +146,7 @@ async fn a_key_in_two_places_is_shown_and_written_down_once() {
     rig.sessions.shared.take(Event::Flapping { peer, paths }, &mut tasks);
     while tasks.join_next().await.is_some() {}
     assert_eq!(rig.sessions.flapping()[&a.enrolled.id], paths.map(|path| path.remote));
+    rig.sessions.shared.take(Event::Flapping { peer, paths }, &mut tasks);
+    while tasks.join_next().await.is_some() {}
     assert_eq!(rig.actions().await.iter().filter(|action| *action == "connector.flapping").count(), 1);
 }

@@ -432,7 +432,9 @@ impl Relay {
         let mut relay = Self::new();
         relay.create("dc1", &["orders", "users", "billing-*"]).await.unwrap();
         let unlimited = TokenTerms { uses: None, expires_seconds: None, ..terms() };
-        relay.ask(Command::TokenCreate { tunnel: "dc1".to_owned(), token: unlimited }).await.unwrap();
+        // Listings are in the order of creation.
+        let later = now() + Duration::from_secs(1);
+        relay.ask_at(Command::TokenCreate { tunnel: "dc1".to_owned(), token: unlimited }, later).await.unwrap();
         let snapshot = relay.registry.load().await.unwrap();
         let token = snapshot.tokens.iter().find(|token| token.uses_left.is_none()).unwrap();
         for (number, name) in ["web-1", "twin", "twin", "gone"].into_iter().enumerate() {
@@ -495,9 +497,13 @@ impl Relay {
     }
 
     async fn ask(&self, command: Command) -> Result<Outcome, CommandError> {
+        self.ask_at(command, now()).await
+    }
+
+    async fn ask_at(&self, command: Command, at: SystemTime) -> Result<Outcome, CommandError> {
         let facts = Facts { identity: &self.identity, endpoints: self.endpoints.clone() };
         let request = Request { actor: "uid 0".to_owned(), command };
-        carry_out(request, self.registry.as_ref(), &self.live, &facts, now()).await
+        carry_out(request, self.registry.as_ref(), &self.live, &facts, at).await
     }
 
     async fn create(&self, name: &str, services: &[&str]) -> Result<Outcome, CommandError> {

@@ -70,6 +70,10 @@ async fn run(args: RunArgs) -> Result<Exit, Quit> {
         tracing::warn!(warning, "configuration");
     }
     let token = token(&args, environment)?;
+    // Read once, and of no use to whoever looks at this process.
+    if !process::forget_variables(&[c"CULVERT_TOKEN", c"TUNNEL_TOKEN"]) {
+        tracing::debug!("the token stays in the environment");
+    }
     let keeps_state = !settled.ephemeral || args.place.state_dir.is_some();
     let state = match keeps_state {
         true => Some(Search::new(Program::Connector, args.place.state_dir.as_deref(), environment).create()?),

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use culvert_ops::exit::Quit;
 use culvert_ops::load::Environment;
+use culvert_ops::process;
 use culvert_ops::secret::{Secret, SecretError, SecretSource};
 use nix::sys::termios::{LocalFlags, SetArg, SpecialCharacterIndices, Termios, tcgetattr, tcsetattr};
 use zeroize::Zeroizing;
@@ -39,6 +40,7 @@ pub(super) fn find(flag: Option<&Path>, environment: &dyn Environment, what_for:
         Some(secret) => secret,
         None => typed(what_for)?,
     };
+    process::forget_variables(&[c"CULVERT_BACKUP_PASSPHRASE"]);
     if what_for == For::Sealing && secret.expose().chars().count() < LEAST {
         return Err(Quit::config(format!("a passphrase of {LEAST} characters or more is expected")).hint(
             "whoever has the backup and guesses it has the relay's keys; `culvert-relay genpsk` prints one nobody guesses",

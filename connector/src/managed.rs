@@ -112,7 +112,7 @@ impl Managed {
         };
         let fits = |one: &RefusedService| {
             let bytes = serde_json::to_vec(one).map_or(usize::MAX, |json| json.len() + 1);
-            room = room.checked_sub(bytes).unwrap_or(0);
+            room = room.saturating_sub(bytes);
             room > 0
         };
         refused.iter().map(short).take_while(fits).collect()

@@ -13,6 +13,7 @@ use std::task::{Context, Poll};
 use culvert_hop::body::{Body, Ending, Outcome};
 use culvert_hop::exchange::{Answer, SendError};
 use culvert_hop::fault::{Fault, Retry, Side};
+use culvert_hop::message::{Request, RequestParts as Parts, Response};
 use culvert_hop::request::{self, Head};
 use culvert_hop::retry::{Again, is_idempotent};
 use culvert_hop::server::{self, ServerSettings};
@@ -23,8 +24,7 @@ use culvert_model::reason::Reason;
 use culvert_ops::drain::{Drain, InFlight};
 use culvert_ops::task::Owner;
 use culvert_plane::{Closed, Connection, Stream};
-use http::request::Parts;
-use http::{Request, Response, StatusCode, Version};
+use http::{StatusCode, Version};
 use http_body::Body as _;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
@@ -136,7 +136,7 @@ impl Gate {
     }
 
     fn upstream(&self, parts: &Parts) -> Option<Arc<Upstream>> {
-        let mut named = parts.headers.get_all(SERVICE_FIELD).iter();
+        let mut named = parts.headers.get_all(SERVICE_FIELD);
         let name = named.next()?.to_str().ok()?;
         if named.next().is_some() {
             return None;

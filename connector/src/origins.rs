@@ -254,7 +254,6 @@ fn pool(dial: Dial) -> Pool<Dial> {
         max_idle: MAX_IDLE,
         idle_timeout: if is_h2c { IDLE_HTTP2 } else { IDLE },
         max_head: MAX_HEAD,
-        preserve_case: true,
         // https origins have their say by ALPN.
         http2: if is_h2c { Speak::Always } else { Speak::Never },
         exchanges_per_connection: EXCHANGES,

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use culvert_connector::config::Given;
 use culvert_hop::body::Body;
+use culvert_hop::message::{Request, Response};
 use culvert_hop::server::{ServerSettings, serve};
 use culvert_model::token::Token;
 use culvert_ops::drain::{Drain, Signals};
@@ -19,7 +20,7 @@ use culvert_ops::log;
 use culvert_ops::process;
 use culvert_ops::state::StateDir;
 use culvert_ops::systemd::{Notifier, Sockets};
-use http::{Request, Response, header};
+use http::header;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
@@ -145,7 +146,7 @@ fn hello(request: &Request<Body>) -> Response<Body> {
         request.method(),
         request.uri()
     );
-    for (name, value) in request.headers() {
+    for (name, value) in request.headers().iter() {
         text.push_str(&format!("  {name}: {}\n", String::from_utf8_lossy(value.as_bytes())));
     }
     let mut response = Response::new(Body::full(text));

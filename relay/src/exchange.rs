@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use culvert_hop::body::Body;
 use culvert_hop::exchange::Answer;
 use culvert_hop::fault::{self, Audience, Fault, Side};
+use culvert_hop::fields::Name;
 use culvert_hop::limits::InFlight;
+use culvert_hop::message::{Request, RequestParts as Parts, Response};
 use culvert_hop::request::{self, Caller, ForwardPolicy, Head};
 use culvert_hop::response;
 use culvert_hop::upgrade::{self, Protocol, Spliced};
@@ -19,8 +21,7 @@ use culvert_model::name::ServiceName;
 use culvert_model::reason::Reason;
 use culvert_ops::drain::Drain;
 use culvert_ops::task::Owner;
-use http::request::Parts;
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Version, header};
+use http::{HeaderName, HeaderValue, StatusCode, Version, header};
 use http_body::Body as _;
 use tokio::time::sleep;
 
@@ -92,7 +93,7 @@ impl MessageBounds {
     /// HTTP/1.1 heads are measured while they come in; those of HTTP/2 come unpacked, so they are measured here, as
     /// SETTINGS_MAX_HEADER_LIST_SIZE counts them (RFC 9113 §6.5.2).
     fn hold(&self, parts: &Parts) -> bool {
-        let size = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + 32;
+        let size = |(name, value): (&Name, &HeaderValue)| name.as_bytes().len() + value.len() + 32;
         parts.headers.len() <= self.fields.load(Ordering::Relaxed)
             && (parts.version != Version::HTTP_2
                 || parts.headers.iter().map(size).sum::<usize>() <= self.head.load(Ordering::Relaxed))
@@ -221,7 +222,7 @@ impl Exchanges {
         head: &Head,
         parts: &Parts,
     ) -> Result<Arc<Service>, Fault> {
-        let mut fields = parts.headers.get_all(SERVICE).iter();
+        let mut fields = parts.headers.get_all(SERVICE);
         let header = match (fields.next(), fields.next(), door.select) {
             (Some(_), Some(_), Select::Header) => {
                 return Err(Fault::new(Reason::BadRequest).log("Culvert-Service twice"));
@@ -312,14 +313,14 @@ fn key(balance: &Balance, parts: &Parts, caller: &Caller, policy: ForwardPolicy)
     match balance {
         Balance::Header(name) => parts.headers.get(name).map(|value| pick::hash(value.as_bytes())),
         Balance::Cookie(name) => {
-            let cookies = parts.headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
+            let cookies = parts.headers.get_all(header::COOKIE).filter_map(|value| value.to_str().ok());
             let mut pairs = cookies.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
             pairs.find(|(own, _)| own == name).map(|(_, value)| pick::hash(value.as_bytes()))
         }
         Balance::ClientIp => {
             // Behind a gateway that is believed, the client is whom the gateway names last.
             let named = match policy {
-                ForwardPolicy::Append => parts.headers.get_all(&FORWARDED_FOR).iter().next_back(),
+                ForwardPolicy::Append => parts.headers.get_all(&FORWARDED_FOR).next_back(),
                 ForwardPolicy::Replace => None,
             };
             let last = named.and_then(|value| value.to_str().ok()?.rsplit(',').next().map(str::trim));

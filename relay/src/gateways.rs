@@ -11,11 +11,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use culvert_hop::fault::Fault;
+use culvert_hop::fields::Fields;
 use culvert_model::gateway::{self, Credential, GatewaySecret, SecretVerifier};
 use culvert_model::id::GatewayId;
 use culvert_model::name::{Grant, Label, ServiceName};
 use culvert_model::reason::Reason;
-use http::{HeaderMap, HeaderName};
+use http::HeaderName;
 use tokio::sync::Notify;
 use tokio::time::sleep;
 use tracing::info;
@@ -159,7 +160,7 @@ impl Gateways {
     /// `unauthenticated`, or `not_allowed` for a known gateway that this listener does not admit.
     pub(crate) async fn admit(
         &self,
-        headers: &HeaderMap,
+        headers: &Fields,
         (certificate, from): (Option<&PeerCertificate>, Option<IpAddr>),
         admitted: Option<&[Label]>,
     ) -> Result<Arc<Gateway>, Fault> {
@@ -190,13 +191,13 @@ impl Gateways {
     /// `unauthenticated`: what is there proves nothing. None = nothing is there.
     pub(crate) fn identify(
         &self,
-        headers: &HeaderMap,
+        headers: &Fields,
         certificate: Option<&PeerCertificate>,
         now: SystemTime,
     ) -> Result<Option<Arc<Gateway>>, Fault> {
         let table = self.table();
         let by_certificate = certificate.map(|certificate| table.of_certificate(certificate));
-        let mut fields = headers.get_all(&FIELD).iter();
+        let mut fields = headers.get_all(FIELD);
         let (field, again) = (fields.next(), fields.next());
         let Some(field) = field else {
             return match by_certificate {

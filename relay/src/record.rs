@@ -10,10 +10,10 @@ use culvert_hop::body::{Ending, Outcome};
 use culvert_hop::exchange::Answer;
 use culvert_hop::fault::Fault;
 use culvert_hop::limits::Permit;
+use culvert_hop::message::RequestParts as Parts;
 use culvert_hop::request;
 use culvert_model::reason::Reason;
 use culvert_plane::Stream;
-use http::request::Parts;
 use http::{HeaderValue, Method, Uri};
 
 use crate::access_log::{AccessLog, Entry};

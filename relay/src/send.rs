@@ -10,11 +10,11 @@ use culvert_hop::body::Body;
 use culvert_hop::exchange::{Answer, Deadlines, SendError};
 use culvert_hop::failure;
 use culvert_hop::fault::{Fault, Retry, Side};
+use culvert_hop::message::Request;
 use culvert_hop::retry::{self, Again};
 use culvert_model::control::ServiceTimeouts;
 use culvert_model::reason::Reason;
 use culvert_plane::Stream;
-use http::Request;
 use tokio::time::{sleep, timeout_at};
 
 use crate::record::InUse;

@@ -8,10 +8,10 @@ use std::time::Duration;
 use culvert_hop::body::Body;
 use culvert_hop::exchange::{Answer, Deadlines, SendError};
 use culvert_hop::fault::{Fault, Retry, Side};
+use culvert_hop::message::Request;
 use culvert_hop::pool::{Lost, Opener, Pool, PoolSettings, Speak};
 use culvert_model::reason::Reason;
 use culvert_plane::{Connection, Stream, StreamReset};
-use http::Request;
 use tokio::time::Instant;
 
 /// A connector that permits no further stream for so long is overloaded.

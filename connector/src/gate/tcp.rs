@@ -4,13 +4,14 @@
 
 use culvert_hop::body::Body;
 use culvert_hop::fault::{Fault, Retry, Side};
+use culvert_hop::fields::Fields;
+use culvert_hop::message::{RequestParts as Parts, Response};
 use culvert_hop::request::{Head, Upgrade};
 use culvert_hop::upgrade::{Protocol, Raw};
 use culvert_model::control::{PEER_FIELD, TCP_PROTOCOL};
 use culvert_model::reason::Reason;
 use http::header::{CONNECTION, UPGRADE};
-use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use http::{HeaderValue, StatusCode};
 use tokio::io::AsyncWriteExt as _;
 
 use super::{Gate, Upgraded};
@@ -65,8 +66,8 @@ impl Gate {
 }
 
 /// Who connected at the relay, where it says so.
-fn peer(headers: &HeaderMap) -> Result<Option<Peer>, Fault> {
-    let mut told = headers.get_all(PEER_FIELD).iter();
+fn peer(headers: &Fields) -> Result<Option<Peer>, Fault> {
+    let mut told = headers.get_all(PEER_FIELD);
     let peer = match (told.next(), told.next()) {
         (None, _) => return Ok(None),
         (Some(peer), None) => peer.to_str().ok().and_then(|text| text.parse().ok()),

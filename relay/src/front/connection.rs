@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_hop::body::Body;
+use culvert_hop::message::Request;
 use culvert_hop::request::Caller;
 use culvert_hop::server::serve;
 use culvert_hop::wakes::Quiet;
 use culvert_ops::drain::InFlight;
-use http::{Request, StatusCode};
+use http::StatusCode;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::sleep;
 use tracing::debug;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use culvert_hop::body::Body;
 use culvert_hop::exchange::{Answer, Deadlines};
 use culvert_hop::fault::Fault;
+use culvert_hop::message::{Request, RequestParts as Parts};
 use culvert_hop::request;
 use culvert_hop::upgrade::{Protocol, Raw, Spliced, splice_io};
 use culvert_model::control::{PEER_FIELD, SERVICE_FIELD, TCP_PROTOCOL};
@@ -17,8 +18,7 @@ use culvert_model::reason::Reason;
 use culvert_ops::drain::InFlight;
 use culvert_plane::Stream;
 use http::header::{CONNECTION, HOST, UPGRADE};
-use http::request::Parts;
-use http::{HeaderName, HeaderValue, Method, Request};
+use http::{HeaderName, HeaderValue, Method};
 use tracing::debug;
 
 use super::Front;
@@ -148,7 +148,7 @@ impl Front {
 /// What is logged, and the head that asks the connector.
 fn head(service: &culvert_model::name::ServiceName) -> Option<(Parts, Parts)> {
     let method = Method::from_bytes(METHOD).ok()?;
-    let shown = Request::builder().method(method).body(()).ok()?;
-    let asked = Request::builder().header(HOST, service.as_str()).body(()).ok()?;
+    let shown = Request::from(http::Request::builder().method(method).body(()).ok()?);
+    let asked = Request::from(http::Request::builder().header(HOST, service.as_str()).body(()).ok()?);
     Some((shown.into_parts().0, asked.into_parts().0))
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 use culvert_hop::body::Body;
 use culvert_hop::exchange::Answer;
 use culvert_hop::limits::Bounds;
+use culvert_hop::message::{Request, Response};
 use culvert_hop::server::{ServerSettings, serve};
 use culvert_model::address::{BOOTSTRAP_INNER, RELAY_INNER};
 use culvert_model::control::{
@@ -20,7 +21,6 @@ use culvert_model::reason::Reason;
 use culvert_model::token::Token;
 use culvert_ops::state::StateDir;
 use culvert_plane::{Closed, Role, Stream, StreamLimits};
-use http::{Request, Response};
 use tokio::sync::mpsc;
 
 use super::frames::Frames;

@@ -3,7 +3,6 @@
 //! Must never end cleanly when what it reads was cut short.
 
 use std::fmt;
-use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -13,10 +12,11 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use culvert_model::reason::Reason;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use hyper::body::Incoming;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
+use crate::alarm::Alarm;
 use crate::fault::{Fault, Side};
+use crate::server::Received;
 use crate::stream::Inbound;
 
 /// What a boxed body may fail with.
@@ -52,15 +52,14 @@ pub enum Outcome {
 
 /// Drives the connection that a response's body comes on.
 pub(crate) trait Drive: Send {
-    /// The body's next frame, and what has to move on the connection for it.
-    fn poll_frame(
-        &mut self,
-        incoming: &mut Incoming,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>>;
+    /// The body's next frame, or why it ended early.
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>>;
 
-    /// Why the body ended early. Called after it failed.
-    fn poll_fault(&mut self, cx: &mut Context<'_>) -> Poll<Fault>;
+    /// How much is to come, of a body that said so.
+    fn left(&self) -> Option<u64>;
+
+    /// Whether nothing is to come.
+    fn is_over(&self) -> bool;
 
     /// The body is over: the connection may be used again.
     fn finish(self: Box<Self>);
@@ -81,10 +80,10 @@ pub(crate) struct Flag {
 enum Kind {
     Empty,
     Full(Bytes),
-    /// A length without bytes: `Content-Length` of a 304, which hyper drops when the body says it is empty.
-    Phantom(u64),
-    Incoming(Incoming),
-    Answer(Incoming, Box<dyn Drive>),
+    /// A request's, on an HTTP/1.1 connection.
+    Received(Received),
+    /// A response's, on an HTTP/1.1 connection.
+    Answer(Box<dyn Drive>),
     /// Of either side, on an HTTP/2 stream.
     Stream(Box<Inbound>),
     Boxed(Pin<Box<dyn HttpBody<Data = Bytes, Error = Fault> + Send>>),
@@ -92,7 +91,6 @@ enum Kind {
     Doomed(Fault),
     /// It failed: there is nothing more, but that is no clean end.
     Failed,
-    Failing(Option<Box<dyn Drive>>),
 }
 
 #[derive(Default)]
@@ -104,7 +102,7 @@ struct Watch {
     deadline: Option<Instant>,
     /// When the current wait began; none while bytes flow.
     waiting: Option<Instant>,
-    sleep: Option<Pin<Box<Sleep>>>,
+    alarm: Alarm,
     end: Option<Box<dyn FnOnce(Ending) + Send>>,
 }
 
@@ -201,17 +199,12 @@ impl Body {
         Self::of(Kind::Boxed(Box::pin(body)))
     }
 
-    pub(crate) fn phantom(length: u64) -> Self {
-        Self::of(Kind::Phantom(length))
+    pub(crate) fn received(body: Received) -> Self {
+        Self::of(Kind::Received(body))
     }
 
-    /// Whether it is a length without bytes.
-    pub(crate) fn is_phantom(&self) -> bool {
-        matches!(self.kind, Kind::Phantom(_))
-    }
-
-    pub(crate) fn answer(incoming: Incoming, drive: Box<dyn Drive>) -> Self {
-        Self::of(Kind::Answer(incoming, drive))
+    pub(crate) fn answer(drive: Box<dyn Drive>) -> Self {
+        Self::of(Kind::Answer(drive))
     }
 
     pub(crate) fn stream(inbound: Inbound) -> Self {
@@ -237,7 +230,7 @@ impl Body {
     fn ended(&mut self, outcome: Outcome) {
         self.flags = [None, None];
         if let Some(watch) = &mut self.watch {
-            watch.sleep = None;
+            watch.alarm = Alarm::default();
             if let Some(end) = watch.end.take() {
                 end(Ending { bytes: watch.passed, outcome });
             }
@@ -249,12 +242,6 @@ impl Body {
         self.kind = Kind::Doomed(fault);
         cx.waker().wake_by_ref();
         Poll::Pending
-    }
-}
-
-impl From<Incoming> for Body {
-    fn from(incoming: Incoming) -> Self {
-        Self::of(if incoming.is_end_stream() { Kind::Empty } else { Kind::Incoming(incoming) })
     }
 }
 
@@ -340,12 +327,11 @@ impl fmt::Debug for Body {
         let kind = match &self.kind {
             Kind::Empty => "empty",
             Kind::Full(_) => "full",
-            Kind::Phantom(_) => "phantom",
-            Kind::Incoming(_) => "incoming",
-            Kind::Answer(..) => "answer",
+            Kind::Received(_) => "received",
+            Kind::Answer(_) => "answer",
             Kind::Stream(_) => "stream",
             Kind::Boxed(_) => "boxed",
-            Kind::Doomed(_) | Kind::Failed | Kind::Failing(_) => "failed",
+            Kind::Doomed(_) | Kind::Failed => "failed",
         };
         f.debug_tuple("Body").field(&kind).finish()
     }
@@ -355,36 +341,13 @@ impl Kind {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
         match self {
             Self::Empty | Self::Doomed(_) | Self::Failed => Poll::Ready(None),
-            Self::Phantom(_) => {
-                *self = Self::Empty;
-                Poll::Ready(None)
-            }
             Self::Full(bytes) => {
                 let bytes = std::mem::take(bytes);
                 *self = Self::Empty;
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
-            Self::Incoming(incoming) => Pin::new(incoming).poll_frame(cx).map_err(|error| {
-                // hyper does not tell a caller that went away from one that broke the framing.
-                Fault::new(Reason::BadRequest).side(Side::Caller).log(error)
-            }),
-            Self::Answer(incoming, drive) => match drive.poll_frame(incoming, cx) {
-                Poll::Ready(Some(Err(_))) => {
-                    let Self::Answer(_, drive) = std::mem::replace(self, Self::Failed) else {
-                        return Poll::Ready(None);
-                    };
-                    *self = Self::Failing(Some(drive));
-                    self.poll_frame(cx)
-                }
-                Poll::Ready(Some(Ok(frame))) => Poll::Ready(Some(Ok(frame))),
-                Poll::Ready(None) => Poll::Ready(None),
-                Poll::Pending => Poll::Pending,
-            },
-            Self::Failing(drive) => match drive.as_mut().map(|drive| drive.poll_fault(cx)) {
-                Some(Poll::Ready(fault)) => Poll::Ready(Some(Err(fault))),
-                Some(Poll::Pending) => Poll::Pending,
-                None => Poll::Ready(None),
-            },
+            Self::Received(body) => body.poll_frame(cx),
+            Self::Answer(drive) => drive.poll_frame(cx),
             Self::Stream(inbound) => inbound.poll_frame(cx),
             Self::Boxed(body) => body.as_mut().poll_frame(cx),
         }
@@ -393,11 +356,7 @@ impl Kind {
     /// Gives the connection back. Whatever is left of the body is nothing.
     fn finish(&mut self) {
         match std::mem::replace(self, Self::Empty) {
-            Self::Answer(incoming, drive) => {
-                // The channel before the connection: a connection whose reader is gone closes.
-                drop(incoming);
-                drive.finish();
-            }
+            Self::Answer(drive) => drive.finish(),
             Self::Stream(inbound) => (*inbound).finish(),
             _ => {}
         }
@@ -406,8 +365,9 @@ impl Kind {
     fn is_end(&self) -> bool {
         match self {
             Self::Empty => true,
-            Self::Full(_) | Self::Phantom(_) | Self::Doomed(_) | Self::Failed | Self::Failing(_) => false,
-            Self::Incoming(incoming) | Self::Answer(incoming, _) => incoming.is_end_stream(),
+            Self::Full(_) | Self::Doomed(_) | Self::Failed => false,
+            Self::Received(body) => body.is_end(),
+            Self::Answer(drive) => drive.is_over(),
             Self::Stream(inbound) => inbound.is_end(),
             Self::Boxed(body) => body.is_end_stream(),
         }
@@ -417,11 +377,11 @@ impl Kind {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::Full(bytes) => SizeHint::with_exact(u64::try_from(bytes.len()).unwrap_or(u64::MAX)),
-            Self::Phantom(length) => SizeHint::with_exact(*length),
-            Self::Incoming(incoming) | Self::Answer(incoming, _) => incoming.size_hint(),
+            Self::Received(body) => body.size_hint(),
+            Self::Answer(drive) => drive.left().map_or_else(SizeHint::default, SizeHint::with_exact),
             Self::Stream(inbound) => inbound.size_hint(),
             Self::Boxed(body) => body.size_hint(),
-            Self::Doomed(_) | Self::Failed | Self::Failing(_) => SizeHint::default(),
+            Self::Doomed(_) | Self::Failed => SizeHint::default(),
         }
     }
 }
@@ -455,18 +415,11 @@ impl Watch {
             (Some(idle), None) => idle,
             (None, None) => return Poll::Pending,
         };
-        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
-        if sleep.deadline() > due {
-            sleep.as_mut().reset(due);
+        if self.alarm.poll(due, cx).is_pending() {
+            return Poll::Pending;
         }
-        while sleep.as_mut().poll(cx).is_ready() {
-            if sleep.deadline() >= due {
-                let side = if reason == Reason::RequestTimeout { Side::Caller } else { Side::Origin };
-                return Poll::Ready(Fault::new(reason).side(side).log("the body stalled"));
-            }
-            sleep.as_mut().reset(due);
-        }
-        Poll::Pending
+        let side = if reason == Reason::RequestTimeout { Side::Caller } else { Side::Origin };
+        Poll::Ready(Fault::new(reason).side(side).log("the body stalled"))
     }
 }
 

@@ -1,182 +1,235 @@
-//! One HTTP/1.1 connection as its client, polled by whoever holds it and by no task of its own.
+//! One HTTP/1.1 connection as its client, polled by whoever holds it.
 //!
 //! Must never be given back to its pool while anything of an exchange is still to come.
 
-use std::error::Error as _;
-use std::future::Future;
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
-use http::{Request, Response};
+use culvert_model::reason::Reason;
+use http::{Method, StatusCode};
 use http_body::{Body as _, Frame};
-use hyper::body::Incoming;
-use hyper::client::conn::TrySendError;
-use hyper::client::conn::http1::{Builder, Connection, SendRequest};
-use hyper_util::rt::TokioIo;
-use tokio::io::AsyncWrite;
 use tokio::time::Instant;
 
-use culvert_model::reason::Reason;
-
-use crate::body::{Body, Drive, Flag, STARVED, UPLOADING};
+use crate::alarm::Alarm;
+use crate::body::{Body, Drive};
+use crate::expect::Gate;
 use crate::fault::{Fault, Retry};
+use crate::http1::{Decoder, Encoder, Line, Piece, read_response, write_request};
+use crate::interim::Interim;
+use crate::message::{Request, RequestParts, ResponseParts};
 use crate::pool::{Inner, Lost, Opener, PoolSettings};
-use crate::wakes::Wakes;
-use crate::wire::{Seen, Wire};
 
 /// A connection. Dropped while an exchange runs, it drops its stream without a clean end.
 pub(crate) struct Client<O: Opener> {
-    pub(crate) sender: SendRequest<Body>,
-    connection: Option<Connection<TokioIo<Wire<O::Io>>, Body>>,
-    /// None while it is polled.
-    wakes: Option<Wakes>,
-    ended: bool,
-    error: Option<hyper::Error>,
-    bits: Arc<AtomicU32>,
-    seen: Arc<Seen>,
+    line: Line<O::Io>,
+    most_head: usize,
+    /// The request, until it is known that something of it was taken.
+    asked: Option<RequestParts>,
+    method: Method,
+    upload: Option<Upload>,
+    decoder: Decoder,
+    keeps: bool,
     /// What was written when the exchange began.
     baseline: u64,
+    /// The stream failed, for what is sent.
+    error: Option<io::Error>,
+    /// The request's body was not whole.
+    failed: Option<Fault>,
+    /// For the response's head.
+    pub(crate) alarm: Alarm,
     pub(crate) idle_since: Instant,
     /// Where it goes when the exchange is over. None while it is there: they would keep each other alive.
     pub(crate) pool: Option<Arc<Inner<O>>>,
 }
 
+/// A request's body on its way.
+struct Upload {
+    body: Body,
+    encoder: Encoder,
+    /// Something of the body was taken.
+    has_begun: bool,
+    /// The body is waited for: its sender is slow, not the receiver.
+    is_starved: bool,
+}
+
+/// The head of a response, or why there is none.
+pub(crate) enum Outcome {
+    Head(Box<ResponseParts>),
+    /// The stream failed, ended, or carried no HTTP.
+    Lost(Fault),
+}
+
 impl<O: Opener> Client<O> {
-    pub(crate) async fn handshake(
-        io: O::Io,
-        pool: &Arc<Inner<O>>,
-        settings: &PoolSettings,
-    ) -> Result<Box<Self>, Fault> {
-        let seen = Arc::<Seen>::default();
-        let wire = Wire::new(io, seen.clone());
-        // Not `max_headers`: setting it moves hyper's parser from the stack to the heap. The default is 100.
-        let (sender, connection) = Builder::new()
-            .preserve_header_case(settings.preserve_case)
-            .max_buf_size(settings.max_head.max(8192))
-            .handshake(TokioIo::new(wire))
-            .await
-            .map_err(|error| Fault::new(Reason::Internal).retry(Retry::Safe).log(error))?;
-        Ok(Box::new(Self {
-            sender,
-            connection: Some(connection),
-            wakes: Some(Wakes::new()),
-            ended: false,
-            error: None,
-            bits: Arc::new(AtomicU32::new(0)),
-            seen,
+    pub(crate) fn new(io: O::Io, pool: &Arc<Inner<O>>, settings: &PoolSettings, now: Instant) -> Box<Self> {
+        Box::new(Self {
+            line: Line::new(io),
+            most_head: settings.max_head,
+            asked: None,
+            method: Method::GET,
+            upload: None,
+            decoder: Decoder::Over,
+            keeps: true,
             baseline: 0,
-            idle_since: Instant::now(),
+            error: None,
+            failed: None,
+            alarm: Alarm::default(),
+            idle_since: now,
             pool: Some(pool.clone()),
-        }))
+        })
     }
 
-    /// Marks the start of an exchange; the flag that goes with its request's body.
-    pub(crate) fn begin(&mut self, has_body: bool) -> Option<Flag> {
-        self.baseline = self.written();
-        has_body.then(|| Flag::raise(&self.bits, UPLOADING, STARVED))
-    }
-
-    /// Moves bytes; ready once the connection is over.
-    pub(crate) fn poll_connection(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.ended {
-            return Poll::Ready(());
+    /// Takes a request.
+    pub(crate) fn begin(&mut self, request: Request<Body>) {
+        let (mut parts, body) = request.into_parts();
+        self.baseline = self.line.written();
+        let mut encoder = write_request(&parts, &body, self.line.outbox());
+        self.method = parts.method.clone();
+        parts.interim = None;
+        if !body.is_end_stream() {
+            self.upload = Some(Upload { body, encoder, has_begun: false, is_starved: false });
+        } else if encoder.end(None, self.line.outbox()).is_err() {
+            self.failed = Some(Fault::new(Reason::BadRequest).log("a length without a body"));
         }
-        let Some(connection) = &mut self.connection else { return Poll::Ready(()) };
-        match connection.poll_without_shutdown(cx) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(result) => {
-                self.ended = true;
-                self.error = result.err();
-                Poll::Ready(())
+        self.asked = Some(parts);
+    }
+
+    /// Sends; ready when all was taken, or no more can be sent.
+    pub(crate) fn poll_upload(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            if self.upload.is_none() || !self.line.has_room() {
+                let wrote = match self.upload {
+                    None => ready!(self.line.poll_flush(cx)),
+                    Some(_) => ready!(self.line.poll_write(cx)),
+                };
+                if let Err(error) = wrote {
+                    self.broke(error);
+                    return Poll::Ready(());
+                }
+            }
+            let Some(upload) = &mut self.upload else { return Poll::Ready(()) };
+            let done = match std::pin::Pin::new(&mut upload.body).poll_frame(cx) {
+                Poll::Ready(polled) => {
+                    (upload.is_starved, upload.has_begun) = (false, true);
+                    upload.take(polled, &mut self.line)
+                }
+                Poll::Pending => {
+                    upload.is_starved = true;
+                    if let Poll::Ready(Err(error)) = self.line.poll_flush(cx) {
+                        self.broke(error);
+                        return Poll::Ready(());
+                    }
+                    return Poll::Pending;
+                }
+            };
+            match done {
+                None => {}
+                Some(Ok(())) => self.upload = None,
+                Some(Err(fault)) => {
+                    self.upload = None;
+                    self.keeps = false;
+                    self.failed = Some(fault);
+                    return Poll::Ready(());
+                }
             }
         }
     }
 
-    /// Polls the connection together with its user, so that what they wake each other for does not wake their task.
-    pub(crate) fn poll_quietly<T>(
+    /// Waits for the response's head. What comes before it is told.
+    pub(crate) fn poll_head(
         &mut self,
+        gate: Option<&Arc<Gate>>,
+        interim: Option<&Interim>,
         cx: &mut Context<'_>,
-        mut poll: impl FnMut(&mut Self, &mut Context<'_>) -> Poll<T>,
-    ) -> Poll<T> {
-        let Some(wakes) = self.wakes.take() else { return poll(self, cx) };
-        let polled = wakes.poll(cx, |cx| poll(self, cx));
-        self.wakes = Some(wakes);
-        polled
+    ) -> Poll<Outcome> {
+        loop {
+            if !self.line.inbox.is_empty() {
+                match read_response(&mut self.line.inbox, &self.method, self.most_head) {
+                    Ok(None) => {}
+                    Ok(Some(heard)) => {
+                        let status = heard.parts.status;
+                        if status == StatusCode::CONTINUE {
+                            gate.inspect(|gate| gate.open());
+                        } else if status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS {
+                            if let Some(interim) = interim {
+                                interim.tell(status, heard.parts.headers);
+                            }
+                        } else {
+                            self.decoder = heard.body;
+                            self.keeps &= heard.keeps;
+                            return Poll::Ready(Outcome::Head(Box::new(heard.parts)));
+                        }
+                        continue;
+                    }
+                    Err(flaw) => {
+                        let fault = self.name(Lost::Malformed);
+                        let fault = if fault.detail().is_none() { fault.log(format_args!("{flaw:?}")) } else { fault };
+                        return Poll::Ready(Outcome::Lost(fault));
+                    }
+                }
+            }
+            match self.line.poll_read(cx) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Outcome::Lost(self.lost())),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) => {
+                    self.error.get_or_insert(error);
+                    return Poll::Ready(Outcome::Lost(self.lost()));
+                }
+                Poll::Pending if self.error.is_some() => return Poll::Ready(Outcome::Lost(self.lost())),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
     }
 
-    /// Hands over a request; poll the connection for it with [`Self::poll_quietly`].
-    pub(crate) fn send(
-        &mut self,
-        request: Request<Body>,
-    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<Body>>>> + use<O> {
-        let Self { sender, wakes, .. } = self;
-        match wakes {
-            Some(wakes) => wakes.hush(|| sender.try_send_request(request)),
-            None => sender.try_send_request(request),
+    /// Why the request's body was not whole, once.
+    pub(crate) fn take_failure(&mut self) -> Option<Fault> {
+        self.failed.take()
+    }
+
+    /// The request, if nothing of it was taken.
+    pub(crate) fn take_back(&mut self) -> Option<Request<Body>> {
+        let parts = self.asked.take().filter(|_| self.line.written() == self.baseline)?;
+        match self.upload.take() {
+            None => Some(Request::from_parts(parts, Body::empty())),
+            Some(upload) if !upload.has_begun => Some(Request::from_parts(parts, upload.body)),
+            Some(_) => None,
         }
     }
 
     /// Whether an idle connection can take a request.
-    pub(crate) fn poll_usable(&mut self, cx: &mut Context<'_>) -> bool {
-        let polled = self.poll_quietly(cx, |client, cx| client.poll_connection(cx));
-        polled.is_pending() && self.sender.is_ready()
+    pub(crate) fn is_usable(&mut self, cx: &mut Context<'_>) -> bool {
+        self.is_clean() && self.line.poll_read(cx).is_pending()
     }
 
-    /// Bytes that the stream has taken.
+    /// Bytes of this exchange, and those before, that the stream has taken.
     pub(crate) fn written(&self) -> u64 {
-        self.seen.written()
+        self.line.written()
     }
 
     pub(crate) fn is_uploading(&self) -> bool {
-        self.bits.load(Ordering::Relaxed) & UPLOADING != 0
+        self.upload.is_some() || !self.line.is_written()
     }
 
     /// Whether the request's body is waited for.
     pub(crate) fn is_starved(&self) -> bool {
-        self.bits.load(Ordering::Relaxed) & STARVED != 0
+        self.upload.as_ref().is_some_and(|upload| upload.is_starved)
     }
 
-    /// The stream, and what was read past the head, of a connection that is over.
-    #[expect(clippy::boxed_local, reason = "it is large, and lives in its box")]
-    pub(crate) fn into_raw(mut self: Box<Self>) -> Option<(O::Io, Bytes)> {
-        let parts = self.connection.take().filter(|_| self.ended)?.into_parts();
-        Some((parts.io.into_inner().into_inner(), parts.read_buf))
-    }
-
-    /// Drops hyper's half of the connection, which hands back a request that it has not touched.
-    pub(crate) fn disconnect(&mut self) -> Option<io::Error> {
-        self.ended = true;
-        self.connection = None;
-        self.seen.take_error()
-    }
-
-    /// Names the failure of the exchange: the request's body's own, or what the opener makes of the stream's.
-    pub(crate) fn fault(&mut self, error: Option<&hyper::Error>) -> Fault {
-        let stored = self.error.take();
-        let error = error.or(stored.as_ref());
-        if let Some(own) = error.and_then(|error| error.source()).and_then(|source| source.downcast_ref::<Fault>()) {
-            let fault = Fault::new(own.reason).side(own.side);
-            return match own.detail() {
-                Some(detail) => fault.log(detail),
-                None => fault,
-            };
+    /// Sends no more of the request: the connection ends with this exchange.
+    pub(crate) fn give_up_upload(&mut self) {
+        if self.upload.take().is_some() {
+            self.keeps = false;
         }
-        let io = self.disconnect();
-        let lost = match (&io, error) {
-            (Some(io), _) => Lost::Io(io),
-            (None, Some(error)) if error.is_parse() => Lost::Malformed,
-            (None, _) => Lost::Ended,
-        };
-        let fault = self.name(lost);
-        match (fault.detail(), io, error) {
-            (Some(_), ..) | (None, None, None) => fault,
-            (None, Some(io), _) => fault.log(io),
-            (None, None, Some(error)) => fault.log(error),
-        }
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.decoder.is_over()
+    }
+
+    /// The stream, and what was read past the head.
+    pub(crate) fn into_raw(self) -> (O::Io, Bytes) {
+        self.line.into_parts()
     }
 
     /// Names a failure, and says whether the request may go elsewhere.
@@ -185,50 +238,108 @@ impl<O: Opener> Client<O> {
             Some(pool) => pool.opener.lost(lost),
             None => Fault::new(Reason::Internal),
         };
-        if self.written() == self.baseline { fault.retry(Retry::Safe) } else { fault }
+        if self.line.written() == self.baseline { fault.retry(Retry::Safe) } else { fault }
     }
 
     /// Gives the connection back if the exchange has left nothing behind; else drops it.
     pub(crate) fn release(mut self: Box<Self>) {
-        // hyper may still have to notice that the last byte was the last.
-        if self.is_uploading() || !self.sender.is_ready() && !self.poll_usable(&mut Context::from_waker(Waker::noop()))
-        {
+        if !self.is_clean() {
             return;
         }
         if let Some(pool) = self.pool.take() {
+            self.asked = None;
             self.idle_since = Instant::now();
             pool.put(self);
         }
     }
 
     /// Ends an idle connection cleanly, without waiting.
-    #[expect(clippy::boxed_local, reason = "it is large, and lives in its box")]
     pub(crate) fn retire(mut self: Box<Self>) {
-        if let Some(connection) = self.connection.take() {
-            let mut wire = connection.into_parts().io.into_inner();
-            let _ = Pin::new(&mut wire).poll_shutdown(&mut Context::from_waker(Waker::noop()));
+        let _ = self.line.poll_shutdown(&mut Context::from_waker(Waker::noop()));
+    }
+
+    fn is_clean(&self) -> bool {
+        self.keeps
+            && self.decoder.is_over()
+            && self.upload.is_none()
+            && self.error.is_none()
+            && self.line.is_written()
+            && self.line.inbox.is_empty()
+            && !self.line.is_ended()
+    }
+
+    fn broke(&mut self, error: io::Error) {
+        self.upload = None;
+        self.keeps = false;
+        self.error.get_or_insert(error);
+    }
+
+    /// Names what became of the stream.
+    fn lost(&mut self) -> Fault {
+        let error = self.error.take();
+        let fault = self.name(error.as_ref().map_or(Lost::Ended, Lost::Io));
+        match (fault.detail(), error) {
+            (None, Some(error)) => fault.log(error),
+            _ => fault,
         }
     }
 }
 
-impl<O: Opener> Drive for Client<O> {
-    fn poll_frame(
+impl Upload {
+    /// Puts a frame on the line; none while the body goes on.
+    fn take<Io>(
         &mut self,
-        incoming: &mut Incoming,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        self.poll_quietly(cx, |client, cx| {
-            let polled = Pin::new(&mut *incoming).poll_frame(cx);
-            if polled.is_ready() {
-                return polled;
+        polled: Option<Result<Frame<Bytes>, Fault>>,
+        line: &mut Line<Io>,
+    ) -> Option<Result<(), Fault>> {
+        let last = match polled {
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) if data.is_empty() => return None,
+                Ok(data) => match self.encoder.frame(&data, line.outbox()) {
+                    Ok(tail) => {
+                        line.put(data, tail);
+                        return None;
+                    }
+                    Err(broken) => return Some(Err(Fault::new(Reason::BadRequest).log(broken.0))),
+                },
+                Err(frame) => frame.into_trailers().ok(),
+            },
+            Some(Err(fault)) => return Some(Err(fault)),
+            None => None,
+        };
+        let ended = self.encoder.end(last.as_ref(), line.outbox());
+        Some(ended.map_err(|broken| Fault::new(Reason::BadRequest).log(broken.0)))
+    }
+}
+
+impl<O: Opener> Drive for Client<O> {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        loop {
+            let is_ended = self.line.is_ended();
+            match self.decoder.take(&mut self.line.inbox, is_ended) {
+                Ok(Piece::Data(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                Ok(Piece::Trailers(trailers)) => return Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
+                Ok(Piece::End) => return Poll::Ready(None),
+                Ok(Piece::Missing) => {}
+                Err(broken) => {
+                    let lost = if is_ended { Lost::Ended } else { Lost::Malformed };
+                    let fault = self.name(lost);
+                    return Poll::Ready(Some(Err(if fault.detail().is_none() { fault.log(broken.0) } else { fault })));
+                }
             }
-            let _ = client.poll_connection(cx);
-            Pin::new(&mut *incoming).poll_frame(cx)
-        })
+            if let Err(error) = ready!(self.line.poll_read(cx)) {
+                self.error = Some(error);
+                return Poll::Ready(Some(Err(self.lost())));
+            }
+        }
     }
 
-    fn poll_fault(&mut self, _: &mut Context<'_>) -> Poll<Fault> {
-        Poll::Ready(self.fault(None))
+    fn left(&self) -> Option<u64> {
+        self.decoder.left()
+    }
+
+    fn is_over(&self) -> bool {
+        self.decoder.is_over()
     }
 
     fn finish(self: Box<Self>) {

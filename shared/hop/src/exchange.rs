@@ -6,27 +6,28 @@
 //! Only a request's body that is still under way when the response's head arrives gets a task, because its pace must
 //! not hang on how fast the response is read.
 
-use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
-use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, UPGRADE};
-use http::{Request, Response, StatusCode};
-use http_body::{Body as _, Frame};
-use hyper::body::Incoming;
+use culvert_model::reason::Reason;
+use futures_util::task::AtomicWaker;
+use http::StatusCode;
+use http::header::UPGRADE;
+use http_body::Frame;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep_until};
-
-use culvert_model::reason::Reason;
+use tokio::time::Instant;
 
 use crate::body::{Body, Drive};
-use crate::client::Client;
+use crate::client::{Client, Outcome};
 use crate::expect::Gate;
 use crate::fault::Fault;
+use crate::interim::Interim;
+use crate::message::{Request, Response, ResponseParts};
 use crate::pool::{Lost, Opener};
 use crate::upgrade::Raw;
 
@@ -72,153 +73,146 @@ pub struct SendError {
 /// Sends a request on a connection that is ready for it.
 pub(crate) async fn run<O: Opener>(
     mut client: Box<Client<O>>,
-    mut request: Request<Body>,
+    request: Request<Body>,
     gate: Option<&Arc<Gate>>,
     deadlines: &Deadlines,
     now: Instant,
 ) -> Result<Answer<O::Io>, SendError> {
     let asked = request.headers().contains_key(UPGRADE);
-    if let Some(flag) = client.begin(!request.body().is_end_stream()) {
-        let body = std::mem::replace(request.body_mut(), Body::empty());
-        *request.body_mut() = body.flagged(flag);
-    }
+    let interim = request.parts().interim.clone();
     let whole = deadlines.request.and_then(|limit| now.checked_add(limit));
-    let response = ask(&mut client, request, deadlines.first_byte, whole, now).await?;
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        return switched(client, response, asked);
+    client.begin(request);
+    let parts = match ask(&mut client, (gate, interim.as_ref()), deadlines.first_byte, whole, now).await {
+        Ok(parts) => parts,
+        Err(fault) => return Err(SendError { fault, request: client.take_back().map(Box::new) }),
+    };
+    if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+        return switched(client, *parts, asked);
     }
-    let is_held = gate.is_some_and(|gate| !gate.is_open());
-    Ok(Answer::Response(answered(client, response, is_held, deadlines.idle, whole)))
+    if gate.is_some_and(|gate| !gate.is_open()) {
+        // A body that waits for a 100 which will not come any more is not sent at all.
+        client.give_up_upload();
+    }
+    Ok(Answer::Response(Response::from_parts(*parts, body(client, deadlines.idle, whole))))
 }
 
 /// Sends the request and waits for the response's head.
 async fn ask<O: Opener>(
     client: &mut Box<Client<O>>,
-    request: Request<Body>,
+    (gate, interim): (Option<&Arc<Gate>>, Option<&Interim>),
     first_byte: Duration,
     whole: Option<Instant>,
     now: Instant,
-) -> Result<Response<Incoming>, SendError> {
+) -> Result<Box<ResponseParts>, Fault> {
     let due = |from: Instant| from.checked_add(first_byte).into_iter().chain(whole).min();
-    let mut sleep = pin!(sleep_until(due(now).unwrap_or(now)));
-    let mut answer = pin!(client.send(request));
+    let mut next = due(now);
     let mut taken = client.written();
-    let outcome = poll_fn(|cx| {
-        let polled = client.poll_quietly(cx, |client, cx| {
-            let is_over = client.poll_connection(cx).is_ready();
-            let mut polled = answer.as_mut().poll(cx);
-            if is_over && polled.is_pending() {
-                // The request is still in hyper's queue.
-                client.disconnect();
-                polled = answer.as_mut().poll(cx);
-            }
-            polled
-        });
-        if let Poll::Ready(result) = polled {
-            return Poll::Ready(Ok(result));
+    poll_fn(|cx| {
+        let _ = client.poll_upload(cx);
+        if let Some(fault) = client.take_failure() {
+            return Poll::Ready(Err(fault));
         }
-        while sleep.as_mut().poll(cx).is_ready() {
+        match client.poll_head(gate, interim, cx) {
+            Poll::Ready(Outcome::Head(parts)) => return Poll::Ready(Ok(parts)),
+            Poll::Ready(Outcome::Lost(fault)) => return Poll::Ready(Err(fault)),
+            Poll::Pending => {}
+        }
+        while let Some(at) = next {
+            ready!(client.alarm.poll(at, cx));
             let now = Instant::now();
             if whole.is_some_and(|whole| whole <= now) {
                 return Poll::Ready(Err(Fault::new(Reason::Deadline)));
             }
             let is_moving = client.written() != taken || client.is_starved();
             taken = client.written();
-            match due(now) {
-                Some(due) if client.is_uploading() && is_moving => sleep.as_mut().reset(due),
-                _ => return Poll::Ready(Err(client.name(Lost::Silent))),
+            if !client.is_uploading() || !is_moving {
+                return Poll::Ready(Err(client.name(Lost::Silent)));
             }
+            next = due(now);
         }
         Poll::Pending
     })
-    .await;
-    match outcome {
-        Ok(Ok(response)) => Ok(response),
-        Ok(Err(mut error)) => {
-            let request = error.take_message().map(Box::new);
-            Err(SendError { fault: client.fault(Some(&error.into_error())), request })
-        }
-        Err(fault) => Err(SendError { fault, request: None }),
-    }
+    .await
 }
 
 /// The bytes after a 101.
-fn switched<O: Opener>(
-    client: Box<Client<O>>,
-    response: Response<Incoming>,
-    asked: bool,
-) -> Result<Answer<O::Io>, SendError> {
+fn switched<O: Opener>(client: Box<Client<O>>, parts: ResponseParts, asked: bool) -> Result<Answer<O::Io>, SendError> {
     let refused = |why: &str| SendError { fault: Fault::new(Reason::UpgradeRefused).log(why), request: None };
     if !asked {
         return Err(refused("a 101 that nobody asked for"));
     }
-    let Some((io, first)) = client.into_raw() else { return Err(refused("a 101 in the middle of an exchange")) };
-    Ok(Answer::Switched(response.map(drop), Raw { io, first }))
+    if client.is_uploading() {
+        return Err(refused("a 101 in the middle of an exchange"));
+    }
+    let (io, first) = client.into_raw();
+    Ok(Answer::Switched(Response::from_parts(parts, ()), Raw { io, first }))
 }
 
-/// The response, with the connection that its body comes on.
-fn answered<O: Opener>(
-    client: Box<Client<O>>,
-    response: Response<Incoming>,
-    is_held: bool,
-    idle: Duration,
-    whole: Option<Instant>,
-) -> Response<Body> {
-    // A body that waits for a 100 which will not come any more is not sent at all.
-    let is_uploading = client.is_uploading() && !is_held;
-    let (parts, incoming) = response.into_parts();
-    let body = if incoming.is_end_stream() {
+/// The response's body, with the connection that it comes on.
+fn body<O: Opener>(client: Box<Client<O>>, idle: Duration, whole: Option<Instant>) -> Body {
+    let is_uploading = client.is_uploading();
+    if client.is_over() {
         if is_uploading {
             Box::new(Apart::start(client)).finish();
         } else {
             client.release();
         }
-        // hyper's server drops the `Content-Length` of an empty body unless it answers a HEAD.
-        let length = || parts.headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok();
-        match (parts.status, length()) {
-            (StatusCode::NOT_MODIFIED, Some(length)) if length > 0 => Body::phantom(length),
-            _ => Body::empty(),
-        }
-    } else {
-        let drive: Box<dyn Drive> = if is_uploading { Box::new(Apart::start(client)) } else { client };
-        let body = Body::answer(incoming, drive).idle_timeout(idle, Reason::OriginTimeout);
-        match whole {
-            Some(whole) => body.deadline(whole),
-            None => body,
-        }
-    };
-    Response::from_parts(parts, body)
+        return Body::empty();
+    }
+    let drive: Box<dyn Drive> = if is_uploading { Box::new(Apart::start(client)) } else { client };
+    let body = Body::answer(drive).idle_timeout(idle, Reason::OriginTimeout);
+    match whole {
+        Some(whole) => body.deadline(whole),
+        None => body,
+    }
 }
 
-/// A connection that is driven by a task, because its request's body is still under way.
-struct Apart {
+/// A connection whose request's body is still under way: a task sends it, and the response's reader reads.
+struct Apart<O: Opener> {
+    shared: Arc<Shared<O>>,
     over: Option<oneshot::Sender<()>>,
-    fault: oneshot::Receiver<Fault>,
     task: AbortHandle,
 }
 
-impl Apart {
-    fn start<O: Opener>(client: Box<Client<O>>) -> Self {
-        let (over, is_over) = oneshot::channel();
-        let (failed, fault) = oneshot::channel();
-        let task = tokio::spawn(drive(client, is_over, failed)).abort_handle();
-        Self { over: Some(over), fault, task }
+struct Shared<O: Opener> {
+    /// None once the exchange is over.
+    client: Mutex<Option<Box<Client<O>>>>,
+    /// The response's reader.
+    reader: AtomicWaker,
+}
+
+impl<O: Opener> Shared<O> {
+    fn client(&self) -> MutexGuard<'_, Option<Box<Client<O>>>> {
+        self.client.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drive for Apart {
-    fn poll_frame(
-        &mut self,
-        incoming: &mut Incoming,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        Pin::new(incoming).poll_frame(cx)
+impl<O: Opener> Apart<O> {
+    fn start(client: Box<Client<O>>) -> Self {
+        let (over, is_over) = oneshot::channel();
+        let shared = Arc::new(Shared { client: Mutex::new(Some(client)), reader: AtomicWaker::new() });
+        let task = tokio::spawn(upload(shared.clone(), is_over)).abort_handle();
+        Self { shared, over: Some(over), task }
+    }
+}
+
+impl<O: Opener> Drive for Apart<O> {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        self.shared.reader.register(cx.waker());
+        let mut client = self.shared.client();
+        let Some(client) = &mut *client else { return Poll::Ready(Some(Err(Fault::new(Reason::Internal)))) };
+        if let Some(fault) = client.take_failure() {
+            return Poll::Ready(Some(Err(fault)));
+        }
+        Drive::poll_frame(&mut **client, cx)
     }
 
-    fn poll_fault(&mut self, cx: &mut Context<'_>) -> Poll<Fault> {
-        pin!(&mut self.fault)
-            .poll(cx)
-            .map(|fault| fault.unwrap_or_else(|_| Fault::new(Reason::Internal).log("the connection's task ended")))
+    fn left(&self) -> Option<u64> {
+        self.shared.client().as_ref().and_then(|client| client.left())
+    }
+
+    fn is_over(&self) -> bool {
+        self.shared.client().as_ref().is_none_or(|client| Drive::is_over(&**client))
     }
 
     fn finish(mut self: Box<Self>) {
@@ -228,46 +222,44 @@ impl Drive for Apart {
     }
 }
 
-impl Drop for Apart {
+impl<O: Opener> Drop for Apart<O> {
     fn drop(&mut self) {
         if self.over.is_some() {
             self.task.abort();
+            self.shared.client().take();
         }
     }
 }
 
-async fn drive<O: Opener>(
-    mut client: Box<Client<O>>,
-    mut is_over: oneshot::Receiver<()>,
-    failed: oneshot::Sender<Fault>,
-) {
-    enum End {
-        Idle,
-        Lost,
-        Lingered,
+/// Sends what is left of a request's body; gives the connection back when the response is over as well.
+async fn upload<O: Opener>(shared: Arc<Shared<O>>, is_over: oneshot::Receiver<()>) {
+    let sent = poll_fn(|cx| {
+        let mut client = shared.client();
+        let Some(client) = &mut *client else { return Poll::Ready(()) };
+        let polled = client.poll_upload(cx);
+        if polled.is_ready() {
+            // It may have to hear of a failure.
+            shared.reader.wake();
+        }
+        polled
+    });
+    let mut is_over = pin!(is_over);
+    let mut sent = pin!(sent);
+    tokio::select! {
+        () = &mut sent => {
+            // Cut: whoever cut it has taken the connection.
+            if is_over.await.is_err() {
+                return;
+            }
+        }
+        ended = &mut is_over => {
+            if ended.is_err() || tokio::time::timeout(LINGER, sent).await.is_err() {
+                shared.client().take();
+                return;
+            }
+        }
     }
-    let mut linger = pin!(None);
-    let end = poll_fn(|cx| {
-        if client.poll_connection(cx).is_ready() {
-            return Poll::Ready(End::Lost);
-        }
-        if client.sender.poll_ready(cx).is_ready() {
-            return Poll::Ready(End::Idle);
-        }
-        if linger.is_none() && pin!(&mut is_over).poll(cx).is_ready() {
-            linger.set(Some(tokio::time::sleep(LINGER)));
-        }
-        match linger.as_mut().as_pin_mut() {
-            Some(linger) => linger.poll(cx).map(|()| End::Lingered),
-            None => Poll::Pending,
-        }
-    })
-    .await;
-    match end {
-        End::Idle => client.release(),
-        End::Lost => {
-            let _ = failed.send(client.fault(None));
-        }
-        End::Lingered => {}
+    if let Some(client) = shared.client().take() {
+        client.release();
     }
 }

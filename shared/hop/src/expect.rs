@@ -11,13 +11,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::EXPECT;
-use http::{Request, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::Sleep;
 
 use crate::body::Body;
 use crate::fault::Fault;
-use crate::interim::Interim;
+use crate::message::Request;
 
 /// How long a body waits for leave.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
@@ -46,14 +45,6 @@ impl Gate {
         let gate = Arc::new(Self::default());
         let body = std::mem::replace(request.body_mut(), Body::empty());
         *request.body_mut() = Body::wrap(Held { body, gate: gate.clone(), patience: None });
-        let (opened, interim) = (gate.clone(), Interim::of(request));
-        hyper::ext::on_informational(request, move |response| {
-            if response.status() == StatusCode::CONTINUE {
-                opened.open();
-            } else if let Some(interim) = &interim {
-                interim.tell(response.status(), response.headers());
-            }
-        });
         Some(gate)
     }
 

@@ -4,10 +4,12 @@
 
 use culvert_model::control::FAILURE_FIELD;
 use culvert_model::reason::Reason;
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use http::{HeaderName, HeaderValue, StatusCode};
 
 use crate::body::Body;
 use crate::fault::{Fault, Retry, Side};
+use crate::fields::Fields;
+use crate::message::Response;
 
 /// `Culvert-Failure`.
 pub const FAILURE: HeaderName = HeaderName::from_static(FAILURE_FIELD);
@@ -22,7 +24,7 @@ pub fn respond(fault: &Fault) -> Response<Body> {
 }
 
 /// At the relay: takes the connector's failure out of a response's head. What it cannot read is `internal`.
-pub fn take(headers: &mut HeaderMap) -> Option<Fault> {
+pub fn take(headers: &mut Fields) -> Option<Fault> {
     let value = headers.remove(FAILURE)?;
     Some(parse(value.as_bytes()).map_or_else(
         || Fault::new(Reason::Internal).side(Side::Tunnel).log("the connector's failure cannot be read"),
@@ -113,7 +115,7 @@ mod tests {
             ["", "origin_closed", "origin_closed; sent=2", "nonsense; sent=0", "origin_closed; sent=", "\u{e9}; sent=0"]
         {
             assert_eq!(parse(bad.as_bytes()), None, "{bad:?}");
-            let mut headers = HeaderMap::new();
+            let mut headers = Fields::new();
             headers.insert(FAILURE, HeaderValue::from_bytes(bad.as_bytes()).unwrap());
             let fault = take(&mut headers).unwrap();
             assert_eq!((fault.reason, fault.retry), (Reason::Internal, Retry::Never));

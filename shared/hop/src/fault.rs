@@ -7,9 +7,11 @@ use std::fmt::{self, Write as _};
 use bytes::Bytes;
 use culvert_model::reason::Reason;
 use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, StatusCode, header};
 
 use crate::body::Body;
+use crate::fields::Fields;
+use crate::message::Response;
 
 /// `Proxy-Status` (RFC 9209).
 pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
@@ -109,7 +111,7 @@ impl std::error::Error for Fault {}
 
 impl Audience {
     /// From a request's header fields and its request id.
-    pub fn of(headers: &HeaderMap, request_id: HeaderValue) -> Self {
+    pub fn of(headers: &Fields, request_id: HeaderValue) -> Self {
         let grpc = headers.get(CONTENT_TYPE).is_some_and(|kind| {
             let kind = kind.as_bytes();
             kind.strip_prefix(b"application/grpc")
@@ -301,7 +303,7 @@ mod tests {
     use super::*;
 
     fn audience(fields: &[(&'static str, &'static str)]) -> Audience {
-        let mut headers = HeaderMap::new();
+        let mut headers = Fields::new();
         for (name, value) in fields {
             headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
@@ -319,13 +321,13 @@ mod tests {
             let response = respond(&fault, &audience(&[]));
             assert_eq!(response.status().as_u16(), reason.status());
             assert_eq!(
-                response.headers()[PROXY_STATUS],
+                *response.headers().get(PROXY_STATUS).unwrap(),
                 format!("culvert-relay; error={}; details=\"{}\"", reason.proxy_error(), reason.name())
             );
             assert_eq!(response.headers().contains_key(WWW_AUTHENTICATE), reason == Reason::Unauthenticated);
             let is_overload = matches!(reason, Reason::Overloaded | Reason::GatewayLimit);
             assert_eq!(response.headers().contains_key(RETRY_AFTER), is_overload);
-            assert_eq!(response.headers()[CONTENT_TYPE], "text/plain; charset=utf-8");
+            assert_eq!(response.headers().get(CONTENT_TYPE).unwrap(), "text/plain; charset=utf-8");
             assert!(!format!("{response:?}").contains("10.0.0.7"));
             let text = body(response).await;
             assert!(text.starts_with(&format!("{} {}: ", reason.status(), reason.name())), "{text}");
@@ -348,7 +350,7 @@ mod tests {
             (";;,q=,application/json;q=zz", false),
         ] {
             let response = respond(&Fault::new(Reason::NoConnector), &audience(&[("accept", accept)]));
-            let kind = response.headers()[CONTENT_TYPE].to_str().unwrap().to_owned();
+            let kind = response.headers().get(CONTENT_TYPE).unwrap().to_str().unwrap().to_owned();
             assert_eq!(kind == "application/problem+json", json, "{accept:?}: {kind}");
             if json {
                 assert_eq!(
@@ -373,7 +375,7 @@ mod tests {
             assert_eq!(response.status().as_u16() == 200, grpc, "{kind}");
             assert!(response.headers().contains_key(PROXY_STATUS));
             if grpc {
-                assert_eq!(response.headers()["grpc-status"], "7");
+                assert_eq!(response.headers().get("grpc-status").unwrap(), "7");
                 assert_eq!(body(response).await, "");
             }
         }

@@ -5,10 +5,10 @@
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
-use http::header::{Entry, FORWARDED, HeaderName, VIA};
-use http::{HeaderMap, HeaderValue};
+use http::HeaderValue;
+use http::header::{FORWARDED, HeaderName, VIA};
 
-use crate::fields::tokens;
+use crate::fields::{Fields, Name, tokens};
 use crate::request::Caller;
 
 const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -22,8 +22,9 @@ pub(crate) const MAX_HOPS: usize = 8;
 
 /// Whether the field says how a request came here, or says it to programs that read fields as variables, where `_` stands
 /// for `-` (RFC 3875 §4.1.18).
-pub(crate) fn is_forwarding(name: &HeaderName) -> bool {
+pub(crate) fn is_forwarding(name: &Name) -> bool {
     let is_known = |name: &str| matches!(name, "forwarded" | "via" | "x-real-ip") || name.starts_with("x-forwarded-");
+    let Some(name) = name.to_lower() else { return false };
     let name = name.as_str();
     is_known(name) || name.contains('_') && is_known(&name.replace('_', "-"))
 }
@@ -31,10 +32,10 @@ pub(crate) fn is_forwarding(name: &HeaderName) -> bool {
 /// Whether a request has been at the relay of this id, or through too many Culverts.
 ///
 /// The relay signs its `Forwarded` element with `by=_culvert-ID` (RFC 7239 §6.3).
-pub(crate) fn is_loop(headers: &HeaderMap, relay: &str) -> bool {
+pub(crate) fn is_loop(headers: &Fields, relay: &str) -> bool {
     let hops = tokens(headers, &VIA).filter(|via| via.split(|b| *b == b' ').nth(1) == Some(b"culvert")).count();
     hops >= MAX_HOPS
-        || headers.get_all(FORWARDED).iter().any(|value| {
+        || headers.get_all(FORWARDED).any(|value| {
             value.as_bytes().split(|byte| matches!(byte, b';' | b',')).any(|pair| {
                 let (name, by) = pair.trim_ascii().split_at_checked(3).unwrap_or_default();
                 let by = by.strip_prefix(b"\"").and_then(|by| by.strip_suffix(b"\"")).unwrap_or(by);
@@ -44,7 +45,7 @@ pub(crate) fn is_loop(headers: &HeaderMap, relay: &str) -> bool {
 }
 
 /// Adds this hop to the fields. What was not to be believed has been dropped before.
-pub(crate) fn add(headers: &mut HeaderMap, caller: &Caller, host: &HeaderValue, port: u16, relay: &str) {
+pub(crate) fn add(headers: &mut Fields, caller: &Caller, host: &HeaderValue, port: u16, relay: &str) {
     headers.reserve(8);
     let address = caller.address.map(address_text);
     let proto = if caller.tls { "https" } else { "http" };
@@ -52,15 +53,18 @@ pub(crate) fn add(headers: &mut HeaderMap, caller: &Caller, host: &HeaderValue, 
     if let Some(address) = address {
         append(headers, FOR, address);
     }
-    headers.entry(PROTO).or_insert_with(|| HeaderValue::from_static(proto));
-    headers.entry(HOST).or_insert_with(|| host.clone());
-    headers.entry(PORT).or_insert_with(|| HeaderValue::from(port));
-    append(headers, FORWARDED, element);
-    match headers.entry(VIA) {
-        Entry::Vacant(entry) => {
-            entry.insert(VIA_CULVERT);
+    for (name, value) in
+        [(PROTO, HeaderValue::from_static(proto)), (HOST, host.clone()), (PORT, HeaderValue::from(port))]
+    {
+        if !headers.contains_key(&name) {
+            headers.append(name, value);
         }
-        Entry::Occupied(_) => append(headers, VIA, "1.1 culvert".to_owned()),
+    }
+    append(headers, FORWARDED, element);
+    if headers.contains_key(VIA) {
+        append(headers, VIA, "1.1 culvert".to_owned());
+    } else {
+        headers.append(VIA, VIA_CULVERT);
     }
 }
 
@@ -102,25 +106,21 @@ fn address_text(address: IpAddr) -> String {
 }
 
 /// Adds an element to a list field, on the last of its lines.
-fn append(headers: &mut HeaderMap, name: HeaderName, element: String) {
-    match headers.entry(name) {
-        Entry::Vacant(entry) => {
-            if let Ok(value) = HeaderValue::try_from(element) {
-                entry.insert(value);
-            }
+fn append(headers: &mut Fields, name: HeaderName, element: String) {
+    let Some(last) = headers.last_mut(&name) else {
+        if let Ok(value) = HeaderValue::try_from(element) {
+            headers.append(name, value);
         }
-        Entry::Occupied(mut entry) => {
-            let Some(last) = entry.iter_mut().next_back() else { return };
-            let mut joined = Vec::with_capacity(last.len() + 2 + element.len());
-            joined.extend_from_slice(last.as_bytes());
-            if !joined.is_empty() {
-                joined.extend_from_slice(b", ");
-            }
-            joined.extend_from_slice(element.as_bytes());
-            if let Ok(value) = HeaderValue::from_maybe_shared(bytes::Bytes::from(joined)) {
-                *last = value;
-            }
-        }
+        return;
+    };
+    let mut joined = Vec::with_capacity(last.len() + 2 + element.len());
+    joined.extend_from_slice(last.as_bytes());
+    if !joined.is_empty() {
+        joined.extend_from_slice(b", ");
+    }
+    joined.extend_from_slice(element.as_bytes());
+    if let Ok(value) = HeaderValue::from_maybe_shared(bytes::Bytes::from(joined)) {
+        *last = value;
     }
 }
 

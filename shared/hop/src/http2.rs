@@ -9,15 +9,15 @@
 use bytes::Bytes;
 use h2::ext::Protocol;
 use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, HOST, TE, TRANSFER_ENCODING, UPGRADE};
-use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme, Uri};
-use http::{HeaderMap, HeaderValue, Method, Version};
+use http::{HeaderValue, Method, Version};
 
 use culvert_model::reason::Reason;
 
 use crate::fault::Fault;
-use crate::fields::{drop_fields, is_hop_by_hop};
+use crate::fields::{Fields, is_hop_by_hop, two};
 use crate::host::HostPort;
+use crate::message::RequestParts as Parts;
 
 /// The only protocol that an extended CONNECT may ask for.
 pub(crate) const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
@@ -49,11 +49,11 @@ pub(crate) fn settle(parts: &mut Parts) -> Result<HeaderValue, &'static str> {
         _ => return Err("a target that is no path"),
     }
     // The one character that the crate http takes in a name and that no token has (RFC 9110 §5.6.2).
-    if parts.headers.keys().any(|name| name.as_str().contains('"')) {
+    if parts.headers.iter().any(|(name, _)| name.as_bytes().contains(&b'"')) {
         return Err("a name that is no token");
     }
-    let mut hosts = parts.headers.get_all(HOST).iter();
-    let authority = match (parts.uri.authority(), hosts.next(), hosts.next()) {
+    let (host, second) = two(&parts.headers, HOST);
+    let authority = match (parts.uri.authority(), host, second) {
         (_, _, Some(_)) => return Err("Host twice"),
         (None, None, None) => return Err("no :authority"),
         (None, Some(host), None) => host.clone(),
@@ -68,37 +68,20 @@ pub(crate) fn settle(parts: &mut Parts) -> Result<HeaderValue, &'static str> {
             HeaderValue::from_str(authority.as_str()).map_err(|_| "an ill-formed :authority")?
         }
     };
-    // First, as HTTP/1.1 wants it (RFC 9110 §7.2).
-    let mut headers = HeaderMap::with_capacity(parts.headers.len() + 12);
-    headers.insert(HOST, authority.clone());
-    let crumbs = join_cookies(&parts.headers);
-    let mut last = None;
-    for (name, value) in parts.headers.drain() {
-        last = name.or(last);
-        match &last {
-            Some(name) if *name == HOST => {}
-            Some(name) if *name == COOKIE && crumbs.is_some() => {
-                if let Some(whole) = &crumbs
-                    && !headers.contains_key(COOKIE)
-                {
-                    headers.insert(COOKIE, whole.clone());
-                }
-            }
-            Some(name) => {
-                headers.append(name, value);
-            }
-            None => {}
-        }
+    if let Some(crumbs) = join_cookies(&parts.headers) {
+        parts.headers.insert(COOKIE, crumbs);
     }
-    parts.headers = headers;
+    parts.headers.remove(HOST);
+    // First, as HTTP/1.1 wants it (RFC 9110 §7.2).
+    parts.headers.put_first(HOST, authority.clone());
     let path = parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
     parts.uri = Uri::from(path);
     Ok(authority)
 }
 
 /// Cookies that came in several fields, as one (RFC 9113 §8.2.3). None if there is nothing to join.
-fn join_cookies(headers: &HeaderMap) -> Option<HeaderValue> {
-    let mut crumbs = headers.get_all(COOKIE).iter();
+fn join_cookies(headers: &Fields) -> Option<HeaderValue> {
+    let mut crumbs = headers.get_all(COOKIE);
     let (first, second) = (crumbs.next()?, crumbs.next()?);
     let mut whole = first.as_bytes().to_vec();
     for crumb in std::iter::once(second).chain(crumbs) {
@@ -139,7 +122,7 @@ pub(crate) fn for_http2(parts: &mut Parts, scheme: Scheme) -> Result<(), Fault> 
     uri.path_and_query.get_or_insert(PathAndQuery::from_static("/"));
     parts.uri = Uri::from_parts(uri).map_err(|_| refused("an ill-formed target"))?;
     // TE stays: `trailers` is all that a hop ever writes there.
-    drop_fields(&mut parts.headers, |name| *name == HOST || *name != TE && is_hop_by_hop(name));
+    parts.headers.drop_named(|name| *name == HOST || *name != TE && is_hop_by_hop(name));
     parts.version = Version::HTTP_2;
     Ok(())
 }

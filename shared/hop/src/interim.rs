@@ -1,4 +1,4 @@
-//! Interim responses (1xx) on their way back to an HTTP/2 caller, past whoever waits for the final one.
+//! Interim responses (1xx) on their way back to the caller, past whoever waits for the final one.
 //!
 //! Must never let one through that is about a connection (100 is this hop's own, 101 switches), or hold more than a few.
 
@@ -8,15 +8,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use futures_util::task::AtomicWaker;
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::StatusCode;
 
-use crate::body::Body;
-use crate::fields::{drop_fields, is_culvert, is_hop_by_hop};
+use crate::fields::{Fields, is_culvert, is_hop_by_hop};
+use crate::message::Response;
 
 /// So many wait at once; what comes beyond is not passed on (RFC 9110 §15.2: they may be dropped).
 const MOST: usize = 8;
 
-/// The way back of one request. Goes with it as an extension; clones share it.
+/// The way back of one request. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Interim(Arc<Shared>);
 
@@ -29,25 +29,15 @@ struct Shared {
 }
 
 impl Interim {
-    /// Of a request that goes to the next hop.
-    pub(crate) fn of(request: &Request<Body>) -> Option<Self> {
-        request.extensions().get().cloned()
-    }
-
-    /// Has hyper's HTTP/1.1 client tell it.
-    pub(crate) fn listen(self, request: &mut Request<Body>) {
-        hyper::ext::on_informational(request, move |response| self.tell(response.status(), response.headers()));
-    }
-
     /// The next hop sent one.
-    pub(crate) fn tell(&self, status: StatusCode, fields: &HeaderMap) {
+    pub(crate) fn tell(&self, status: StatusCode, fields: Fields) {
         if !status.is_informational() || matches!(status, StatusCode::CONTINUE | StatusCode::SWITCHING_PROTOCOLS) {
             return;
         }
         let mut response = Response::new(());
         *response.status_mut() = status;
-        *response.headers_mut() = fields.clone();
-        drop_fields(response.headers_mut(), |name| is_hop_by_hop(name) || is_culvert(name));
+        *response.headers_mut() = fields;
+        response.headers_mut().drop_named(|name| is_hop_by_hop(name) || is_culvert(name.as_bytes()));
         let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         if waiting.len() < MOST {
             waiting.push_back(response);

@@ -27,39 +27,34 @@
 //! HTTP/2 stands on the crate h2 itself. It cannot tell a target's fragment, which the crate http drops, nor a head that it
 //! refuses by itself: one over twice the limit (431 without our words), a malformed one (the stream is reset).
 //!
-//! # What hyper 1.12 cannot do
-//!
-//! - Send 103 to an HTTP/1.1 caller, or any 1xx but 100 and 101 (100 only by itself, when a body is first read).
-//! - Write trailers that the head's `Trailer` did not announce, or to a caller without `TE: trailers`; trailers about
-//!   framing, routing or authentication.
-//! - Keep the order of fields of different names that are mixed (`a, b, a` becomes `a, a, b`), or the spaces around a
-//!   value.
-//! - Tell a caller that stopped sending from one that is gone ([`server::ServerSettings::half_close`]), or what is wrong
-//!   with a head beyond its status.
+//! HTTP/1.1 is read and written here (`http1`, on the parser httparse): no library keeps fields in their order and as they
+//! are spelled, passes 103 and unannounced trailers, or tells a caller that stopped sending from one that is gone. What it
+//! does not keep: spaces around a value, the spelling of trailers' names, and whether a head's line ended in LF alone.
 #![warn(missing_docs)]
 #![forbid(unsafe_code)]
 
+mod alarm;
 pub mod body;
 mod client;
 pub mod exchange;
 mod expect;
 pub mod failure;
 pub mod fault;
-mod fields;
+pub mod fields;
 mod forwarded;
-mod heads;
 mod host;
+mod http1;
 mod http2;
 mod interim;
 pub mod limits;
 mod lines;
+pub mod message;
 mod multiplexed;
 pub mod pool;
 mod pulse;
 pub mod request;
 pub mod response;
 pub mod retry;
-mod served;
 pub mod server;
 mod stream;
 pub mod upgrade;

@@ -12,8 +12,7 @@ use bytes::Bytes;
 use culvert_model::reason::Reason;
 use h2::client::ResponseFuture;
 use h2::{RecvStream, SendStream};
-use http::header::CONTENT_LENGTH;
-use http::{Request, Response, StatusCode};
+use http::StatusCode;
 use http_body::Body as _;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
@@ -26,6 +25,7 @@ use crate::fault::Fault;
 use crate::http2;
 use crate::interim::Interim;
 use crate::lines::Turn;
+use crate::message::Request;
 use crate::pool::{Lost, Opener};
 use crate::stream::{Inbound, Owner, Progress, Pumped, pump};
 
@@ -44,8 +44,8 @@ pub(crate) async fn run<O: Opener>(
     if let Poll::Ready(Err(error)) = sender.poll_ready(&mut Context::from_waker(Waker::noop())) {
         return Err(SendError { fault: turn.name(Lost::Refused).log(error), request: Some(Box::new(request)) });
     }
-    let interim = Interim::of(&request);
     let (mut parts, mut body) = request.into_parts();
+    let interim = parts.interim.take();
     http2::for_http2(&mut parts, turn.line().scheme.clone()).map_err(|fault| SendError { fault, request: None })?;
     let is_empty = body.is_end_stream();
     let bits = Arc::new(AtomicU32::new(0));
@@ -53,7 +53,7 @@ pub(crate) async fn run<O: Opener>(
         body = body.flagged(Flag::raise(&bits, UPLOADING, STARVED));
     }
     let (response, send) = sender
-        .send_request(Request::from_parts(parts, ()), is_empty)
+        .send_request(parts.into_http(), is_empty)
         .map_err(|error| SendError { fault: turn.fault(&error), request: None })?;
     drop(sender);
     let turn = Arc::new(turn);
@@ -74,18 +74,13 @@ pub(crate) async fn run<O: Opener>(
         upload = None;
     }
     let (mut parts, receive) = response.into_parts();
-    // Nobody else may read hyper's or h2's.
+    // Nobody else may read h2's.
     parts.extensions.clear();
     let owner = Box::new(Answering::new(turn, upload));
     let body = if receive.is_end_stream() {
         drop(receive);
         owner.finish();
-        // hyper's server drops the `Content-Length` of an empty body unless it answers a HEAD.
-        let length = || parts.headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok();
-        match (parts.status, length()) {
-            (StatusCode::NOT_MODIFIED, Some(length)) if length > 0 => Body::phantom(length),
-            _ => Body::empty(),
-        }
+        Body::empty()
     } else {
         let inbound = Inbound::new(receive, &parts.headers, owner);
         let body = Body::stream(inbound).idle_timeout(deadlines.idle, Reason::OriginTimeout);
@@ -94,7 +89,7 @@ pub(crate) async fn run<O: Opener>(
             None => body,
         }
     };
-    Ok(Answer::Response(Response::from_parts(parts, body)))
+    Ok(Answer::Response(http::Response::from_parts(parts, body).into()))
 }
 
 /// A request whose response has not begun.
@@ -114,7 +109,7 @@ impl<O: Opener> Asking<O> {
         deadlines: &Deadlines,
         whole: Option<Instant>,
         now: Instant,
-    ) -> Result<Response<RecvStream>, Fault> {
+    ) -> Result<http::Response<RecvStream>, Fault> {
         let due = |from: Instant| from.checked_add(deadlines.first_byte).into_iter().chain(whole).min();
         let mut timer = pin!(sleep_until(due(now).unwrap_or(now)));
         let mut taken = 0;
@@ -130,7 +125,7 @@ impl<O: Opener> Asking<O> {
             while let Poll::Ready(Some(Ok(early))) = self.response.poll_informational(cx) {
                 match (early.status(), gate, interim) {
                     (StatusCode::CONTINUE, Some(gate), _) => gate.open(),
-                    (status, _, Some(interim)) => interim.tell(status, early.headers()),
+                    (status, _, Some(interim)) => interim.tell(status, early.headers().clone().into()),
                     (_, _, None) => {}
                 }
             }

@@ -11,7 +11,6 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use culvert_model::reason::Reason;
-use http::Request;
 use http::header::UPGRADE;
 use http::uri::Scheme;
 use http_body::Body as _;
@@ -24,8 +23,8 @@ use crate::exchange::{self, Answer, Deadlines, SendError};
 use crate::expect::Gate;
 use crate::fault::{Fault, Retry, Side};
 use crate::http2;
-use crate::interim::Interim;
 use crate::lines::{Line, Lines, Turn};
+use crate::message::Request;
 use crate::multiplexed;
 
 /// How to reach the place.
@@ -89,8 +88,6 @@ pub struct PoolSettings {
     pub idle_timeout: Duration,
     /// The largest response head, in bytes; also bounds the buffers of a connection. At least 8 KiB.
     pub max_head: usize,
-    /// Whether the case of field names is kept (HTTP/1.1; costs a second map per message).
-    pub preserve_case: bool,
     /// The version spoken.
     pub http2: Speak,
     /// HTTP/2: exchanges at once on a connection; less if the other side wants less.
@@ -106,7 +103,6 @@ impl Default for PoolSettings {
             max_idle: 256,
             idle_timeout: Duration::from_secs(60),
             max_head: 64 * 1024,
-            preserve_case: true,
             http2: Speak::Never,
             exchanges_per_connection: 1,
             window: 256 * 1024,
@@ -195,7 +191,7 @@ impl<O: Opener> Pool<O> {
             return Box::pin(self.send_http2(None, request, gate, deadlines, now)).await;
         }
         if request.version() == http::Version::HTTP_2 {
-            request = dressed(request, gate.is_some());
+            request = dressed(request);
         }
         loop {
             let idle = poll_fn(|cx| Poll::Ready(self.0.take(now, cx))).await;
@@ -234,8 +230,7 @@ impl<O: Opener> Pool<O> {
                 None => match self.share(now, &mut is_reused).await {
                     Ok(Opened::Http2(turn)) => turn,
                     Ok(Opened::Http1(client)) => {
-                        return exchange::run(client, dressed(request, gate.is_some()), gate.as_ref(), deadlines, now)
-                            .await;
+                        return exchange::run(client, dressed(request), gate.as_ref(), deadlines, now).await;
                     }
                     Err(fault) => return Err(SendError { fault, request: Some(Box::new(request)) }),
                 },
@@ -287,7 +282,7 @@ impl<O: Opener> Pool<O> {
         {
             let mut idle = self.0.idle();
             for mut client in std::mem::take(&mut *idle) {
-                if self.0.is_fresh(&client, now) && client.poll_usable(&mut context) {
+                if self.0.is_fresh(&client, now) && client.is_usable(&mut context) {
                     idle.push(client);
                 } else {
                     gone.push(client);
@@ -319,7 +314,7 @@ impl<O: Opener> Pool<O> {
         if version != Version::Http1Only && agreed.unwrap_or(version == Version::Http2) {
             return Box::pin(self.begin_http2(io, agreed.is_some())).await.map(Opened::Http2);
         }
-        Client::handshake(io, &self.0, &self.0.settings).await.map(Opened::Http1)
+        Ok(Opened::Http1(Client::new(io, &self.0, &self.0.settings, Instant::now())))
     }
 
     async fn begin_http2(&self, io: O::Io, is_tls: bool) -> Result<Turn<O>, Fault> {
@@ -366,7 +361,7 @@ impl<O: Opener> Inner<O> {
     fn take(self: &Arc<Self>, now: Instant, cx: &mut Context<'_>) -> Option<Box<Client<O>>> {
         loop {
             let mut client = self.idle().pop()?;
-            if self.is_fresh(&client, now) && client.poll_usable(cx) {
+            if self.is_fresh(&client, now) && client.is_usable(cx) {
                 client.pool = Some(self.clone());
                 return Some(client);
             }
@@ -383,13 +378,9 @@ impl<O: Opener> Inner<O> {
     }
 }
 
-/// An HTTP/2 request as HTTP/1.1. `is_listened` says that somebody listens to its interim responses already.
-fn dressed(request: Request<Body>, is_listened: bool) -> Request<Body> {
+/// An HTTP/2 request as HTTP/1.1.
+fn dressed(request: Request<Body>) -> Request<Body> {
     let (mut parts, body) = request.into_parts();
     http2::for_http1(&mut parts, body.is_end_stream());
-    let mut request = Request::from_parts(parts, body);
-    if !is_listened && let Some(interim) = Interim::of(&request) {
-        interim.listen(&mut request);
-    }
-    request
+    Request::from_parts(parts, body)
 }

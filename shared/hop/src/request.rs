@@ -2,24 +2,22 @@
 //!
 //! Must never forward a field that is for this hop only, or let a caller remove or forge what the next hop relies on.
 //!
-//! What hyper 1.12 does before this module sees a head: it refuses NUL, bare CR, obs-fold and space before a colon,
-//! differing `Content-Length`s and a `Transfer-Encoding` that does not end in `chunked`; of `Content-Length` beside
-//! `Transfer-Encoding` it drops the former and closes after the answer (RFC 9112 §6.3); [`crate::server`] refuses those.
+//! What [`crate::server`] has refused before: bytes that are no head of RFC 9112, and framing that may be read in two ways.
 
 use std::net::IpAddr;
 
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, SEC_WEBSOCKET_KEY, TE, TRANSFER_ENCODING, UPGRADE};
-use http::request::Parts;
 use http::uri::{PathAndQuery, Uri};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
+use http::{HeaderName, HeaderValue, Method, Version};
 
 use culvert_model::reason::Reason;
 
 use crate::fault::{Audience, Fault, Side};
-use crate::fields::{drop_fields, is_culvert, is_hop_by_hop, is_protected, tokens};
+use crate::fields::{Fields, Name, is_culvert, is_hop_by_hop, is_protected, tokens, two};
 use crate::forwarded;
 use crate::host::HostPort;
 use crate::http2;
+use crate::message::RequestParts as Parts;
 use crate::upgrade::OnUpgrade;
 use crate::websocket::Challenge;
 
@@ -99,7 +97,7 @@ impl Head {
     }
 }
 
-/// Checks the head of a request as hyper's server hands it over, and takes the offered upgrade out of it.
+/// Checks the head of a request as the server hands it over, and takes the offered upgrade out of it.
 ///
 /// Afterwards the target is in origin-form (or `*`), there is one `Host`, and nothing else has changed; of an HTTP/2
 /// request the `Host` is its `:authority`, and cookie crumbs are one field (RFC 9113 §8.2.3).
@@ -141,7 +139,7 @@ pub fn forward(
     if forwarded::is_loop(&parts.headers, relay) {
         return Err(Fault::new(Reason::Loop));
     }
-    strip(parts, head, |name| policy == ForwardPolicy::Replace && forwarded::is_forwarding(name));
+    strip(parts, head, Leg::Tunnel, |name| policy == ForwardPolicy::Replace && forwarded::is_forwarding(name));
     let port = head.port.or(caller.port).unwrap_or(if caller.tls { 443 } else { 80 });
     forwarded::add(&mut parts.headers, caller, &head.authority, port, relay);
     parts.headers.insert(REQUEST_ID, head.audience.request_id.clone());
@@ -150,7 +148,7 @@ pub fn forward(
 
 /// At the connector: strips what is for this hop and every `Culvert-*` field. Read `Culvert-Service` before.
 pub fn deliver(parts: &mut Parts, head: &Head) {
-    strip(parts, head, |_| false);
+    strip(parts, head, Leg::Origin, |_| false);
 }
 
 /// Replaces `Host`.
@@ -159,7 +157,7 @@ pub fn set_host(parts: &mut Parts, host: HeaderValue) {
 }
 
 /// The trace id of a well-formed W3C `traceparent`.
-pub fn trace_id(headers: &HeaderMap) -> Option<&str> {
+pub fn trace_id(headers: &Fields) -> Option<&str> {
     let value = headers.get("traceparent")?.to_str().ok()?;
     let mut parts = value.split('-');
     let (version, trace, parent, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
@@ -173,8 +171,8 @@ pub fn trace_id(headers: &HeaderMap) -> Option<&str> {
 }
 
 /// The caller's request id if it is one visible word, else a new one.
-fn request_id(headers: &HeaderMap) -> HeaderValue {
-    let mut sent = headers.get_all(REQUEST_ID).iter();
+fn request_id(headers: &Fields) -> HeaderValue {
+    let mut sent = headers.get_all(REQUEST_ID);
     if let (Some(id), None) = (sent.next(), sent.next())
         && (1..=128).contains(&id.len())
         && id.as_bytes().iter().all(u8::is_ascii_graphic)
@@ -207,8 +205,7 @@ fn inspect(parts: &mut Parts) -> Result<(usize, Option<u16>, HeaderValue), &'sta
     if parts.method == Method::CONNECT {
         return Err("CONNECT");
     }
-    let mut hosts = parts.headers.get_all(HOST).iter();
-    let host = match (hosts.next(), hosts.next()) {
+    let host = match two(&parts.headers, HOST) {
         (Some(host), None) => Some(host.clone()),
         (None, _) => None,
         (Some(_), Some(_)) => return Err("Host twice"),
@@ -261,13 +258,13 @@ fn settle_target(parts: &mut Parts, host: Option<HeaderValue>) -> Result<HeaderV
 }
 
 /// Refuses framing that another parser may read differently (RFC 9112 §6, §11.2).
-fn check_framing(headers: &HeaderMap, version: Version) -> Result<(), &'static str> {
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+fn check_framing(headers: &Fields, version: Version) -> Result<(), &'static str> {
+    let mut codings = headers.get_all(TRANSFER_ENCODING);
     let coding = codings.next();
     if codings.next().is_some() {
         return Err("Transfer-Encoding twice");
     }
-    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let mut lengths = headers.get_all(CONTENT_LENGTH);
     let length = lengths.next();
     if lengths.next().is_some() {
         return Err("Content-Length twice");
@@ -286,7 +283,7 @@ fn check_framing(headers: &HeaderMap, version: Version) -> Result<(), &'static s
 }
 
 /// Refuses connection options that are no names, or that would take away what the next hop relies on.
-fn check_connection(headers: &HeaderMap) -> Result<(), &'static str> {
+fn check_connection(headers: &Fields) -> Result<(), &'static str> {
     for token in tokens(headers, &CONNECTION) {
         match HeaderName::from_bytes(token) {
             Err(_) => return Err("an ill-formed Connection"),
@@ -297,28 +294,27 @@ fn check_connection(headers: &HeaderMap) -> Result<(), &'static str> {
     Ok(())
 }
 
-fn has_body(headers: &HeaderMap) -> bool {
+fn has_body(headers: &Fields) -> bool {
     headers.contains_key(TRANSFER_ENCODING)
         || headers.get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes().iter().any(|digit| *digit != b'0'))
 }
 
 /// The change of protocol that the caller asks for, if it may be passed on.
 fn asked(parts: &mut Parts, has_body: bool) -> Option<Upgrade> {
+    let on = parts.extensions.remove::<OnUpgrade>()?;
     if parts.version == Version::HTTP_2 {
-        let on = parts.extensions.remove::<OnUpgrade>()?;
         return Some(Upgrade { protocol: http2::WEBSOCKET, on, challenge: Some(Challenge::new()) });
     }
-    let on = parts.extensions.remove::<hyper::upgrade::OnUpgrade>()?;
     let protocol = offered(&parts.headers, has_body)?;
-    Some(Upgrade { protocol, on: on.into(), challenge: None })
+    Some(Upgrade { protocol, on, challenge: None })
 }
 
 /// The protocol that the caller wants to change to, if it may be passed on.
 ///
 /// Not with a body: what follows it could be read before or after the change. Not another HTTP (`h2c`): the hop would
 /// lose sight of the requests.
-fn offered(headers: &HeaderMap, has_body: bool) -> Option<HeaderValue> {
-    let mut lines = headers.get_all(UPGRADE).iter();
+fn offered(headers: &Fields, has_body: bool) -> Option<HeaderValue> {
+    let mut lines = headers.get_all(UPGRADE);
     let protocol = lines.next()?;
     let is_http = |protocol: &[u8]| {
         protocol.eq_ignore_ascii_case(b"h2c")
@@ -333,8 +329,17 @@ fn offered(headers: &HeaderMap, has_body: bool) -> Option<HeaderValue> {
     fits.then(|| protocol.clone())
 }
 
+/// Where a head goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leg {
+    /// To the other hop, which passes trailers on in any case.
+    Tunnel,
+    /// To an origin, which has to be asked for them (RFC 9110 §6.5.1).
+    Origin,
+}
+
 /// Drops what ends here and what `is_unwanted` says, and writes this hop's own fields in its place.
-fn strip(parts: &mut Parts, head: &Head, is_unwanted: impl Fn(&HeaderName) -> bool) {
+fn strip(parts: &mut Parts, head: &Head, leg: Leg, is_unwanted: impl Fn(&Name) -> bool) {
     let named: Vec<HeaderName> = tokens(&parts.headers, &CONNECTION)
         .filter(|token| {
             ![&b"close"[..], b"keep-alive", b"upgrade", b"te"].iter().any(|usual| token.eq_ignore_ascii_case(usual))
@@ -342,23 +347,24 @@ fn strip(parts: &mut Parts, head: &Head, is_unwanted: impl Fn(&HeaderName) -> bo
         .filter_map(|token| HeaderName::from_bytes(token).ok())
         .collect();
     let old = parts.version < Version::HTTP_11;
+    let is_http2 = parts.version == Version::HTTP_2;
+    let asks_for_trailers = head.upgrade.is_none() && (is_http2 || leg == Leg::Origin);
     // Fields that are written anew below keep their place.
-    let is_rewritten = |name: &HeaderName| {
-        *name == CONNECTION
-            || *name == TE && head.upgrade.is_none()
+    let is_rewritten = |name: &Name| {
+        *name == CONNECTION && !is_http2 && (asks_for_trailers || head.upgrade.is_some())
+            || *name == TE && asks_for_trailers
             || *name == UPGRADE && head.upgrade.is_some()
             || *name == TRANSFER_ENCODING && head.chunked
     };
-    drop_fields(&mut parts.headers, |name| {
+    parts.headers.drop_named(|name| {
         !is_rewritten(name)
             && (is_hop_by_hop(name)
-                || is_culvert(name)
-                || named.contains(name)
+                || is_culvert(name.as_bytes())
+                || named.iter().any(|own| name.is(own))
                 || old && *name == EXPECT
                 || is_unwanted(name))
     });
     if head.chunked {
-        // hyper's client sends the chunked body of a GET only when the head says so.
         parts.headers.insert(TRANSFER_ENCODING, CHUNKED);
     }
     if let Some(upgrade) = &head.upgrade {
@@ -369,12 +375,16 @@ fn strip(parts: &mut Parts, head: &Head, is_unwanted: impl Fn(&HeaderName) -> bo
             parts.headers.insert(SEC_WEBSOCKET_KEY, challenge.key());
         }
         parts.version = Version::HTTP_11;
-    } else if parts.version == Version::HTTP_2 {
+        return;
+    }
+    if asks_for_trailers {
         parts.headers.insert(TE, TRAILERS);
-    } else {
-        // Without it hyper's server leaves trailers out; and TE has to be named (RFC 9110 §10.1.4).
-        parts.headers.insert(TE, TRAILERS);
-        parts.headers.insert(CONNECTION, NAMES_TE);
+    }
+    if !is_http2 {
+        if asks_for_trailers {
+            // It has to be named (RFC 9110 §10.1.4).
+            parts.headers.insert(CONNECTION, NAMES_TE);
+        }
         parts.version = Version::HTTP_11;
     }
 }

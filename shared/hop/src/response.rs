@@ -3,13 +3,13 @@
 //! Must never forward a switch of protocols that nobody asked for, ambiguous framing, or a `Culvert-*` field.
 
 use http::header::{CONNECTION, CONTENT_LENGTH, SEC_WEBSOCKET_ACCEPT, TRANSFER_ENCODING, UPGRADE};
-use http::response::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version};
+use http::{HeaderName, HeaderValue, StatusCode, Version};
 
 use culvert_model::reason::Reason;
 
 use crate::fault::{Fault, PROXY_STATUS, Side, speaks_for_culvert};
-use crate::fields::{drop_fields, is_culvert, is_hop_by_hop, is_protected, tokens};
+use crate::fields::{Fields, is_culvert, is_hop_by_hop, is_protected, tokens, two};
+use crate::message::ResponseParts as Parts;
 use crate::request::{Head, Upgrade};
 use crate::server::SwitchAccepted;
 
@@ -41,8 +41,7 @@ pub fn accept(parts: &mut Parts) -> Result<(), Fault> {
 /// A [`Fault`] `upgrade_refused`: the origin switched to something else, or does not say to what.
 pub fn accept_switch(parts: &mut Parts, asked: &Upgrade) -> Result<(), Fault> {
     let refused = |why| Fault::new(Reason::UpgradeRefused).side(Side::Origin).log(why);
-    let mut lines = parts.headers.get_all(UPGRADE).iter();
-    let fits = match (lines.next(), lines.next()) {
+    let fits = match two(&parts.headers, UPGRADE) {
         (Some(protocol), None) => {
             let protocol = protocol.as_bytes().trim_ascii();
             let mut offered = asked.protocol.as_bytes().split(|byte| *byte == b',');
@@ -62,7 +61,7 @@ pub fn accept_switch(parts: &mut Parts, asked: &Upgrade) -> Result<(), Fault> {
         return Err(refused("a 101 with a wrong Sec-WebSocket-Accept"));
     }
     strip(parts, false);
-    drop_fields(&mut parts.headers, |name| *name == SEC_WEBSOCKET_ACCEPT);
+    parts.headers.remove(SEC_WEBSOCKET_ACCEPT);
     parts.status = StatusCode::OK;
     parts.extensions.insert(SwitchAccepted);
     Ok(())
@@ -81,10 +80,10 @@ pub fn refuse_success(parts: &Parts, head: &Head) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Refuses what another client may read differently; hyper's client lets it through (RFC 9112 §6.3).
-fn check_framing(headers: &HeaderMap) -> Result<(), &'static str> {
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+/// Refuses what another client may read differently; the reader of heads lets it through (RFC 9112 §6.3).
+fn check_framing(headers: &Fields) -> Result<(), &'static str> {
+    let mut codings = headers.get_all(TRANSFER_ENCODING);
+    let mut lengths = headers.get_all(CONTENT_LENGTH);
     match (codings.next(), codings.next(), lengths.next(), lengths.next()) {
         (_, Some(_), _, _) => Err("Transfer-Encoding twice"),
         (_, _, _, Some(_)) => Err("Content-Length twice"),
@@ -104,10 +103,13 @@ fn strip(parts: &mut Parts, keeps_upgrade: bool) {
         .filter_map(|token| HeaderName::from_bytes(token).ok())
         .filter(|name| !is_protected(name))
         .collect();
-    let forged = parts.headers.get_all(PROXY_STATUS).iter().any(speaks_for_culvert);
-    drop_fields(&mut parts.headers, |name| {
+    let forged = parts.headers.get_all(PROXY_STATUS).any(speaks_for_culvert);
+    parts.headers.drop_named(|name| {
         !(keeps_upgrade && (*name == UPGRADE || *name == CONNECTION))
-            && (is_hop_by_hop(name) || is_culvert(name) || named.contains(name) || forged && *name == PROXY_STATUS)
+            && (is_hop_by_hop(name)
+                || is_culvert(name.as_bytes())
+                || named.iter().any(|own| name.is(own))
+                || forged && *name == PROXY_STATUS)
     });
     parts.version = Version::HTTP_11;
 }

@@ -7,12 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::request::Parts;
-use http::{HeaderMap, Method, Request};
+use http::{HeaderMap, Method};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use crate::body::Body;
 use crate::fault::{Fault, Retry};
+use crate::message::{Request, RequestParts as Parts};
 
 /// The most of a body that is kept.
 pub const MAX_KEPT: usize = 64 * 1024;
@@ -48,8 +48,7 @@ impl Again {
     /// send now, and what sends it again. Costs a copy of the head: skip it when there is nowhere else to send it.
     pub fn keep(request: Request<Body>) -> (Request<Body>, Self) {
         let (parts, body) = request.into_parts();
-        let mut copy = parts.clone();
-        copy.extensions.remove::<hyper::upgrade::OnUpgrade>();
+        let copy = parts.clone();
         if body.is_end_stream() {
             return (Request::from_parts(parts, body), Self { parts: copy, kept: None });
         }

@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use http::HeaderValue;
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
@@ -35,9 +34,29 @@ pub struct OnUpgrade(On);
 #[derive(Clone)]
 enum On {
     /// All of an HTTP/1.1 connection.
-    Http1(hyper::upgrade::OnUpgrade),
+    Http1(Later<Caller>),
     /// One stream of an HTTP/2 connection.
-    Http2(Arc<Mutex<Option<oneshot::Receiver<RawStream>>>>),
+    Http2(Later<RawStream>),
+}
+
+/// What is handed over later, once.
+type Later<T> = Arc<Mutex<Option<oneshot::Receiver<T>>>>;
+
+/// Any byte stream.
+trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<Io: AsyncRead + AsyncWrite + Send + Unpin> Duplex for Io {}
+
+/// A caller's HTTP/1.1 connection, and what was read of it past the head.
+type Caller = (Box<dyn Duplex>, Bytes);
+
+/// Hands over a connection that was switched.
+pub(crate) struct Switched(oneshot::Sender<Caller>);
+
+impl Switched {
+    pub(crate) fn switch<Io: AsyncRead + AsyncWrite + Send + Unpin + 'static>(self, io: Io, first: Bytes) {
+        // Nobody waits for it: it is dropped, and so closed.
+        let _ = self.0.send((Box::new(io), first));
+    }
 }
 
 impl OnUpgrade {
@@ -46,11 +65,11 @@ impl OnUpgrade {
         let (sender, receiver) = oneshot::channel();
         (sender, Self(On::Http2(Arc::new(Mutex::new(Some(receiver))))))
     }
-}
 
-impl From<hyper::upgrade::OnUpgrade> for OnUpgrade {
-    fn from(on: hyper::upgrade::OnUpgrade) -> Self {
-        Self(On::Http1(on))
+    /// A connection that is handed over later.
+    pub(crate) fn connection() -> (Switched, Self) {
+        let (sender, receiver) = oneshot::channel();
+        (Switched(sender), Self(On::Http1(Arc::new(Mutex::new(Some(receiver))))))
     }
 }
 
@@ -121,15 +140,12 @@ where
 {
     match caller.0 {
         On::Http1(caller) => {
-            if let Ok(caller) = caller.await {
-                return splice_io(TokioIo::new(caller), origin, protocol, idle, end).await;
+            if let Some((io, first)) = handed_over(&caller).await {
+                return splice_both(Raw { io, first }, origin, protocol, idle, end).await;
             }
         }
         On::Http2(caller) => {
-            let caller = caller.lock().unwrap_or_else(PoisonError::into_inner).take();
-            if let Some(caller) = caller
-                && let Ok(caller) = caller.await
-            {
+            if let Some(caller) = handed_over(&caller).await {
                 return splice_io(caller, origin, protocol, idle, end).await;
             }
         }
@@ -137,9 +153,14 @@ where
     (Spliced::Broken, Passed::default())
 }
 
+async fn handed_over<T>(later: &Later<T>) -> Option<T> {
+    let receiver = later.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+    receiver.await.ok()
+}
+
 /// [`splice`] with the caller's connection at hand.
 pub async fn splice_io<Caller, Io>(
-    mut caller: Caller,
+    caller: Caller,
     origin: Raw<Io>,
     protocol: Protocol,
     idle: Duration,
@@ -149,8 +170,23 @@ where
     Caller: AsyncRead + AsyncWrite + Unpin + Send,
     Io: AsyncRead + AsyncWrite + Unpin + Send,
 {
+    splice_both(Raw { io: caller, first: Bytes::new() }, origin, protocol, idle, end).await
+}
+
+async fn splice_both<Caller, Io>(
+    caller: Raw<Caller>,
+    origin: Raw<Io>,
+    protocol: Protocol,
+    idle: Duration,
+    end: impl Future<Output = ()> + Send,
+) -> (Spliced, Passed)
+where
+    Caller: AsyncRead + AsyncWrite + Unpin + Send,
+    Io: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let Raw { io: mut caller, first: sent } = caller;
     let Raw { io: mut origin, first } = origin;
-    let mut up = Pipe::new(Bytes::new(), false);
+    let mut up = Pipe::new(sent, false);
     let mut down = Pipe::new(first, protocol == Protocol::WebSocket);
     let mut end = pin!(end);
     let mut last = Instant::now();

@@ -1,4 +1,4 @@
-//! The byte stream under a client's connection: what neither hyper nor h2 tells of it.
+//! The byte stream under a client's HTTP/2 connection: what h2 does not tell of it.
 //!
 //! Must never change a byte or the order of them.
 
@@ -17,7 +17,7 @@ pub(crate) struct Seen {
     read: AtomicU64,
     /// What `written` was when something was read last.
     answered: AtomicU64,
-    /// The first error, which hyper and h2 do not tell whole.
+    /// The first error, which h2 does not tell whole.
     error: Mutex<Option<io::Error>>,
 }
 
@@ -53,11 +53,6 @@ impl Seen {
         see(self.error().as_ref())
     }
 
-    /// Takes the first error.
-    pub(crate) fn take_error(&self) -> Option<io::Error> {
-        self.error().take()
-    }
-
     fn error(&self) -> MutexGuard<'_, Option<io::Error>> {
         self.error.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -71,10 +66,6 @@ impl Seen {
 impl<Io> Wire<Io> {
     pub(crate) fn new(io: Io, seen: Arc<Seen>) -> Self {
         Self { io, seen }
-    }
-
-    pub(crate) fn into_inner(self) -> Io {
-        self.io
     }
 
     fn keep<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {

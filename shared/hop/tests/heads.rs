@@ -11,7 +11,7 @@ use rig::{Options, Rig, head};
 use tokio::io::AsyncWriteExt;
 
 /// What this hop adds to every request, with the order in which it does.
-const ADDED: &str = "te: trailers\r\nconnection: te\r\nx-forwarded-for: 192.0.2.7\r\nx-forwarded-proto: http\r\n\
+const ADDED: &str = "x-forwarded-for: 192.0.2.7\r\nx-forwarded-proto: http\r\n\
                      x-forwarded-host: orders\r\nx-forwarded-port: 8080\r\n\
                      forwarded: for=192.0.2.7;by=_culvert-r1;host=orders;proto=http\r\nvia: 1.1 culvert\r\n";
 
@@ -69,7 +69,7 @@ async fn a_plain_request_passes_as_it_was_sent() {
         out,
         format!(
             "GET //a/../b%2F%zz/;x=1?q=a%20b&&r=//c?d HTTP/1.1\r\nHost: orders\r\nUser-Agent: x/1\r\n\
-             X-Mixed-CASE: a  b \"c\"\r\nX-B: 1\r\nx-b: 2\r\nX-B: 3\r\nX-Empty:\r\nCookie: a=b; c=d\r\n\
+             X-Mixed-CASE: a  b \"c\"\r\nX-B: 1\r\nx-b: 2\r\nX-Empty:\r\nX-B: 3\r\nCookie: a=b; c=d\r\n\
              X-Request-Id: abc\r\ntraceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n{ADDED}\r\n"
         )
     );
@@ -109,12 +109,6 @@ async fn fields_of_one_hop_end_here() {
         ("Upgrade: websocket\r\nUpgrade: foo\r\nConnection: upgrade\r\n", ""),
     ] {
         let out = seen(lines).await;
-        // The fields that the hop writes anew keep their place.
-        let out = out.replace("te: trailers\r\n", "").replace("TE: trailers\r\n", "");
-        let out = out.replace("connection: te\r\n", "").replace("Connection: te\r\n", "");
-        let out = ADDED
-            .split_once("x-forwarded-for")
-            .map_or(out.clone(), |(_, tail)| out.replace(&format!("x-forwarded-for{tail}"), ""));
         assert_eq!(out, left, "{lines:?}");
     }
 }
@@ -131,10 +125,7 @@ async fn an_upgrade_with_a_body_is_not_passed_on() {
 #[tokio::test(start_paused = true)]
 async fn an_offered_upgrade_passes_with_its_name() {
     let out = seen("Sec-WebSocket-Key: x\r\nUpgrade: WebSocket\r\nConnection: keep-alive, Upgrade\r\n").await;
-    assert!(
-        out.starts_with("Sec-WebSocket-Key: x\r\nUpgrade: WebSocket\r\nConnection: upgrade\r\nx-forwarded"),
-        "{out}"
-    );
+    assert_eq!(out, "Sec-WebSocket-Key: x\r\nUpgrade: WebSocket\r\nConnection: upgrade\r\n");
 }
 
 #[tokio::test(start_paused = true)]
@@ -353,7 +344,7 @@ async fn an_answer_loses_what_is_for_one_hop() {
         ("Culvert-Gateway: x\r\n", ""),
         ("Proxy-Status: culvert-relay; error=dns_error\r\nProxy-Status: other; error=x\r\n", ""),
         ("Proxy-Status: other; error=x\r\n", "Proxy-Status: other; error=x\r\n"),
-        ("Set-Cookie: a=b\r\nX: 1\r\nset-cookie: c=d\r\n", "Set-Cookie: a=b\r\nset-cookie: c=d\r\nX: 1\r\n"),
+        ("Set-Cookie: a=b\r\nX: 1\r\nset-cookie: c=d\r\n", "Set-Cookie: a=b\r\nX: 1\r\nset-cookie: c=d\r\n"),
         (
             "Server: x\r\nDate: Thu, 01 Jan 1970 00:00:00 GMT\r\n",
             "Server: x\r\nDate: Thu, 01 Jan 1970 00:00:00 GMT\r\n",

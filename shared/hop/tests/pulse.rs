@@ -7,10 +7,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use culvert_hop::body::Body;
 use culvert_hop::exchange::{Answer, Deadlines};
+use culvert_hop::message::Request;
 use culvert_hop::pool::{Pool, PoolSettings, Speak};
 use culvert_model::reason::Reason;
 use h2::server::{Connection, SendResponse};
-use http::{Request, Response};
+use http::{HeaderValue, Response, header::HOST};
 use rig::Origins;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio::sync::oneshot;
@@ -28,7 +29,7 @@ fn patient() -> Deadlines {
 fn get() -> Request<Body> {
     let mut request = Request::new(Body::empty());
     *request.uri_mut() = "/".parse().unwrap();
-    request.headers_mut().insert("host", "orders".parse().unwrap());
+    request.headers_mut().insert(HOST, HeaderValue::from_static("orders"));
     request
 }
 

@@ -38,10 +38,11 @@ async fn both_hops_leave_the_head_as_one() {
     let mut origin = origins.recv().await.unwrap();
     assert_eq!(
         head(&mut origin).await,
-        "POST //a?b HTTP/1.1\r\nHost: Orders\r\nX-Request-Id: abc\r\nConnection: te\r\nX-b: 1\r\nX-B: 2\r\n\
-         Content-Length: 0\r\nte: trailers\r\nx-forwarded-for: 192.0.2.7\r\nx-forwarded-proto: http\r\n\
+        "POST //a?b HTTP/1.1\r\nHost: Orders\r\nX-Request-Id: abc\r\nX-b: 1\r\nContent-Length: 0\r\nX-B: 2\r\n\
+         x-forwarded-for: 192.0.2.7\r\nx-forwarded-proto: http\r\n\
          x-forwarded-host: Orders\r\nx-forwarded-port: 8080\r\n\
-         forwarded: for=192.0.2.7;by=_culvert-r1;host=Orders;proto=http\r\nvia: 1.1 culvert\r\n\r\n"
+         forwarded: for=192.0.2.7;by=_culvert-r1;host=Orders;proto=http\r\nvia: 1.1 culvert\r\n\
+         te: trailers\r\nconnection: te\r\n\r\n"
     );
     origin.write_all(b"HTTP/1.1 200 Yes\r\nX-Out: 1\r\nconnection: x\r\nContent-LENGTH: 2\r\n\r\nok").await.unwrap();
     assert_eq!(head(&mut relay.caller).await, "HTTP/1.1 200 Yes\r\nX-Out: 1\r\nContent-LENGTH: 2\r\n\r\n");

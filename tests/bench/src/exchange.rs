@@ -15,12 +15,12 @@ use culvert_engine::{Config, Engine, HandshakeLimits, Path, PeerConfig, PeerId, 
 use culvert_hop::body::Body;
 use culvert_hop::exchange::{Answer, Deadlines};
 use culvert_hop::fault::Fault;
+use culvert_hop::message::{Request, Response};
 use culvert_hop::pool::{Lost, Opener, Pool, PoolSettings};
 use culvert_hop::request::{self, Caller, ForwardPolicy};
 use culvert_hop::server::{ServerSettings, serve};
 use culvert_model::key::PrivateKey;
 use culvert_model::reason::Reason;
-use http::{Request, Response};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, duplex};
 
 /// The gateway's request; its answer's body is [`BODY`] bytes.
@@ -84,7 +84,7 @@ async fn answer(request: Request<Body>) -> Result<Response<Body>, Infallible> {
         request::deliver(&mut parts, &head);
     }
     let mut response = Response::new(Body::full(vec![b'x'; BODY]));
-    response.headers_mut().insert("content-type", http::HeaderValue::from_static("application/json"));
+    response.headers_mut().append("content-type", http::HeaderValue::from_static("application/json"));
     Ok(response)
 }
 

@@ -12,13 +12,13 @@ use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, Stream as _};
 use h2::Reason;
 use h2::server::Builder;
-use http::{Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::ledger::{Booked, Ledger};
 use super::{LAST_WORDS, ServerSettings, stream};
 use crate::body::Body;
+use crate::message::{Request, Response};
 
 /// What of one answer waits in memory to be written.
 const SEND_BUFFER: usize = 64 * 1024;

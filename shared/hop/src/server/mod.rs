@@ -2,15 +2,13 @@
 //!
 //! Must never answer a malformed head without its name, or take a caller that may still be listening for gone.
 //!
-//! What hyper 1.12's HTTP/1.1 server cannot do: send 103 or any 1xx but 100 (by itself, when the body is first read) and
-//! 101; write trailers to a caller that did not send `TE: trailers`, or that the head's `Trailer` did not announce.
-//!
 //! HTTP/2 stands on the crate h2 itself, because hyper's server has no deadline for an answer that nobody reads, no word
 //! for why a stream is reset, and no way to end a connection with ENHANCE_YOUR_CALM.
 
 mod http1;
 mod http2;
 mod ledger;
+mod received;
 mod stream;
 
 use std::convert::Infallible;
@@ -22,14 +20,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use culvert_model::reason::Reason;
-use http::{Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::body::Body;
+use crate::message::{Request, Response};
 use crate::wakes::Quiet;
 
 pub(crate) use http2::{SMALL_FRAMES, connection_window};
 pub(crate) use ledger::Ledger;
+pub(crate) use received::Received;
 pub(crate) use stream::SwitchAccepted;
 
 /// How long a refused caller may take to hear why.
@@ -59,10 +58,6 @@ pub struct ServerSettings {
     /// How long a caller that has closed its sending side is still answered while nothing is written to it. A closed
     /// connection cannot be told from a half-closed one before that. HTTP/1.1 only.
     pub half_close: Duration,
-    /// Whether what hyper repairs is refused: bare LF, lengths given twice, a fragment in the target.
-    pub strict: bool,
-    /// Whether the case of field names is kept (costs a second map per message).
-    pub preserve_case: bool,
     /// The versions spoken.
     pub http2: Http2,
     /// HTTP/2: exchanges at once on a connection.
@@ -87,8 +82,6 @@ impl ServerSettings {
             keep_alive: Duration::from_secs(120),
             max_head: 64 * 1024,
             half_close: Duration::from_secs(1),
-            strict: true,
-            preserve_case: true,
             http2: Http2::Sniff,
             max_streams: 100,
             window: 128 * 1024,
@@ -103,7 +96,6 @@ impl ServerSettings {
         Self {
             keep_alive: Duration::from_secs(180),
             half_close: Duration::ZERO,
-            strict: false,
             // The other side has its own deadline for its reader.
             unread_timeout: Duration::from_secs(3600),
             window: 256 * 1024,
@@ -122,8 +114,6 @@ impl fmt::Debug for ServerSettings {
             .field("keep_alive", &self.keep_alive)
             .field("max_head", &self.max_head)
             .field("half_close", &self.half_close)
-            .field("strict", &self.strict)
-            .field("preserve_case", &self.preserve_case)
             .field("http2", &self.http2)
             .field("max_streams", &self.max_streams)
             .finish_non_exhaustive()

@@ -4,7 +4,6 @@
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 
@@ -13,7 +12,7 @@ use culvert_model::reason::Reason;
 use h2::server::SendResponse;
 use h2::{RecvStream, ext};
 use http::header::{CONTENT_LENGTH, EXPECT};
-use http::{HeaderMap, Method, Request, Response};
+use http::{HeaderMap, Method};
 use http_body::Body as _;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -22,8 +21,9 @@ use super::ServerSettings;
 use super::ledger::Ledger;
 use crate::body::Body;
 use crate::fault::{Fault, Side};
-use crate::fields::{drop_fields, is_hop_by_hop};
+use crate::fields::is_hop_by_hop;
 use crate::interim::Interim;
+use crate::message::{Request, Response, ResponseParts};
 use crate::stream::{Inbound, Owner, Progress, Pumped, RawStream, code, pump};
 use crate::upgrade::OnUpgrade;
 
@@ -32,7 +32,7 @@ use crate::upgrade::OnUpgrade;
 pub(crate) struct SwitchAccepted;
 
 pub(super) async fn exchange<S, F>(
-    request: Request<RecvStream>,
+    request: http::Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
     service: &S,
     settings: &ServerSettings,
@@ -60,14 +60,16 @@ pub(super) async fn exchange<S, F>(
         let interim = expects(&parts.headers).then(|| interim.clone());
         Body::stream(Inbound::new(receive, &parts.headers, Box::new(Caller { interim })))
     };
-    parts.extensions.insert(interim.clone());
+    let (mut parts, body) = Request::from(http::Request::from_parts(parts, body)).into_parts();
+    parts.interim = Some(interim.clone());
+    let request = Request::from_parts(parts, body);
     // In a box: the future around it would hold it twice.
-    let mut answer = Box::pin(service(Request::from_parts(parts, body)));
+    let mut answer = Box::pin(service(request));
     let answered = poll_fn(|cx| {
         let answered = answer.as_mut().poll(cx);
         // Those that came together with the answer go first.
         while let Poll::Ready(response) = interim.poll_next(cx) {
-            let _ = respond.send_informational(response);
+            let _ = respond.send_informational(response.into_parts().0.into_http());
         }
         if let Poll::Ready(Ok(response)) = answered {
             return Poll::Ready(Some(response));
@@ -78,11 +80,11 @@ pub(super) async fn exchange<S, F>(
     drop(answer);
     let Some(response) = answered else { return };
     let (mut head, body) = response.into_parts();
-    drop_fields(&mut head.headers, is_hop_by_hop);
+    head.headers.drop_named(is_hop_by_hop);
     if let Some((hand_over, receive)) = switch {
         let is_accepted = head.extensions.get::<SwitchAccepted>().is_some();
         if is_accepted {
-            let Ok(send) = respond.send_response(Response::from_parts(head, ()), false) else { return };
+            let Ok(send) = respond.send_response(head.into_http(), false) else { return };
             ledger.answered();
             let (over, is_over) = oneshot::channel();
             if hand_over.send(RawStream::new(receive, send, ledger.clone(), over)).is_ok() {
@@ -99,18 +101,14 @@ pub(super) async fn exchange<S, F>(
 }
 
 async fn answer_with(
-    head: http::response::Parts,
-    mut body: Body,
+    head: ResponseParts,
+    body: Body,
     mut respond: SendResponse<Bytes>,
     settings: &ServerSettings,
     ledger: &Arc<Ledger>,
 ) {
-    if body.is_phantom() {
-        // Its head ends the stream: a DATA frame, be it empty, would not fit the length.
-        let _ = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
-    }
     let is_empty = body.is_end_stream();
-    let Ok(mut send) = respond.send_response(Response::from_parts(head, ()), is_empty) else { return };
+    let Ok(mut send) = respond.send_response(head.into_http(), is_empty) else { return };
     ledger.answered();
     if is_empty {
         return;

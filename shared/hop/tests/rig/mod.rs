@@ -8,6 +8,7 @@ use std::time::Duration;
 use culvert_hop::body::Body;
 use culvert_hop::exchange::{Answer, Deadlines};
 use culvert_hop::fault::{self, Fault, Retry};
+use culvert_hop::message::{Request, Response};
 use culvert_hop::pool::{Lost, Opener, Pool, PoolSettings};
 use culvert_hop::request::{self, Caller, ForwardPolicy};
 use culvert_hop::retry::Again;
@@ -15,7 +16,6 @@ use culvert_hop::server::{ServerSettings, serve};
 use culvert_hop::upgrade::{Protocol, splice};
 use culvert_hop::{failure, response};
 use culvert_model::reason::Reason;
-use http::{Request, Response};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::{mpsc, watch};
 

@@ -153,15 +153,6 @@ pub(crate) async fn trailers_up_unannounced(cell: Cell) -> Result<()> {
     trailed_up(cell, Ask::new("POST", "/").body(Framing::Chunked)).await
 }
 
-pub(crate) fn trailers_up_unannounced_expect(front: Front, kind: Kind) -> Expect {
-    match (front.is_two(), kind.is_two()) {
-        (true, true) => Expect::Works,
-        (true, false) | (false, _) => Expect::Impossible(
-            "not possible with hyper 1.12, measured: in HTTP/1.1 it writes only trailers that the head's `Trailer` announced",
-        ),
-    }
-}
-
 async fn trailed_up(cell: Cell, ask: Ask) -> Result<()> {
     let announced = sent(&ask.fields);
     let (mut call, mut taken) = asked(&cell, ask).await?;
@@ -182,16 +173,6 @@ pub(crate) async fn trailers_down(cell: Cell) -> Result<()> {
 
 pub(crate) async fn trailers_down_unannounced(cell: Cell) -> Result<()> {
     trailed_down(cell, nothing()).await
-}
-
-pub(crate) fn trailers_down_unannounced_expect(front: Front, kind: Kind) -> Expect {
-    // The hop between is HTTP/2 whenever the front is.
-    match (front.is_two(), kind.is_two()) {
-        (true, _) => Expect::Works,
-        (false, _) => Expect::Impossible(
-            "not possible with hyper 1.12, measured: in HTTP/1.1 it writes only trailers that the head's `Trailer` announced",
-        ),
-    }
 }
 
 async fn trailed_down(cell: Cell, announced: Fields) -> Result<()> {

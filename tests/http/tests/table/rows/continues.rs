@@ -62,13 +62,6 @@ pub(crate) async fn hints(cell: Cell) -> Result<()> {
     same(&super::lower(&heard.informational[0].1), &link)
 }
 
-pub(crate) fn hints_expect(front: Front, _: Kind) -> Expect {
-    match front.is_two() {
-        true => Expect::Works,
-        false => Expect::Impossible("not possible with hyper 1.12, measured: its server sends no 1xx but 100 and 101"),
-    }
-}
-
 pub(crate) async fn hints_pass_over(cell: Cell) -> Result<()> {
     let (mut call, mut taken) = asked(&cell, Ask::new("GET", "/")).await?;
     for _ in 0..3 {

@@ -1,0 +1,370 @@
+//! Heads: the first line and the fields, read and written (RFC 9112 §2–§6).
+//!
+//! Must never take a head that another parser may read differently, or write one with two lengths.
+
+use std::mem::MaybeUninit;
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::{HeaderValue, Method, StatusCode, Uri, Version};
+use http_body::Body as _;
+
+use super::framing::{Decoder, Encoder};
+use crate::body::Body;
+use crate::fields::{Fields, Name};
+use crate::message::{Request, RequestParts, Response, ResponseParts};
+
+/// Fields at most.
+const MOST_FIELDS: usize = 100;
+/// Room for the fields that a hop adds.
+const SPARE_FIELDS: usize = 10;
+
+/// Why bytes are no head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Flaw {
+    /// They are not as RFC 9112 has them.
+    Malformed(&'static str),
+    /// They are more than may be.
+    TooLarge,
+}
+
+/// A head, and what it says about its connection.
+#[derive(Debug)]
+pub(crate) struct Heard<Parts> {
+    pub(crate) parts: Parts,
+    /// Takes the body that follows.
+    pub(crate) body: Decoder,
+    /// Whether the connection may be used once more behind it.
+    pub(crate) keeps: bool,
+}
+
+/// How far a head was looked at that is not whole yet.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    seen: usize,
+    line: usize,
+    /// What was tried to read before its end was there.
+    tried: usize,
+}
+
+/// What the fields say about the framing.
+struct Framing {
+    length: Option<u64>,
+    codings: usize,
+    is_chunked: bool,
+    closes: bool,
+    keeps: bool,
+}
+
+/// Takes a request's head from the front of `inbox`, if it is whole.
+///
+/// # Errors
+/// It is malformed, ambiguous or too large: nothing behind it can be read.
+pub(crate) fn read_request(
+    inbox: &mut BytesMut,
+    progress: &mut Progress,
+    most: usize,
+) -> Result<Option<Heard<RequestParts>>, Flaw> {
+    let Some(end) = progress.find_end(inbox, most)? else {
+        if inbox.len() >= progress.tried.saturating_mul(2) {
+            // What cannot become a head is refused at once.
+            progress.tried = inbox.len().max(1);
+            let mut slots = [const { MaybeUninit::uninit() }; MOST_FIELDS];
+            httparse::Request::new(&mut []).parse_with_uninit_headers(inbox, &mut slots).map_err(flaw)?;
+        }
+        return Ok(None);
+    };
+    *progress = Progress::default();
+    let text = inbox.split_to(end).freeze();
+    let mut slots = [const { MaybeUninit::uninit() }; MOST_FIELDS];
+    let mut request = httparse::Request::new(&mut []);
+    let parsed = request.parse_with_uninit_headers(&text, &mut slots).map_err(flaw)?;
+    let (httparse::Status::Complete(length), Some(method), Some(target), Some(minor)) =
+        (parsed, request.method, request.path, request.version)
+    else {
+        return Err(Flaw::Malformed("a head that ends too soon"));
+    };
+    if length != text.len() {
+        return Err(Flaw::Malformed("a head that ends too soon"));
+    }
+    if target.contains('#') {
+        return Err(Flaw::Malformed("a fragment in the target"));
+    }
+    let method = Method::from_bytes(method.as_bytes()).map_err(|_| Flaw::Malformed("an ill-formed method"))?;
+    let uri = Uri::from_maybe_shared(text.slice_ref(target.as_bytes())).map_err(|error| match target.len() {
+        65_535.. => Flaw::TooLarge,
+        _ => {
+            tracing::debug!(%error, "refused a target");
+            Flaw::Malformed("an ill-formed target")
+        }
+    })?;
+    let version = if minor == 0 { Version::HTTP_10 } else { Version::HTTP_11 };
+    let (headers, framing) = fields(&text, request.headers, true)?;
+    let body = match framing {
+        Framing { codings: 2.., .. } => return Err(Flaw::Malformed("Transfer-Encoding twice")),
+        Framing { codings: 1, length: Some(_), .. } => {
+            return Err(Flaw::Malformed("Content-Length beside Transfer-Encoding"));
+        }
+        Framing { codings: 1, is_chunked: false, .. } => return Err(Flaw::Malformed("a coding other than chunked")),
+        Framing { codings: 1, .. } if minor == 0 => return Err(Flaw::Malformed("Transfer-Encoding before HTTP/1.1")),
+        Framing { codings: 1, .. } => Decoder::chunks(),
+        Framing { length, .. } => Decoder::length(length.unwrap_or(0)),
+    };
+    let keeps = if minor == 0 { framing.keeps } else { true } && !framing.closes;
+    let mut request = Request::new(());
+    *request.headers_mut() = headers;
+    let (mut parts, ()) = request.into_parts();
+    (parts.method, parts.uri, parts.version) = (method, uri, version);
+    Ok(Some(Heard { parts, body, keeps }))
+}
+
+/// Takes the head of a response to a request of this method from the front of `inbox`, if it is whole.
+///
+/// Ambiguous framing is left to [`crate::response::accept`] to name; it reads as what takes most.
+///
+/// # Errors
+/// It is malformed or too large.
+pub(crate) fn read_response(
+    inbox: &mut BytesMut,
+    method: &Method,
+    most: usize,
+) -> Result<Option<Heard<ResponseParts>>, Flaw> {
+    let mut slots = [const { MaybeUninit::uninit() }; MOST_FIELDS];
+    let mut response = httparse::Response::new(&mut []);
+    let config = httparse::ParserConfig::default();
+    let parsed = config.parse_response_with_uninit_headers(&mut response, inbox, &mut slots).map_err(flaw)?;
+    let httparse::Status::Complete(end) = parsed else {
+        return if inbox.len() > most { Err(Flaw::TooLarge) } else { Ok(None) };
+    };
+    if end > most {
+        return Err(Flaw::TooLarge);
+    }
+    // Read once more from what is split off: the first reading cannot outlive it.
+    let text = inbox.split_to(end).freeze();
+    let mut slots = [const { MaybeUninit::uninit() }; MOST_FIELDS];
+    let mut response = httparse::Response::new(&mut []);
+    config.parse_response_with_uninit_headers(&mut response, &text, &mut slots).map_err(flaw)?;
+    let (Some(code), Some(minor)) = (response.code, response.version) else {
+        return Err(Flaw::Malformed("a head that ends too soon"));
+    };
+    let status = StatusCode::from_u16(code).map_err(|_| Flaw::Malformed("an ill-formed status"))?;
+    let phrase = response.reason.filter(|phrase| *phrase != status.canonical_reason().unwrap_or_default());
+    let phrase = phrase.map(|phrase| text.slice_ref(phrase.as_bytes()));
+    let (headers, framing) = fields(&text, response.headers, false)?;
+    let is_bare = status.is_informational()
+        || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+        || *method == Method::HEAD;
+    let body = match framing {
+        _ if is_bare => Decoder::Over,
+        Framing { codings: 1.., .. } if minor == 0 => {
+            return Err(Flaw::Malformed("Transfer-Encoding before HTTP/1.1"));
+        }
+        Framing { codings: 1.., is_chunked: true, .. } => Decoder::chunks(),
+        Framing { codings: 1.., .. } => Decoder::UntilEnd,
+        Framing { length: Some(length), .. } => Decoder::length(length),
+        Framing { .. } => Decoder::UntilEnd,
+    };
+    let keeps = !framing.closes && (minor == 1 || framing.keeps) && !matches!(body, Decoder::UntilEnd);
+    let mut response = Response::new(());
+    *response.headers_mut() = headers;
+    let (mut parts, ()) = response.into_parts();
+    (parts.status, parts.phrase) = (status, phrase);
+    parts.version = if minor == 0 { Version::HTTP_10 } else { Version::HTTP_11 };
+    Ok(Some(Heard { parts, body, keeps }))
+}
+
+/// Writes a request's head, with framing for its body where it says none.
+pub(crate) fn write_request(parts: &RequestParts, body: &Body, out: &mut BytesMut) -> Encoder {
+    let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
+    out.reserve(parts.method.as_str().len() + target.len() + 64 + size(&parts.headers));
+    out.put_slice(parts.method.as_str().as_bytes());
+    // A query may stand alone in absolute-form only (RFC 9112 §3.2.1).
+    out.put_slice(if target.starts_with('?') { b" /" } else { b" " });
+    out.put_slice(target.as_bytes());
+    out.put_slice(b" HTTP/1.1\r\n");
+    let mut encoder = None;
+    for (name, value) in parts.headers.iter() {
+        write_field(name, value, out);
+        if encoder.is_none() {
+            encoder = framed_by(name, value);
+        }
+    }
+    let encoder = encoder.unwrap_or_else(|| {
+        if body.is_end_stream() {
+            return Encoder::Length(0);
+        }
+        frame(body, out)
+    });
+    out.put_slice(b"\r\n");
+    encoder
+}
+
+/// What a response's head depends on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Asked {
+    pub(crate) version: Version,
+    pub(crate) is_head: bool,
+    /// Whether the connection may be used once more.
+    pub(crate) keeps: bool,
+}
+
+/// Writes a response's head, with framing for its body where it says none; how the body is framed, and whether the
+/// connection may be used once more behind it.
+pub(crate) fn write_response(parts: &ResponseParts, body: &Body, asked: Asked, out: &mut BytesMut) -> (Encoder, bool) {
+    let is_old = asked.version < Version::HTTP_11;
+    let is_bare = parts.status.is_informational() || parts.status == StatusCode::NO_CONTENT;
+    out.reserve(64 + size(&parts.headers));
+    out.put_slice(if is_old { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
+    out.put_slice(parts.status.as_str().as_bytes());
+    out.put_slice(b" ");
+    match &parts.phrase {
+        Some(phrase) => out.put_slice(phrase),
+        None => out.put_slice(parts.status.canonical_reason().unwrap_or_default().as_bytes()),
+    }
+    out.put_slice(b"\r\n");
+    let mut encoder = None;
+    let (mut closes, mut says) = (!asked.keeps, false);
+    for (name, value) in parts.headers.iter() {
+        if name.as_bytes().len() == 10 && name.is(&CONNECTION) {
+            closes |= has_token(value, b"close");
+            says = true;
+        }
+        if let Some(found) = framed_by(name, value) {
+            // RFC 9110 §8.6, RFC 9112 §6.1; and one framing is enough.
+            if is_bare || encoder.is_some() || is_old && found == Encoder::Chunks {
+                continue;
+            }
+            encoder = Some(found);
+        }
+        write_field(name, value, out);
+    }
+    let encoder = match encoder {
+        _ if is_bare => Encoder::Nothing,
+        _ if asked.is_head || parts.status == StatusCode::NOT_MODIFIED => Encoder::Nothing,
+        Some(encoder) => encoder,
+        None if is_old && body.size_hint().exact().is_none() => {
+            closes = true;
+            Encoder::UntilEnd
+        }
+        None => frame(body, out),
+    };
+    if closes && !says && !parts.status.is_informational() {
+        out.put_slice(b"connection: close\r\n");
+    } else if is_old && !closes && !says {
+        out.put_slice(b"connection: keep-alive\r\n");
+    }
+    out.put_slice(b"\r\n");
+    (encoder, !closes)
+}
+
+/// Writes the framing of a body whose head says none.
+fn frame(body: &Body, out: &mut BytesMut) -> Encoder {
+    let Some(length) = body.size_hint().exact() else {
+        out.put_slice(b"transfer-encoding: chunked\r\n");
+        return Encoder::Chunks;
+    };
+    out.put_slice(b"content-length: ");
+    out.put_slice(HeaderValue::from(length).as_bytes());
+    out.put_slice(b"\r\n");
+    Encoder::Length(length)
+}
+
+fn framed_by(name: &Name, value: &HeaderValue) -> Option<Encoder> {
+    match name.as_bytes().len() {
+        14 if name.is(&CONTENT_LENGTH) => digits(value.as_bytes()).map(Encoder::Length),
+        17 if name.is(&TRANSFER_ENCODING) => Some(Encoder::Chunks),
+        _ => None,
+    }
+}
+
+fn write_field(name: &Name, value: &HeaderValue, out: &mut BytesMut) {
+    out.put_slice(name.as_bytes());
+    out.put_slice(if value.is_empty() { b":" } else { b": " });
+    out.put_slice(value.as_bytes());
+    out.put_slice(b"\r\n");
+}
+
+fn size(fields: &Fields) -> usize {
+    fields.iter().map(|(name, value)| name.as_bytes().len() + value.len() + 4).sum()
+}
+
+/// The fields of a head, and what they say about its framing.
+fn fields(text: &Bytes, lines: &[httparse::Header<'_>], is_request: bool) -> Result<(Fields, Framing), Flaw> {
+    let mut framing = Framing { length: None, codings: 0, is_chunked: false, closes: false, keeps: false };
+    let mut fields = Fields::with_capacity(lines.len() + SPARE_FIELDS);
+    for line in lines {
+        let name = Name::received(text.slice_ref(line.name.as_bytes()));
+        let value = HeaderValue::from_maybe_shared(text.slice_ref(line.value))
+            .map_err(|_| Flaw::Malformed("a control in a value"))?;
+        match line.name.len() {
+            10 if name.is(&CONNECTION) => {
+                framing.closes |= has_token(&value, b"close");
+                framing.keeps |= has_token(&value, b"keep-alive");
+            }
+            14 if name.is(&CONTENT_LENGTH) => {
+                let length = digits(value.as_bytes()).ok_or(Flaw::Malformed("an ill-formed Content-Length"))?;
+                if framing.length.is_some_and(|other| is_request || other != length) {
+                    return Err(Flaw::Malformed("Content-Length twice"));
+                }
+                framing.length = Some(length);
+            }
+            17 if name.is(&TRANSFER_ENCODING) => {
+                framing.codings += 1;
+                let last = value.as_bytes().rsplit(|byte| *byte == b',').next().unwrap_or_default();
+                framing.is_chunked = last.trim_ascii().eq_ignore_ascii_case(b"chunked");
+            }
+            _ => {}
+        }
+        fields.append(name, value);
+    }
+    Ok((fields, framing))
+}
+
+fn has_token(value: &HeaderValue, token: &[u8]) -> bool {
+    value.as_bytes().split(|byte| *byte == b',').any(|one| one.trim_ascii().eq_ignore_ascii_case(token))
+}
+
+fn digits(text: &[u8]) -> Option<u64> {
+    if text.is_empty() || !text.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+fn flaw(error: httparse::Error) -> Flaw {
+    match error {
+        httparse::Error::TooManyHeaders => Flaw::TooLarge,
+        httparse::Error::HeaderName => Flaw::Malformed("an ill-formed field name"),
+        httparse::Error::HeaderValue => Flaw::Malformed("an ill-formed field value"),
+        httparse::Error::NewLine => Flaw::Malformed("an ill-formed line end"),
+        httparse::Error::Status => Flaw::Malformed("an ill-formed status"),
+        httparse::Error::Token => Flaw::Malformed("an ill-formed method or target"),
+        httparse::Error::Version => Flaw::Malformed("another version"),
+    }
+}
+
+impl Progress {
+    /// Where the head ends. Takes empty lines off its front (RFC 9112 §2.2).
+    fn find_end(&mut self, inbox: &mut BytesMut, most: usize) -> Result<Option<usize>, Flaw> {
+        loop {
+            let fresh = inbox.get(self.seen..).unwrap_or_default();
+            let Some(at) = memchr::memchr(b'\n', fresh).map(|at| self.seen + at) else {
+                self.seen = inbox.len();
+                return if inbox.len() > most { Err(Flaw::TooLarge) } else { Ok(None) };
+            };
+            if at == 0 || inbox.get(at - 1) != Some(&b'\r') {
+                return Err(Flaw::Malformed("a bare LF"));
+            }
+            if at != self.line + 1 {
+                (self.seen, self.line) = (at + 1, at + 1);
+            } else if self.line == 0 {
+                let _ = inbox.split_to(at + 1);
+                self.seen = 0;
+            } else if at >= most {
+                return Err(Flaw::TooLarge);
+            } else {
+                return Ok(Some(at + 1));
+            }
+        }
+    }
+}

@@ -9,12 +9,12 @@ use std::time::Duration;
 use culvert_hop::body::Body;
 use culvert_hop::exchange::{Answer, Deadlines};
 use culvert_hop::fault::{self, Fault};
+use culvert_hop::message::{Request, Response};
 use culvert_hop::pool::{Lost, Opener, Pool, PoolSettings, Speak};
 use culvert_hop::request::{self, Caller, ForwardPolicy};
 use culvert_hop::response;
 use culvert_hop::server::{Http2, ServerSettings, serve};
 use culvert_model::reason::Reason;
-use http::{Request, Response};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 
 use crate::logged::{self, Fact};

@@ -10,6 +10,9 @@ use super::trailers;
 /// Past so many bytes a line between chunks, or the trailers behind them, are an attack.
 const MOST_LINE: u64 = 16 * 1024;
 
+/// Numbers beyond are no sizes: another parser may read them as negative.
+const MOST_CHUNK: u64 = u64::MAX >> 1;
+
 /// Takes a body out of the bytes of a connection.
 #[derive(Debug)]
 pub(crate) enum Decoder {
@@ -201,6 +204,7 @@ impl Chunks {
             (Part::Digits, b';', _) => Part::Extension,
             (Part::Digits | Part::Extension, b'\r', _) => Part::Cr,
             (Part::Extension, b'\t' | b' '..=b'~' | 0x80.., _) => Part::Extension,
+            (Part::Cr, b'\n', _) if size > MOST_CHUNK => return Err(Broken("a chunk is too large")),
             (Part::Cr, b'\n', _) => {
                 self.state = if size == 0 { State::Trailers } else { State::Data(size) };
                 return Ok(true);
@@ -354,6 +358,7 @@ mod tests {
             "1;a\0\r\n",
             "1\r\nx\r\n ",
             "fffffffffffffffff\r\n",
+            "8000000000000000\r\n",
             "1\r\nxx",
             "0\r\n\n",
             "0\r\n\rx",

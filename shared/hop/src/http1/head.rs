@@ -368,3 +368,131 @@ impl Progress {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MOST: usize = 4096;
+
+    /// Feeds a head in pieces; the fields as they came, and what was left.
+    fn request(bytes: &[u8], cut: usize) -> Result<Option<(String, Fields, BytesMut)>, Flaw> {
+        let (mut inbox, mut progress) = (BytesMut::new(), Progress::default());
+        let mut pieces = bytes.chunks(cut);
+        loop {
+            match read_request(&mut inbox, &mut progress, MOST)? {
+                Some(heard) => {
+                    inbox.extend_from_slice(&pieces.collect::<Vec<_>>().concat());
+                    let line = format!("{} {} {:?}", heard.parts.method, heard.parts.uri, heard.parts.version);
+                    return Ok(Some((line, heard.parts.headers, inbox)));
+                }
+                None => match pieces.next() {
+                    Some(piece) => inbox.extend_from_slice(piece),
+                    None => return Ok(None),
+                },
+            }
+        }
+    }
+
+    #[test]
+    fn a_head_is_read_however_it_is_cut_and_not_a_byte_beyond() {
+        let text = b"\r\nPUT /a?b HTTP/1.1\r\nHost: x\r\nX-a:  1 \r\nContent-Length: 3\r\n\r\nabcGET";
+        for cut in [1, 2, 7, 1000] {
+            let (line, fields, left) = request(text, cut).unwrap().unwrap();
+            assert_eq!(line, "PUT /a?b HTTP/1.1");
+            let lines: Vec<_> =
+                fields.iter().map(|(name, value)| format!("{name}={}", value.to_str().unwrap())).collect();
+            assert_eq!(lines, ["Host=x", "X-a=1", "Content-Length=3"]);
+            assert_eq!(&left[..], b"abcGET");
+        }
+        assert!(request(b"GET / HTTP/1.1\r\nHost: x\r\n", 3).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_another_parser_may_read_differently_is_refused() {
+        let start = "POST / HTTP/1.1\r\nHost: a\r\n";
+        for bad in [
+            "Content-Length: 1\r\ncontent-length: 1\r\n",
+            "Content-Length: 1, 1\r\n",
+            "Content-Length: +1\r\n",
+            "Content-Length:\r\n",
+            "Content-Length: 18446744073709551616\r\n",
+            "Transfer-Encoding: chunked\r\nTRANSFER-ENCODING: chunked\r\n",
+            "Content-Length: 1\r\nTransfer-Encoding: chunked\r\n",
+            "Transfer-Encoding: chunked, gzip\r\n",
+            "Transfer-Encoding: xchunked\r\n",
+            "X: y\nZ: z\r\n",
+            "X: y\r\n\n",
+            "X : y\r\n",
+            "X: y\r\n z\r\n",
+            "X: \0\r\n",
+            "X: a\rb\r\n",
+            ": y\r\n",
+        ] {
+            for cut in [1, 5, 1000] {
+                let flaw = request(format!("{start}{bad}\r\n").as_bytes(), cut).unwrap_err();
+                assert!(matches!(flaw, Flaw::Malformed(_)), "{bad:?} by {cut}: {flaw:?}");
+            }
+        }
+        for bad in
+            ["GET /a#b HTTP/1.1\r\n\r\n", "GET / HTTP/2.0\r\n\r\n", "\nGET / HTTP/1.1\r\n\r\n", "\x16\x03\x01\x02"]
+        {
+            assert!(matches!(request(bad.as_bytes(), 1000), Err(Flaw::Malformed(_))), "{bad:?}");
+        }
+        let old = "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n";
+        assert!(matches!(request(old.as_bytes(), 1000), Err(Flaw::Malformed(_))));
+    }
+
+    #[test]
+    fn a_head_over_its_limit_is_refused_whether_it_is_whole_or_not() {
+        let long = format!("GET / HTTP/1.1\r\nX: {}", "a".repeat(MOST));
+        assert_eq!(request(long.as_bytes(), 100).unwrap_err(), Flaw::TooLarge);
+        assert_eq!(request(format!("{long}\r\n\r\n").as_bytes(), 100_000).unwrap_err(), Flaw::TooLarge);
+        let many = format!("GET / HTTP/1.1\r\n{}\r\n", "X: y\r\n".repeat(MOST_FIELDS + 1));
+        assert_eq!(request(many.as_bytes(), 100_000).unwrap_err(), Flaw::TooLarge);
+    }
+
+    #[test]
+    fn a_responses_framing_follows_its_status_and_the_method() {
+        let read = |text: &str, method: &Method| {
+            let heard = read_response(&mut BytesMut::from(text.as_bytes()), method, MOST).unwrap().unwrap();
+            (heard.body.left(), heard.keeps)
+        };
+        for (head, left, keeps) in [
+            ("HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n", Some(7), true),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 7\r\nConnection: close\r\n\r\n", Some(7), false),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", None, true),
+            ("HTTP/1.1 200 OK\r\n\r\n", None, false),
+            ("HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n", Some(0), false),
+            ("HTTP/1.0 200 OK\r\nContent-Length: 0\r\nConnection: Keep-Alive\r\n\r\n", Some(0), true),
+            ("HTTP/1.1 204 No Content\r\n\r\n", Some(0), true),
+            ("HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n", Some(0), true),
+            ("HTTP/1.1 103 Early Hints\nLink: x\n\n", Some(0), true),
+        ] {
+            assert_eq!(read(head, &Method::GET), (left, keeps), "{head:?}");
+        }
+        assert_eq!(read("HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n", &Method::HEAD), (Some(0), true));
+    }
+
+    proptest! {
+        #[test]
+        fn fields_go_out_as_they_came_in(lines in prop::collection::vec(("[A-Za-z][A-Za-z0-9-]{0,12}", "[!-~]([ -~]{0,20}[!-~])?"), 0..20)) {
+            let lines: Vec<_> = lines
+                .into_iter()
+                .filter(|(name, _)| {
+                    let name = name.to_ascii_lowercase();
+                    name != "content-length" && name != "transfer-encoding" && name != "connection"
+                })
+                .collect();
+            let text: String = lines.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+            let head = format!("GET /x HTTP/1.1\r\n{text}\r\n");
+            let mut inbox = BytesMut::from(head.as_bytes());
+            let heard = read_request(&mut inbox, &mut Progress::default(), MOST).unwrap().unwrap();
+            let mut out = BytesMut::new();
+            write_request(&heard.parts, &Body::empty(), &mut out);
+            prop_assert_eq!(String::from_utf8_lossy(&out), head);
+        }
+    }
+}

@@ -83,8 +83,12 @@ async fn a_query_is_never_logged_and_a_trace_is() {
 #[test]
 fn requests_stick_by_what_the_balance_names() {
     let parts = |fields: &[(&str, &str)]| {
-        let request = fields.iter().fold(Request::builder(), |request, (name, value)| request.header(*name, *value));
-        request.body(()).unwrap().into_parts().0
+        let mut request = Request::new(());
+        for (name, value) in fields {
+            let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
+            request.headers_mut().append(name, HeaderValue::from_str(value).unwrap());
+        }
+        request.into_parts().0
     };
     let caller = |last| Caller { address: Some(IpAddr::V4(Ipv4Addr::new(10, 0, 0, last))), tls: false, port: None };
     let key = |balance: &str, fields: &[(&str, &str)], last, policy| {

@@ -36,10 +36,10 @@ fn a_secret_proves_a_gateway_and_nothing_else_does() {
     }
     let twice = fields(&[&format!("kong:{secret}"), &format!("kong:{secret}")]);
     assert_eq!(said(gateways.identify(&twice, None, NOW)), "Culvert-Gateway twice");
-    let mut binary = HeaderMap::new();
+    let mut binary = Fields::new();
     binary.insert(FIELD, HeaderValue::from_bytes(b"kong:\xff").unwrap());
     assert_eq!(said(gateways.identify(&binary, None, NOW)), "Culvert-Gateway is no text");
-    assert!(gateways.identify(&HeaderMap::new(), None, NOW).unwrap().is_none());
+    assert!(gateways.identify(&Fields::new(), None, NOW).unwrap().is_none());
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn a_certificate_proves_by_its_digest_first_and_by_one_gateways_names() {
         sha256: [digest; 32],
         sans: sans.iter().map(|&name| name.to_owned()).collect(),
     };
-    let none = HeaderMap::new();
+    let none = Fields::new();
     for (digest, sans, expected) in [
         (1, &[][..], "kong"),
         (1, &["nginx.example"], "kong"),
@@ -91,7 +91,7 @@ fn a_certificate_proves_by_its_digest_first_and_by_one_gateways_names() {
 fn a_gateway_may_call_what_it_is_granted() {
     let gateways = Gateways::new(&[known("kong", Some(Certificate::Sha256([1; 32]))).0]);
     let certificate = PeerCertificate { sha256: [1; 32], sans: Vec::new() };
-    let kong = gateways.identify(&HeaderMap::new(), Some(&certificate), NOW).unwrap().unwrap();
+    let kong = gateways.identify(&Fields::new(), Some(&certificate), NOW).unwrap().unwrap();
     for (service, may) in [("orders", true), ("billing-eu", true), ("billing", false), ("orders2", false)] {
         assert_eq!(kong.may(&service.parse().unwrap()), may, "{service}");
     }
@@ -116,7 +116,7 @@ async fn wrong_secrets_wait_and_a_right_one_beside_them_does_not() {
     assert!(!admitted && waited >= Duration::from_secs(5), "{waited:?}");
     // Who gives no proof guesses nothing.
     let start = tokio::time::Instant::now();
-    let none = gateways.admit(&HeaderMap::new(), from, None).await.unwrap_err();
+    let none = gateways.admit(&Fields::new(), from, None).await.unwrap_err();
     assert_eq!((none.reason, start.elapsed()), (Reason::Unauthenticated, Duration::ZERO));
 }
 
@@ -188,8 +188,10 @@ fn known(name: &str, certificate: Option<Certificate>) -> (GatewayRow, String) {
     (row, secret.to_text().to_string())
 }
 
-fn fields(values: &[&str]) -> HeaderMap {
-    values.iter().map(|value| (FIELD, HeaderValue::from_str(value).unwrap())).collect()
+fn fields(values: &[&str]) -> Fields {
+    let mut fields = Fields::new();
+    values.iter().for_each(|value| fields.append(FIELD, HeaderValue::from_str(value).unwrap()));
+    fields
 }
 
 /// The gateway's name, or why not.

@@ -320,8 +320,9 @@ impl Rig {
 
     async fn send(&self, service: &str, method: http::Method, stick: Option<u64>) -> Result<String, Reason> {
         let found = self.directory.find(service).unwrap();
-        let head = Request::builder().method(method).uri("/").header("host", service).header(SERVICE_FIELD, service);
-        let request = head.body(Body::empty()).unwrap();
+        let head =
+            http::Request::builder().method(method).uri("/").header("host", service).header(SERVICE_FIELD, service);
+        let request = Request::from(head.body(Body::empty()).unwrap());
         let sent = tokio::time::timeout(SOON, self.sender.send(&found, request, stick)).await.unwrap();
         match sent {
             Ok(sent) => match sent.answer {

@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use culvert_http_tests::caller::{Ask, Call};
-use culvert_http_tests::site::{Front, Kind};
+
 use culvert_http_tests::strict::{Fields, Framing};
-use culvert_http_tests::table::{Cell, Expect};
+use culvert_http_tests::table::Cell;
 
 use super::{answered, asked, hears, nothing, same};
 

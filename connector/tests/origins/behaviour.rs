@@ -79,15 +79,26 @@ async fn an_origin_that_refuses_a_body_unread_is_heard() {
 
 #[tokio::test]
 async fn an_answer_that_is_cut_never_ends_cleanly() {
-    for (what, part, is_reset) in [
-        ("a length, reset", "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf", true),
-        ("a length, closed", "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf", false),
-        ("in a chunk, reset", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\na\r\nhalf", true),
-        ("in a chunk, closed", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\na\r\nhalf", false),
-        ("between chunks, closed", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n", false),
-        ("before the last CRLF", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n0\r\n", false),
-        ("no length, reset", "HTTP/1.1 200 OK\r\n\r\nhalf", true),
-        ("no chunk's size", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\nzz\r\n", false),
+    let closed = Reason::OriginClosed;
+    for (what, part, is_reset, reason) in [
+        ("a length, reset", "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf", true, closed),
+        ("a length, closed", "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf", false, closed),
+        ("in a chunk, reset", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\na\r\nhalf", true, closed),
+        ("in a chunk, closed", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\na\r\nhalf", false, closed),
+        ("between chunks, closed", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n", false, closed),
+        (
+            "before the last CRLF",
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n0\r\n",
+            false,
+            closed,
+        ),
+        ("no length, reset", "HTTP/1.1 200 OK\r\n\r\nhalf", true, closed),
+        (
+            "no chunk's size",
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\nzz\r\n",
+            false,
+            Reason::OriginProtocol,
+        ),
     ] {
         let sent = Arc::new(Notify::new());
         let read = sent.clone();
@@ -114,7 +125,7 @@ async fn an_answer_that_is_cut_never_ends_cleanly() {
         sent.notify_one();
         let (rest, how) = line.end().await;
         assert!(!rest.contains("0\r\n\r\n"), "{what}: {rest:?}");
-        assert_eq!(how, How::Reset(Some(Reason::OriginClosed)), "{what}");
+        assert_eq!(how, How::Reset(Some(reason)), "{what}");
     }
 }
 
@@ -133,14 +144,28 @@ async fn a_body_without_a_length_ends_with_its_connection() {
 }
 
 #[tokio::test]
-async fn hints_before_the_answer_do_not_disturb_it() {
-    let answer = told(
-        "HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </a.css>; rel=preload\r\n\r\n\
-         HTTP/1.1 103 Early Hints\r\nlink: </b.css>\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
-    )
+async fn hints_come_before_the_answer_and_do_not_disturb_it() {
+    let origin = Scripted::start(|mut conn, _| async move {
+        conn.head().await?;
+        conn.say(
+            "HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n\
+             HTTP/1.1 103 Early Hints\r\nLink: </b.css>\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
+        )
+        .await
+    })
     .await;
-    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\nok"), "{answer}");
-    assert!(!answer.contains("css"), "{answer}");
+    let mut line = stand(&origin).await.line();
+    line.ask("GET /", "", "").await;
+    for early in [
+        "HTTP/1.1 102 Processing\r\n\r\n",
+        "HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n",
+        "HTTP/1.1 103 Early Hints\r\nLink: </b.css>\r\n\r\n",
+    ] {
+        assert_eq!(line.head().await, early);
+    }
+    let head = line.head().await;
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n") && !head.contains("css"), "{head}");
+    assert_eq!(line.bytes(2).await, b"ok");
 }
 
 #[tokio::test]

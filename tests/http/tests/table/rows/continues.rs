@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use culvert_http_tests::caller::{Ask, Call};
-
 use culvert_http_tests::strict::{Fields, Framing};
 use culvert_http_tests::table::Cell;
 

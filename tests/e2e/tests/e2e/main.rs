@@ -6,6 +6,7 @@ mod bad_input;
 mod callers;
 mod clones;
 mod confined;
+mod day;
 mod deploy;
 mod dev;
 mod failures;

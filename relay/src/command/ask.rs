@@ -120,6 +120,8 @@ pub(crate) fn check(args: &CheckArgs) -> Result<Exit, Quit> {
         Some(file) => exit::say(format_args!("configuration: {}", file.display())),
         None => exit::say("configuration: no file, flags, environment and defaults alone"),
     }
+    let state = Search::new(Program::Relay, args.run.place.state_dir.as_deref(), &ProcessEnvironment).find().ok();
+    exit::say(format_args!("registry: {}", settled.registry.look(state.as_ref())));
     let values = loaded.values();
     if args.json {
         exit::print(serde_json::json!(values))?;

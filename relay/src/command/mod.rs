@@ -202,46 +202,60 @@ pub(crate) async fn carry_out(
 ) -> Result<Outcome, CommandError> {
     let Request { actor, command } = request;
     let view = View::of(registry, live, now).await?;
-    let by = Actor(actor);
+    let mut result = on(&view, command, Actor(actor), registry, live, facts).await;
+    if let (Ok(outcome), Some(why)) = (&mut result, &view.stale) {
+        outcome.notes.push(format!("shown is what was known before: {why}"));
+    }
+    result
+}
+
+async fn on(
+    view: &View,
+    command: Command,
+    by: Actor,
+    registry: &dyn Registry,
+    live: &dyn Live,
+    facts: &Facts<'_>,
+) -> Result<Outcome, CommandError> {
     match command {
         Command::TunnelCreate { name, services, shared, token } => {
-            tunnel::create(tunnel::Wanted { name, services, shared, token }, &view, registry, facts, by).await
+            tunnel::create(tunnel::Wanted { name, services, shared, token }, view, registry, facts, by).await
         }
-        Command::TunnelSet { tunnel, add, remove } => tunnel::set(&tunnel, add, remove, &view, registry, by).await,
-        Command::TunnelList => Ok(tunnel::show_all(&view)),
-        Command::TunnelShow { tunnel } => tunnel::show(&tunnel, &view),
-        Command::TunnelDelete { tunnel } => tunnel::delete(&tunnel, &view, registry, by).await,
-        Command::TokenCreate { tunnel, token } => token::create(&tunnel, &token, &view, registry, facts, by).await,
-        Command::TokenList { tunnel } => token::show_all(tunnel.as_deref(), &view),
-        Command::TokenRevoke { token } => token::revoke(&token, &view, registry, by).await,
-        Command::ConnectorList { tunnel } => connector::show_all(tunnel.as_deref(), &view),
-        Command::ConnectorShow { connector } => connector::show(&connector, &view),
-        Command::ConnectorDrain { connector } => connector::drain(&connector, true, &view, registry, by).await,
-        Command::ConnectorUndrain { connector } => connector::drain(&connector, false, &view, registry, by).await,
-        Command::ConnectorRevoke { connector } => connector::revoke(&connector, &view, registry, by).await,
-        Command::ServiceList => Ok(service::show_all(&view)),
-        Command::ServiceShow { service } => service::show(&service, &view),
+        Command::TunnelSet { tunnel, add, remove } => tunnel::set(&tunnel, add, remove, view, registry, by).await,
+        Command::TunnelList => Ok(tunnel::show_all(view)),
+        Command::TunnelShow { tunnel } => tunnel::show(&tunnel, view),
+        Command::TunnelDelete { tunnel } => tunnel::delete(&tunnel, view, registry, by).await,
+        Command::TokenCreate { tunnel, token } => token::create(&tunnel, &token, view, registry, facts, by).await,
+        Command::TokenList { tunnel } => token::show_all(tunnel.as_deref(), view),
+        Command::TokenRevoke { token } => token::revoke(&token, view, registry, by).await,
+        Command::ConnectorList { tunnel } => connector::show_all(tunnel.as_deref(), view),
+        Command::ConnectorShow { connector } => connector::show(&connector, view),
+        Command::ConnectorDrain { connector } => connector::drain(&connector, true, view, registry, by).await,
+        Command::ConnectorUndrain { connector } => connector::drain(&connector, false, view, registry, by).await,
+        Command::ConnectorRevoke { connector } => connector::revoke(&connector, view, registry, by).await,
+        Command::ServiceList => Ok(service::show_all(view)),
+        Command::ServiceShow { service } => service::show(&service, view),
         Command::ServiceSet { service, tunnel, origin, host, health_path } => {
             let wanted = service::Wanted { name: service, tunnel, origin, host, health_path };
-            service::set(wanted, &view, registry, by).await
+            service::set(wanted, view, registry, by).await
         }
-        Command::ServiceDelete { service } => service::delete(&service, &view, registry, by).await,
+        Command::ServiceDelete { service } => service::delete(&service, view, registry, by).await,
         Command::GatewayCreate { name, services, certificate } => {
-            gateway::create(name, services, certificate, &view, registry, by).await
+            gateway::create(name, services, certificate, view, registry, by).await
         }
-        Command::GatewaySet { gateway, change } => gateway::set(&gateway, change, &view, registry, by).await,
+        Command::GatewaySet { gateway, change } => gateway::set(&gateway, change, view, registry, by).await,
         Command::GatewayRotate { gateway, grace_seconds } => {
-            gateway::rotate(&gateway, Duration::from_secs(grace_seconds), &view, registry, by).await
+            gateway::rotate(&gateway, Duration::from_secs(grace_seconds), view, registry, by).await
         }
-        Command::GatewayList => Ok(gateway::show_all(&view)),
-        Command::GatewayRevoke { gateway } => gateway::revoke(&gateway, &view, registry, by).await,
-        Command::KeyShow => Ok(key::show(&view, facts)),
+        Command::GatewayList => Ok(gateway::show_all(view)),
+        Command::GatewayRevoke { gateway } => gateway::revoke(&gateway, view, registry, by).await,
+        Command::KeyShow => Ok(key::show(view, facts)),
         Command::KeyRotate { grace_seconds, force } => {
-            key::rotate(Duration::from_secs(grace_seconds), force, &view, registry, facts, by).await
+            key::rotate(Duration::from_secs(grace_seconds), force, view, registry, facts, by).await
         }
-        Command::Audit { since_seconds } => audit::show(Duration::from_secs(since_seconds), &view, registry).await,
-        Command::NoteBackup => audit::note_backup(by, registry, now).await,
-        Command::Status => status::status(&view, live, registry, facts),
+        Command::Audit { since_seconds } => audit::show(Duration::from_secs(since_seconds), view, registry).await,
+        Command::NoteBackup => audit::note_backup(by, registry, view.now).await,
+        Command::Status => status::status(view, live, registry, facts),
     }
 }
 

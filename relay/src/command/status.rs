@@ -25,7 +25,7 @@ pub(super) fn status(
     let alarms = super::connector::alarms(view, &connectors);
     let uptime = view.now.duration_since(process.started).unwrap_or_default();
     let endpoints: Vec<String> = known.endpoints.iter().map(ToString::to_string).collect();
-    let degraded = registry.degraded();
+    let (degraded, (engine, place)) = (registry.degraded(), registry.place());
     let listeners: Vec<_> =
         process.listeners.iter().map(|(what, address)| json!({ "what": what, "address": address })).collect();
     let per_service: serde_json::Map<_, _> = services
@@ -44,6 +44,8 @@ pub(super) fn status(
         "endpoints": endpoints,
         "listeners": listeners,
         "registry": degraded.as_deref().map_or("ok", |_| "degraded"),
+        "registry_engine": engine,
+        "registry_place": place,
         "tunnels": view.snapshot.tunnels.len(),
         "connectors_up": up,
         "connectors_total": members,
@@ -57,13 +59,15 @@ pub(super) fn status(
     };
     let listening: Vec<String> = process.listeners.iter().map(|(what, address)| format!("{what} {address}")).collect();
     let whole = services.iter().filter(|service| service.live.up > 0).count();
+    // A file lies in the state directory, whose name stands above.
+    let registry_is = if place.contains("://") { place } else { engine };
     let text = facts(&[
         ("relay", format!("{state}, version {}, process {}, up {}", process.version, process.pid, rough(uptime))),
         ("amiss", process.reasons.iter().chain(&alarms).cloned().collect::<Vec<_>>().join("\n")),
         ("public key", known.public_key().to_string()),
         ("endpoints", if endpoints.is_empty() { "none".to_owned() } else { endpoints.join(" ") }),
         ("listening", listening.join("\n")),
-        ("registry", degraded.unwrap_or_else(|| "ok".to_owned())),
+        ("registry", format!("{registry_is}: {}", degraded.as_deref().map_or("ok", |_| "degraded"))),
         ("tunnels", view.snapshot.tunnels.len().to_string()),
         ("connectors", format!("{up} of {members} up")),
         ("services", format!("{whole} of {} up", services.len())),

@@ -12,11 +12,13 @@ use serde_json::{Value, json};
 use super::CommandError;
 use super::live::{Live, LiveConnector, LiveService};
 use crate::enrol;
-use crate::registry::{ConnectorRow, GatewayRow, ManagedRow, Registry, Snapshot, TokenRow, Tunnel};
+use crate::registry::{ConnectorRow, GatewayRow, ManagedRow, Registry, RegistryError, Snapshot, TokenRow, Tunnel};
 
 /// One moment of a relay.
 pub(super) struct View {
     pub(super) snapshot: Snapshot,
+    /// Why it is what was known before, if the registry is away.
+    pub(super) stale: Option<String>,
     pub(super) now: SystemTime,
     connectors: HashMap<ConnectorId, LiveConnector>,
     services: BTreeMap<ServiceName, LiveService>,
@@ -42,9 +44,17 @@ pub(super) struct Part {
 
 impl View {
     pub(super) async fn of(registry: &dyn Registry, live: &dyn Live, now: SystemTime) -> Result<Self, CommandError> {
-        let snapshot = registry.load().await?;
+        let (snapshot, stale) = match registry.load().await {
+            Ok(snapshot) => (snapshot, None),
+            Err(error @ RegistryError::Away { .. }) => match registry.known() {
+                Some(known) => (Snapshot::clone(&known), Some(error.to_string())),
+                None => return Err(error.into()),
+            },
+            Err(error) => return Err(error.into()),
+        };
         let (connectors, services) = (live.connectors(), live.services());
-        Ok(Self { snapshot, now, connectors, services, gateways: live.gateways(), flapping: live.flapping() })
+        let (gateways, flapping) = (live.gateways(), live.flapping());
+        Ok(Self { snapshot, stale, now, connectors, services, gateways, flapping })
     }
 
     /// The live tunnel of this id or name.

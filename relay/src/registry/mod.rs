@@ -26,6 +26,7 @@ mod write;
 
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use culvert_model::control::Refusal;
@@ -35,13 +36,13 @@ use culvert_model::name::{Grant, Label, ServiceName};
 use culvert_ops::exit::Quit;
 use tokio::sync::watch;
 
-use managed::MANAGED_AT_MOST;
 pub(crate) use keys::FreshPsk;
+use managed::MANAGED_AT_MOST;
 pub(crate) use place::Url;
 pub(crate) use relays::Introduction;
 pub(crate) use rows::{
-    AuditRow, Certificate, ConnectorRow, GatewayRow, ManagedRow, RelayRow, Sealed, SealedPsk, SecretRow, ServiceRow, Snapshot,
-    TokenRow, TokenSealRow, Tunnel,
+    AuditRow, Certificate, ConnectorRow, GatewayRow, ManagedRow, RelayRow, Sealed, SealedPsk, SecretRow, ServiceRow,
+    Snapshot, TokenRow, TokenSealRow, Tunnel,
 };
 
 /// How long tokens and connectors that ended are remembered, only to say so to their holders.
@@ -197,12 +198,8 @@ pub(crate) trait Registry: Send + Sync {
     ///
     /// # Errors
     /// [`Rule::NoSuchConnector`], also when it is revoked.
-    fn retire_key(
-        &self,
-        connector: ConnectorId,
-        stays: PublicKey,
-        now: SystemTime,
-    ) -> Future<'_, Option<ConnectorRow>>;
+    fn retire_key(&self, connector: ConnectorId, stays: PublicKey, now: SystemTime)
+    -> Future<'_, Option<ConnectorRow>>;
 
     /// Writes what was noticed about connectors and gateways, many at once. Unknown ones are skipped.
     fn note(&self, notes: Vec<Note>) -> Future<'_, ()>;
@@ -223,6 +220,12 @@ pub(crate) trait Registry: Send + Sync {
 
     /// Fires when somebody else changed the registry: load it again.
     fn changes(&self) -> watch::Receiver<u64>;
+
+    /// What was loaded last, where the database may be away while the relay runs.
+    fn known(&self) -> Option<Arc<Snapshot>>;
+
+    /// Its engine and where it is, without a secret: `sqlite`, `postgresql`.
+    fn place(&self) -> (&'static str, &str);
 
     /// Why the last transaction failed to reach the database, if it did: the relay serves on with what it knows.
     fn degraded(&self) -> Option<String>;

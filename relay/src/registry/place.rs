@@ -11,7 +11,7 @@ use culvert_ops::secret::SecretSource;
 use culvert_ops::state::StateDir;
 
 use super::postgres::{self, BadTarget, Target};
-use super::sqlite::Sqlite;
+use super::sqlite::{self, Sqlite};
 use super::{Registry, RegistryError};
 use crate::identity::{PRIVATE_KEY, STATE_KEY};
 
@@ -101,6 +101,17 @@ impl Url {
         match self.file(state) {
             Some(file) => fs::metadata(file).map_or(true, |metadata| metadata.len() == 0),
             None => [PRIVATE_KEY, STATE_KEY].iter().all(|name| !state.path().join(name).exists()),
+        }
+    }
+
+    /// Says which engine it is, where, and how it is, for `check`. Changes nothing there.
+    pub(crate) fn look(&self, state: Option<&StateDir>) -> String {
+        match self {
+            Self::Sqlite(file) => {
+                let path = state.map_or_else(|| file.clone(), |state| state.path().join(file));
+                format!("sqlite, {}: {}", path.display(), sqlite::look(&path))
+            }
+            Self::Postgres(target) => format!("postgresql, {target}: {}", postgres::look(target)),
         }
     }
 

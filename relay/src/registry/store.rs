@@ -12,11 +12,13 @@ use culvert_model::name::{Grant, ServiceName};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::failure::Failure;
-use super::rows::{AuditRow, ConnectorRow, GatewayRow, ManagedRow, RelayRow, SecretRow, Snapshot, TokenRow, TokenSealRow, Tunnel};
+use super::rows::{
+    AuditRow, ConnectorRow, GatewayRow, ManagedRow, RelayRow, SecretRow, Snapshot, TokenRow, TokenSealRow, Tunnel,
+};
 use super::sql::Transaction;
 use super::{
-    Actor, Candidate, Enrolment, Forgotten, FreshPsk, Future, GatewayChange, Introduction, Note, Registry, RegistryError,
-    gateway, grants, keys, managed, read, relays, write,
+    Actor, Candidate, Enrolment, Forgotten, FreshPsk, Future, GatewayChange, Introduction, Note, Registry,
+    RegistryError, gateway, grants, keys, managed, read, relays, write,
 };
 
 /// Transactions that may wait for the thread; past it their callers wait.
@@ -24,6 +26,11 @@ const WAITING: usize = 256;
 
 /// A database that runs one transaction after the other.
 pub(super) trait Engine: 'static {
+    /// As status shows it.
+    const NAME: &'static str;
+    /// Whether the database is somewhere else: what was loaded last is kept then.
+    const MAY_BE_AWAY: bool;
+
     /// Runs `work` in a transaction: all of it is durable, or nothing of it happened.
     ///
     /// # Errors
@@ -65,6 +72,7 @@ pub(super) struct Store<E> {
     thread: Option<JoinHandle<()>>,
     place: Arc<str>,
     status: Status,
+    known: Mutex<Option<Arc<Snapshot>>>,
 }
 
 impl Status {
@@ -114,7 +122,7 @@ impl<E: Engine> Store<E> {
         let thread = std::thread::Builder::new().name("relay.registry".to_owned()).spawn(work);
         let thread = thread.map_err(|error| away(error.to_string()))?;
         match told.recv() {
-            Ok(Ok(())) => Ok(Self { jobs: Some(jobs), thread: Some(thread), place, status }),
+            Ok(Ok(())) => Ok(Self { jobs: Some(jobs), thread: Some(thread), place, status, known: Mutex::default() }),
             Ok(Err(failure)) => Err(failure.into_error(&place)),
             Err(_) => Err(away("its thread has ended".to_owned())),
         }
@@ -195,7 +203,13 @@ impl<E> Drop for Store<E> {
 
 impl<E: Engine> Registry for Store<E> {
     fn load(&self) -> Future<'_, Snapshot> {
-        self.read(read::snapshot)
+        Box::pin(async move {
+            let snapshot = self.read(read::snapshot).await?;
+            if E::MAY_BE_AWAY {
+                *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(snapshot.clone()));
+            }
+            Ok(snapshot)
+        })
     }
 
     fn create_tunnel(&self, tunnel: Tunnel, token: TokenRow, by: Actor) -> Future<'_, ()> {
@@ -328,6 +342,14 @@ impl<E: Engine> Registry for Store<E> {
 
     fn changes(&self) -> watch::Receiver<u64> {
         self.status.changes.subscribe()
+    }
+
+    fn known(&self) -> Option<Arc<Snapshot>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn place(&self) -> (&'static str, &str) {
+        (E::NAME, &self.place)
     }
 
     fn degraded(&self) -> Option<String> {

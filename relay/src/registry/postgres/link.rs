@@ -49,7 +49,28 @@ impl Link {
         }
     }
 
+    /// Connects and reads the schema's version, if there is one.
+    ///
+    /// # Errors
+    /// As [`Link::open`].
+    pub(super) async fn look(target: &Target) -> Result<Option<u32>, Failure> {
+        let look = async {
+            let (client, driver) = Self::dial(target).await.map(|(client, driver, _)| (client, driver))?;
+            let state = schema::state(&client).await;
+            goodbye(client, driver).await;
+            Ok(state?.map(|(_, version)| version))
+        };
+        tokio::time::timeout(WITHIN, look).await.unwrap_or(Err(Failure::Silent))
+    }
+
     async fn connect(target: &Target) -> Result<Self, Failure> {
+        let (client, driver, heard) = Self::dial(target).await?;
+        client.batch_execute(READY).await?;
+        let changes = schema::bring(&client, VERSION).await?;
+        Ok(Self { client, statements: RefCell::default(), heard, changes, driver })
+    }
+
+    async fn dial(target: &Target) -> Result<(Client, JoinSet<()>, mpsc::Receiver<()>), Failure> {
         let config = target.config().map_err(|error| Failure::Away(format!("its password: {error}")))?;
         let tls = Tls::new(target.tls()).map_err(Failure::Away)?;
         let (client, mut connection) = config.connect(tls).await?;
@@ -63,16 +84,17 @@ impl Link {
                 }
             }
         });
-        client.batch_execute(READY).await?;
-        let changes = schema::bring(&client, VERSION).await?;
-        Ok(Self { client, statements: RefCell::default(), heard, changes, driver })
+        Ok((client, driver, heard))
     }
 
     pub(super) async fn close(self) {
-        let Self { client, mut driver, .. } = self;
-        drop(client);
-        let _ = tokio::time::timeout(GOODBYE, driver.join_next()).await;
+        goodbye(self.client, self.driver).await;
     }
+}
+
+async fn goodbye(client: Client, mut driver: JoinSet<()>) {
+    drop(client);
+    let _ = tokio::time::timeout(GOODBYE, driver.join_next()).await;
 }
 
 impl From<tokio_postgres::Error> for Failure {

@@ -89,6 +89,23 @@ pub(super) fn open(target: &Target) -> Result<Store<Postgres>, RegistryError> {
     Store::start(place, move |status| Postgres::open(target, status.clone()))
 }
 
+/// Says how the database is, for `check`. Changes nothing in it.
+pub(super) fn look(target: &Target) -> String {
+    let target = target.clone();
+    let look = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| Failure::Away(error.to_string()))?;
+        runtime.block_on(Link::look(&target))
+    };
+    // On a thread of its own: whoever asks may be inside a runtime.
+    match std::thread::spawn(look).join() {
+        Ok(Ok(Some(version))) => format!("reachable, schema {version} of {VERSION}"),
+        Ok(Ok(None)) => "reachable, empty".to_owned(),
+        Ok(Err(failure)) => format!("not usable: {}", failure.why()),
+        Err(_) => "not usable".to_owned(),
+    }
+}
+
 impl Postgres {
     fn open(target: Target, status: Status) -> Result<Self, Failure> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -203,6 +220,9 @@ impl Postgres {
 }
 
 impl Engine for Postgres {
+    const NAME: &'static str = "postgresql";
+    const MAY_BE_AWAY: bool = true;
+
     fn transact(&mut self, kind: Kind, work: Work<'_>) -> Result<(), Failure> {
         let (work, begun) = (Cell::new(Some(work)), Cell::new(false));
         let whole = |inside: &Inside<'_>| {

@@ -74,7 +74,7 @@ pub(super) async fn bring(client: &Client, to: u32) -> Result<i64, Failure> {
 }
 
 /// The number of changes and the version; none = there is no registry yet.
-async fn state(client: &Client) -> Result<Option<(i64, u32)>, Failure> {
+pub(super) async fn state(client: &Client) -> Result<Option<(i64, u32)>, Failure> {
     // Not to_regclass, whose answer may be as old as the transaction's first words.
     let tables = "SELECT relname FROM pg_class WHERE relname IN ('culvert_registry', 'tunnels') \
                   AND relkind = 'r' AND pg_table_is_visible(oid)";

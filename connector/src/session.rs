@@ -5,9 +5,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use culvert_model::close::CloseCode;
-use culvert_model::control::{
-    self, Announce, AnnouncedService, ManagedService, ToConnector, ToRelay, Welcome,
-};
+use culvert_model::control::{self, Announce, AnnouncedService, ManagedService, ToConnector, ToRelay, Welcome};
 use culvert_ops::drain::InFlight;
 use culvert_plane::{Connection, Event, Stream};
 use tokio::io::{ReadHalf, WriteHalf};

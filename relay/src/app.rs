@@ -40,8 +40,8 @@ use crate::gateways::Gateways;
 use crate::identity;
 use crate::lane::{GatewayLanes, Lanes};
 use crate::metrics::RelayMetrics;
-use crate::relays;
 use crate::refusals::Refusals;
+use crate::relays;
 use crate::send::Sender;
 use crate::sessions::{Directory, Sessions};
 

@@ -15,7 +15,9 @@ use culvert_model::key::{Psk, PublicKey};
 use culvert_ops::time::rfc3339;
 
 use crate::identity::{Identity, SealedFor, Unsealable};
-use crate::registry::{Candidate, ConnectorRow, Enrolment, FreshPsk, Registry, RegistryError, Rule, SealedPsk, TokenRow, TokenSealRow};
+use crate::registry::{
+    Candidate, ConnectorRow, Enrolment, FreshPsk, Registry, RegistryError, Rule, SealedPsk, TokenRow, TokenSealRow,
+};
 use crate::relays;
 
 /// The longest program version that is remembered.
@@ -87,8 +89,8 @@ pub(crate) async fn enrol(
         return Err(for_good(Refusal::Version));
     }
     let kem_key = STANDARD.decode(&request.kem_key).map_err(|_| for_good(Refusal::Malformed))?;
-    let (ciphertext, psk) = kem::encapsulate(&kem_key, &via.relay_key, &request.public_key)
-        .map_err(|_| for_good(Refusal::Malformed))?;
+    let (ciphertext, psk) =
+        kem::encapsulate(&kem_key, &via.relay_key, &request.public_key).map_err(|_| for_good(Refusal::Malformed))?;
     let candidate = Candidate {
         token: token.clone(),
         id: ConnectorId::new(),
@@ -239,7 +241,10 @@ pub(crate) async fn renew(
     let (psk_epoch, row) = registry.renew(asked).await?;
     let is_next = row.next.as_ref().is_some_and(|next| next.public_key == *fresh.public_key);
     let psks = if is_next { next_psks_of(&row, identity)? } else { psks_of(&row, identity)? };
-    Ok((ToConnector::Renewed { ciphertext, psk_epoch, relay_key: Some(relay_key), public_key: Some(*fresh.public_key) }, psks))
+    Ok((
+        ToConnector::Renewed { ciphertext, psk_epoch, relay_key: Some(relay_key), public_key: Some(*fresh.public_key) },
+        psks,
+    ))
 }
 
 /// The relay's half of an ML-KEM-768 exchange: the ciphertext, and what the registry is asked to keep.
@@ -456,5 +461,4 @@ mod tests {
             self.kem.decapsulate(&ciphertext, &relay.identity.public_key(), &self.key.public_key()).unwrap()
         }
     }
-
 }

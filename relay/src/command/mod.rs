@@ -56,31 +56,88 @@ pub(crate) struct Request {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case")]
 pub(crate) enum Command {
-    TunnelCreate { name: Label, services: Vec<Grant>, shared: bool, token: TokenTerms },
-    TunnelSet { tunnel: String, add: Vec<Grant>, remove: Vec<Grant> },
+    TunnelCreate {
+        name: Label,
+        services: Vec<Grant>,
+        shared: bool,
+        token: TokenTerms,
+    },
+    TunnelSet {
+        tunnel: String,
+        add: Vec<Grant>,
+        remove: Vec<Grant>,
+    },
     TunnelList,
-    TunnelShow { tunnel: String },
-    TunnelDelete { tunnel: String },
-    TokenCreate { tunnel: String, token: TokenTerms },
-    TokenList { tunnel: Option<String> },
-    TokenRevoke { token: String },
-    ConnectorList { tunnel: Option<String> },
-    ConnectorShow { connector: String },
-    ConnectorDrain { connector: String },
-    ConnectorUndrain { connector: String },
-    ConnectorRevoke { connector: String },
+    TunnelShow {
+        tunnel: String,
+    },
+    TunnelDelete {
+        tunnel: String,
+    },
+    TokenCreate {
+        tunnel: String,
+        token: TokenTerms,
+    },
+    TokenList {
+        tunnel: Option<String>,
+    },
+    TokenRevoke {
+        token: String,
+    },
+    ConnectorList {
+        tunnel: Option<String>,
+    },
+    ConnectorShow {
+        connector: String,
+    },
+    ConnectorDrain {
+        connector: String,
+    },
+    ConnectorUndrain {
+        connector: String,
+    },
+    ConnectorRevoke {
+        connector: String,
+    },
     ServiceList,
-    ServiceShow { service: String },
-    ServiceSet { service: ServiceName, tunnel: String, origin: String, host: Option<String>, health_path: Option<String> },
-    ServiceDelete { service: String },
-    GatewayCreate { name: Label, services: Vec<Grant>, certificate: Option<Certificate> },
-    GatewaySet { gateway: String, change: GatewaySet },
-    GatewayRotate { gateway: String, grace_seconds: u64 },
+    ServiceShow {
+        service: String,
+    },
+    ServiceSet {
+        service: ServiceName,
+        tunnel: String,
+        origin: String,
+        host: Option<String>,
+        health_path: Option<String>,
+    },
+    ServiceDelete {
+        service: String,
+    },
+    GatewayCreate {
+        name: Label,
+        services: Vec<Grant>,
+        certificate: Option<Certificate>,
+    },
+    GatewaySet {
+        gateway: String,
+        change: GatewaySet,
+    },
+    GatewayRotate {
+        gateway: String,
+        grace_seconds: u64,
+    },
     GatewayList,
-    GatewayRevoke { gateway: String },
+    GatewayRevoke {
+        gateway: String,
+    },
     KeyShow,
-    KeyRotate { grace_seconds: u64, force: bool },
-    Audit { since_seconds: u64 },
+    KeyRotate {
+        grace_seconds: u64,
+        force: bool,
+    },
+    Audit {
+        since_seconds: u64,
+    },
     NoteBackup,
     Status,
 }

@@ -248,8 +248,7 @@ async fn a_managed_service_stands_beside_what_connectors_declare_and_shows_who_r
     let why = "http://billing.internal:8080 is not within this connector's [allow] origins";
     let live = relay.live.connectors.get_mut(&up).unwrap();
     let refused = |name: &str, why: &str| RefusedService { name: name.parse().unwrap(), why: why.to_owned() };
-    live.managed_refused =
-        vec![refused("billing-eu", why), refused("orders", "this connector declares orders itself")];
+    live.managed_refused = vec![refused("billing-eu", why), refused("orders", "this connector declares orders itself")];
     live.services.push(LiveServiceOfConnector {
         name: "billing-eu".parse().unwrap(),
         up: false,
@@ -312,7 +311,10 @@ async fn listings_have_the_promised_fields() {
     let states: Vec<_> = connectors.as_array().unwrap().iter().map(|one| one["state"].as_str().unwrap()).collect();
     assert_eq!(states, ["up", "lost", "draining", "revoked"]);
     let first = &connectors[0];
-    assert_eq!(first["services"][1], serde_json::json!({"name": "users", "up": false, "reason": "origin_refused", "source": "connector"}));
+    assert_eq!(
+        first["services"][1],
+        serde_json::json!({"name": "users", "up": false, "reason": "origin_refused", "source": "connector"})
+    );
     assert_eq!(first["endpoint"], "192.0.2.7:4000");
     assert_eq!(first["last_handshake"], "2026-01-01T00:00:00Z");
     assert_eq!(connectors[1]["last_handshake"], Value::Null);

@@ -126,8 +126,11 @@ impl Minted {
         });
         let from =
             if self.row.sources.is_empty() { String::new() } else { format!(" from {}", list(&self.row.sources)) };
-        let services =
-            if self.row.services.is_empty() { String::new() } else { format!(" to serve {}", list(&self.row.services)) };
+        let services = if self.row.services.is_empty() {
+            String::new()
+        } else {
+            format!(" to serve {}", list(&self.row.services))
+        };
         format!("token {} lets {who} join{services}{from}{until}; it is shown this once", self.row.id)
     }
 }

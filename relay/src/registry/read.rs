@@ -13,8 +13,8 @@ use super::keys;
 use super::managed;
 use super::relays;
 use super::rows::{
-    AuditRow, Certificate, ConnectorRow, GatewayRow, NextKey, Sealed, SealedPsk, SecretRow, ServiceRow, Snapshot, TokenRow,
-    Tunnel,
+    AuditRow, Certificate, ConnectorRow, GatewayRow, NextKey, Sealed, SealedPsk, SecretRow, ServiceRow, Snapshot,
+    TokenRow, Tunnel,
 };
 use super::sql::{Row, Transaction, Value, values};
 

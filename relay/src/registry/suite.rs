@@ -76,7 +76,9 @@ pub(super) use gateways::{
     when_a_gateway_called_is_kept_and_never_goes_back,
 };
 pub(super) use keys::{
-    a_fresh_pre_shared_key_stands_beside_the_one_in_use, a_next_key_is_known_beside_the_old_one_until_it_stays_alone, a_key_that_anybody_has_is_nobody_elses_next_one, a_connector_that_changes_again_goes_on_from_the_key_it_uses, since_when_traffic_is_safe_is_remembered_from_the_first_handshake,
+    a_connector_that_changes_again_goes_on_from_the_key_it_uses, a_fresh_pre_shared_key_stands_beside_the_one_in_use,
+    a_key_that_anybody_has_is_nobody_elses_next_one, a_next_key_is_known_beside_the_old_one_until_it_stays_alone,
+    since_when_traffic_is_safe_is_remembered_from_the_first_handshake,
 };
 pub(super) use managed::{
     a_managed_service_is_loaded_as_it_was_set_last_and_forgotten_when_deleted,

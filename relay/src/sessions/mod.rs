@@ -327,13 +327,7 @@ impl Shared {
 
     /// One key in two places at once: most likely somebody has a copy of it. Which of the two is right only an operator can
     /// tell, so nothing is ended; it is said, and shown.
-    fn in_two_places(
-        self: &Arc<Self>,
-        peer: PeerId,
-        places: [SocketAddr; 2],
-        tasks: &mut JoinSet<()>,
-        now: Instant,
-    ) {
+    fn in_two_places(self: &Arc<Self>, peer: PeerId, places: [SocketAddr; 2], tasks: &mut JoinSet<()>, now: Instant) {
         let mut table = self.table();
         let Some((id, known)) = table.by_peer(peer) else { return };
         let [one, other] = places;

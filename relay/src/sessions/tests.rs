@@ -233,14 +233,13 @@ impl Rig {
         let identity = Arc::new(identity);
         let socket = culvert_plane::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = socket.local_addr().unwrap();
-        let terms =
-            TokenTerms {
-                uses: None,
-                expires_seconds: None,
-                services: Vec::new(),
-                from: Vec::new(),
-                endpoints: vec![address.to_string()],
-            };
+        let terms = TokenTerms {
+            uses: None,
+            expires_seconds: None,
+            services: Vec::new(),
+            from: Vec::new(),
+            endpoints: vec![address.to_string()],
+        };
         let services = services.iter().map(|name| name.parse().unwrap()).collect();
         let name = "dc1".parse().unwrap();
         let create = Command::TunnelCreate { name, services, shared: false, token: terms };

@@ -254,6 +254,7 @@ impl<O: Opener> Client<O> {
     }
 
     /// Ends an idle connection cleanly, without waiting.
+    #[expect(clippy::boxed_local, reason = "it is large, and lives in its box")]
     pub(crate) fn retire(mut self: Box<Self>) {
         let _ = self.line.poll_shutdown(&mut Context::from_waker(Waker::noop()));
     }

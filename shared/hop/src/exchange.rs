@@ -136,6 +136,7 @@ async fn ask<O: Opener>(
 }
 
 /// The bytes after a 101.
+#[expect(clippy::boxed_local, reason = "it is large, and lives in its box")]
 fn switched<O: Opener>(client: Box<Client<O>>, parts: ResponseParts, asked: bool) -> Result<Answer<O::Io>, SendError> {
     let refused = |why: &str| SendError { fault: Fault::new(Reason::UpgradeRefused).log(why), request: None };
     if !asked {

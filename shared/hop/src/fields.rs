@@ -72,16 +72,24 @@ impl Name {
     }
 
     /// As it is spelled.
+    #[inline]
     pub fn as_bytes(&self) -> &[u8] {
         match &self.0 {
-            Spelling::Known(name) => name.as_str().as_bytes(),
             Spelling::Received(token) => token,
+            Spelling::Known(name) => name.as_str().as_bytes(),
         }
     }
 
     /// Whether it is this name, in whatever case.
     pub fn is(&self, name: &(impl AsName + ?Sized)) -> bool {
-        self.as_bytes().eq_ignore_ascii_case(name.as_bytes())
+        self.is_spelled(name.as_bytes())
+    }
+
+    /// Most names differ in their length.
+    #[inline]
+    fn is_spelled(&self, name: &[u8]) -> bool {
+        let own = self.as_bytes();
+        own.len() == name.len() && own.eq_ignore_ascii_case(name)
     }
 
     /// In lower case; none for what is no token.
@@ -138,17 +146,19 @@ impl Fields {
 
     /// The value of the first line of this name.
     pub fn get(&self, name: impl AsName) -> Option<&HeaderValue> {
-        self.get_all(name).next()
+        let name = name.as_bytes();
+        self.0.iter().find(|(own, _)| own.is_spelled(name)).map(|(_, value)| value)
     }
 
     /// The values of all lines of this name, in their order.
-    pub fn get_all<N: AsName>(&self, name: N) -> impl DoubleEndedIterator<Item = &HeaderValue> + use<'_, N> {
-        self.0.iter().filter(move |(own, _)| own.is(&name)).map(|(_, value)| value)
+    pub fn get_all<N: AsName>(&self, name: N) -> Values<'_, N> {
+        Values { lines: self.0.iter(), name }
     }
 
     /// The value of the last line of this name.
     pub fn last_mut(&mut self, name: impl AsName) -> Option<&mut HeaderValue> {
-        self.0.iter_mut().rfind(|(own, _)| own.is(&name)).map(|(_, value)| value)
+        let name = name.as_bytes();
+        self.0.iter_mut().rfind(|(own, _)| own.is_spelled(name)).map(|(_, value)| value)
     }
 
     /// Whether there is a line of this name.
@@ -159,14 +169,15 @@ impl Fields {
     /// Makes this the only line of its name: in the place of the first, and spelled like it, or as the last of all.
     pub fn insert(&mut self, name: impl Into<Name>, value: HeaderValue) {
         let name = name.into();
-        let Some(first) = self.0.iter().position(|(own, _)| own.is(&name)) else {
+        let spelled = name.as_bytes();
+        let Some(first) = self.0.iter().position(|(own, _)| own.is_spelled(spelled)) else {
             self.0.push((name, value));
             return;
         };
         let mut at = 0;
         self.0.retain(|(own, _)| {
             at += 1;
-            at <= first + 1 || !own.is(&name)
+            at <= first + 1 || !own.is_spelled(spelled)
         });
         if let Some((_, old)) = self.0.get_mut(first) {
             *old = value;
@@ -185,15 +196,10 @@ impl Fields {
 
     /// Takes out all lines of this name; the value of the first.
     pub fn remove(&mut self, name: impl AsName) -> Option<HeaderValue> {
-        let mut taken = None;
-        self.0.retain_mut(|(own, value)| {
-            let is_it = own.is(&name);
-            if is_it && taken.is_none() {
-                taken = Some(value.clone());
-            }
-            !is_it
-        });
-        taken
+        let name = name.as_bytes();
+        let taken = self.0.iter().find(|(own, _)| own.is_spelled(name)).map(|(_, value)| value.clone())?;
+        self.0.retain(|(own, _)| !own.is_spelled(name));
+        Some(taken)
     }
 
     /// Keeps the lines of which this is true.
@@ -226,6 +232,28 @@ impl Fields {
 
     pub(crate) fn reserve(&mut self, lines: usize) {
         self.0.reserve(lines);
+    }
+}
+
+/// The values of all lines of one name.
+pub struct Values<'a, N> {
+    lines: std::slice::Iter<'a, (Name, HeaderValue)>,
+    name: N,
+}
+
+impl<'a, N: AsName> Iterator for Values<'a, N> {
+    type Item = &'a HeaderValue;
+
+    fn next(&mut self) -> Option<&'a HeaderValue> {
+        let name = self.name.as_bytes();
+        self.lines.find(|(own, _)| own.is_spelled(name)).map(|(_, value)| value)
+    }
+}
+
+impl<N: AsName> DoubleEndedIterator for Values<'_, N> {
+    fn next_back(&mut self) -> Option<Self::Item> {
+        let name = self.name.as_bytes();
+        self.lines.rfind(|(own, _)| own.is_spelled(name)).map(|(_, value)| value)
     }
 }
 

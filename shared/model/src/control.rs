@@ -511,7 +511,10 @@ mod tests {
         for (name, message) in [
             ("rekeyed", ToConnector::Rekeyed(Rekeyed { public_key, ciphertext: kem(), psk_epoch: 4, relay_key: None })),
             ("rekey_refused", ToConnector::RekeyRefused { public_key, why: "it is another connector's".to_owned() }),
-            ("renewed", ToConnector::Renewed { ciphertext: kem(), psk_epoch: 5, relay_key: Some(public_key), public_key: None }),
+            (
+                "renewed",
+                ToConnector::Renewed { ciphertext: kem(), psk_epoch: 5, relay_key: Some(public_key), public_key: None },
+            ),
             ("relay_key", ToConnector::RelayKey { public_key, previous_until: until }),
             ("relay_key", ToConnector::RelayKey { public_key, previous_until: None }),
             ("manage", ToConnector::Manage { services: vec![service] }),

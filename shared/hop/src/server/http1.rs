@@ -84,7 +84,7 @@ where
         };
         // In a box: the loop would hold it by value.
         let answer = Box::pin(service(Request::from_parts(parts, body)));
-        let Some(response) = server.answer(answer, &interim, asked).await else { return None };
+        let response = server.answer(answer, &interim, asked).await?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             server.switch(response, hand_over, asked).await;
             return None;

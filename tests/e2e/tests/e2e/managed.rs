@@ -1,10 +1,11 @@
 //! Services that are managed at the relay: told to live connectors, served within their allow-lists, refused beyond.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use culvert_lab::load::Plan;
-use culvert_lab::{Connector, Origin, Relay, client, wait};
+use culvert_lab::skip::{self, Need};
+use culvert_lab::{Connector, Origin, Postgres, Relay, client, wait};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(10);
@@ -305,4 +306,56 @@ async fn what_can_be_no_managed_service_is_refused_before_anybody_is_told() -> R
     let answer = relay.get("orders", "/").await?;
     assert!(answer.status == 503 && answer.header("proxy-status").contains("no_connector"), "{answer:?}");
     Ok(())
+}
+
+#[tokio::test]
+async fn what_is_managed_at_one_relay_is_in_force_at_the_other_within_a_second() -> Result<()> {
+    if skip::unless("managed services over two relays", &[Need::Postgres]) {
+        return Ok(());
+    }
+    let postgres = Postgres::start().await?;
+    let (mut one, mut two) = (Relay::sharing(&postgres)?, Relay::sharing(&postgres)?);
+    one.start().await?;
+    two.start().await?;
+    let (old, new) = (Origin::start("old").await?, Origin::start("new").await?);
+    let token = one.tunnel("main", &["*"]).await?;
+    let mut connector = Connector::new(&token, &[])?;
+    connector.config(&configuration(&["127.0.0.1".to_owned()], ""))?;
+    connector.start().await?;
+    wait::until("a session with both", SOON, || async {
+        let status: Value = serde_json::from_str(&connector.cli(&["status", "--json"]).await.ok()?.stdout).ok()?;
+        let up = status["relays"].as_array()?.iter().filter(|relay| relay["state"] == "up").count();
+        (up == 2).then_some(())
+    })
+    .await?;
+    let says = async |relay: &Relay, wanted: &str| {
+        let since = Instant::now();
+        let told = wait::until(wanted, SOON, || async {
+            let text = relay.get("orders", "/").await.ok()?.text();
+            text.contains(wanted).then_some(())
+        });
+        told.await.with_context(|| relay.last_words())?;
+        ensure!(since.elapsed() < Duration::from_secs(1), "{wanted} after {:?}", since.elapsed());
+        Ok(())
+    };
+    let set = async |origin: &Origin| {
+        one.cli(&["service", "set", "orders", "--tunnel", "main", "--origin", &origin.url()]).await
+    };
+    for origin in [&old, &new, &old] {
+        assert_eq!(set(origin).await?.status, 0);
+        let hello = if origin.url() == old.url() { "hello from old" } else { "hello from new" };
+        says(&two, hello).await?;
+        says(&one, hello).await?;
+    }
+    // The one that heard first may go; what it said stays.
+    one.kill()?;
+    says(&two, "hello from old").await?;
+    assert_eq!(two.cli(&["service", "set", "orders", "--tunnel", "main", "--origin", &new.url()]).await?.status, 0);
+    says(&two, "hello from new").await?;
+    one.start().await?;
+    one.up("orders").await?;
+    says(&one, "hello from new").await?;
+    assert_eq!(two.cli(&["service", "delete", "orders"]).await?.status, 0);
+    says(&two, "no_such_service").await?;
+    says(&one, "no_such_service").await
 }

@@ -204,7 +204,8 @@ impl From<rusqlite::Error> for Failure {
         let rusqlite::Error::SqliteFailure(cause, _) = error else { return Self::Damaged(detail) };
         if cause.code == ErrorCode::DatabaseBusy || cause.code == ErrorCode::DatabaseLocked {
             Self::Locked
-        } else if cause.code == ErrorCode::DiskFull {
+        } else if cause.code == ErrorCode::DiskFull || cause.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE {
+            // The index of the write-ahead log is written without asking for the reason.
             Self::Full
         } else if cause.code == ErrorCode::DatabaseCorrupt || cause.code == ErrorCode::NotADatabase {
             Self::Damaged(detail)

@@ -15,7 +15,7 @@ use culvert_model::key::{PrivateKey, PublicKey};
 use culvert_model::token::Endpoint;
 use culvert_plane::{
     AddPeerError, Closed, Config, Connection, DialError, Event, Events, PeerConfig, PeerId, PeerKey, Plane, PskEpoch,
-    Role, StreamLimits,
+    PskError, Role, StreamLimits,
 };
 use ipnet::IpNet;
 use tokio::time::sleep_until;
@@ -204,7 +204,10 @@ impl Way {
         until: SystemTime,
         psks: Vec<PskEpoch>,
     ) -> Result<(), AddPeerError> {
-        self.forget_former();
+        // One that still carries the session goes when the next is in use, or with this way.
+        if self.former.is_some_and(|former| !self.is_under(&former.public_key)) {
+            self.forget_former();
+        }
         self.plane.add_key(self.peer, PeerKey { public_key: newest, static_index: self.own, psks }, true)?;
         let public_key = std::mem::replace(&mut self.relay_key, newest);
         let until_seconds = until.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
@@ -236,6 +239,25 @@ impl Way {
     /// Whether the newest handshake was under the key that this end speaks with.
     pub fn is_under_own(&self) -> bool {
         self.plane.peer_stats(self.peer).is_none_or(|stats| !stats.live || stats.static_index == self.own)
+    }
+
+    /// Shakes hands under the key that this end speaks with, whichever the relay used last.
+    pub fn steer(&self) {
+        if let Err(error) = self.plane.prefer_key(self.peer, &self.relay_key, Some(self.own)) {
+            tracing::debug!(relay = self.name, %error, "no such key");
+        }
+        self.plane.connect(self.peer, self.remote());
+    }
+
+    /// Gives the key that this end speaks with other pre-shared keys.
+    ///
+    /// # Errors
+    /// As the engine says.
+    pub fn set_psks(&self, psks: Vec<PskEpoch>) -> Result<(), PskError> {
+        match self.plane.set_key_psks(self.peer, &self.relay_key, Some(self.own), psks.clone()) {
+            Err(PskError::UnknownKey) => self.plane.set_psks(self.peer, psks),
+            set => set,
+        }
     }
 
     /// Whether the newest handshake was under the next key.

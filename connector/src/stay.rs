@@ -162,7 +162,7 @@ async fn take_turns(way: &mut Way, identity: &Mutex<Identity>, shifted: &mut boo
         }
         None => return CURRENT_TURN,
     };
-    if let Err(error) = way.plane.set_psks(way.peer, psks) {
+    if let Err(error) = way.set_psks(psks) {
         tracing::debug!(relay = way.name(), %error, "pre-shared keys not changed");
     }
     turn

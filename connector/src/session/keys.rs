@@ -65,7 +65,7 @@ impl Session<'_> {
         if !self.way.is_under_own() && !self.way.is_under_next() {
             if self.keys.steered.is_none_or(|at| now() >= at + ASK_AGAIN) {
                 self.keys.steered = Some(now());
-                self.way.plane.connect(self.way.peer, self.way.remote());
+                self.way.steer();
             }
             return Ok(now() + ASK_AGAIN);
         }
@@ -239,7 +239,7 @@ impl Session<'_> {
         }
         let psks = identity.psks.get(relay).map(|psks| psks.for_engine()).unwrap_or_default();
         drop(identity);
-        if let Err(error) = self.way.plane.set_psks(self.way.peer, psks) {
+        if let Err(error) = self.way.set_psks(psks) {
             tracing::warn!(relay, %error, "a pre-shared key cannot be used");
             return;
         }

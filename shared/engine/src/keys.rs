@@ -100,6 +100,12 @@ impl Keys {
         Some(serial)
     }
 
+    /// Initiates with one from now on.
+    pub(crate) fn prefer(&mut self, serial: u32) {
+        self.preferred = serial;
+        self.tries.clear();
+    }
+
     /// Takes one out, unless it is the last.
     pub(crate) fn remove(&mut self, serial: u32) -> Option<Key> {
         let removed = match self.more.iter().position(|key| key.serial == serial) {
@@ -298,6 +304,10 @@ mod tests {
         assert_eq!(keys.newest().key, 1);
         keys.confirm(under(0), false, now);
         assert_eq!(keys.newest().key, 0);
+        keys.prefer(1);
+        assert_eq!(keys.newest().key, 1, "the owner knows better");
+        keys.confirm(under(0), false, now);
+        assert_eq!(keys.newest().key, 0, "and is told to say so again");
         // Only answered until the other end uses it.
         keys.add(public(3), 0, Vec::new(), false).unwrap();
         assert_eq!(keys.newest().key, 0);

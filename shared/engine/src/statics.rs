@@ -97,6 +97,22 @@ impl Engine {
         Ok(())
     }
 
+    /// Initiates with one of several static keys of a peer from now on, whatever the peer itself initiated with last.
+    ///
+    /// # Errors
+    /// See [`KeyError`]; nothing has changed then.
+    pub fn prefer_key(
+        &mut self,
+        peer: PeerId,
+        public_key: &PublicKey,
+        static_index: Option<usize>,
+    ) -> Result<(), KeyError> {
+        let entry = self.peers.get_mut(peer.slot).filter(|entry| entry.id == peer).ok_or(KeyError::UnknownPeer)?;
+        let serial = entry.keys.iter().find(|key| key.is(public_key, static_index)).map(|key| key.serial);
+        entry.keys.prefer(serial.ok_or(KeyError::UnknownKey)?);
+        Ok(())
+    }
+
     /// Replaces the pre-shared keys of the key that we initiate with, newest last, make before break (wire.md §3): a live
     /// session stays live, and [`connect`](Self::connect) brings up one under the newest.
     ///

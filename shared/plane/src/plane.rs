@@ -253,6 +253,19 @@ impl Plane {
         self.shared().shard().change(|engine, now| engine.add_key(peer, key, prefer, now))
     }
 
+    /// Initiates with one of several static keys of a peer from now on; [`Self::connect`] does so at once.
+    ///
+    /// # Errors
+    /// As the engine says.
+    pub fn prefer_key(
+        &self,
+        peer: PeerId,
+        public_key: &PublicKey,
+        static_index: Option<usize>,
+    ) -> Result<(), KeyError> {
+        self.shared().shard().engine().prefer_key(peer, public_key, static_index)
+    }
+
     /// Takes one of several static keys from a peer, and ends what is left of its sessions.
     ///
     /// # Errors

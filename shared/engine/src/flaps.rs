@@ -7,8 +7,11 @@ use std::time::{Duration, Instant};
 
 /// Places that are remembered.
 const PLACES: usize = 4;
-/// So many returns within [`WITHIN`] are no roaming any more: A, B, A, B, A, B holds four.
-const RETURNS: u8 = 4;
+/// So much within [`WITHIN`] is no roaming any more: A, B, A, B, A, B holds four returns.
+const TOO_MUCH: u8 = 8;
+const RETURN: u8 = 2;
+/// A host that has both IPv4 and IPv6 tries both at each new connection, and where both are slow both answer.
+const RETURN_TO_OTHER_FAMILY: u8 = 1;
 const WITHIN: Duration = Duration::from_secs(60);
 /// It is told once in this time.
 const QUIET: Duration = Duration::from_secs(600);
@@ -37,9 +40,10 @@ impl Flaps {
         if self.since.is_none_or(|since| now.saturating_duration_since(since) > WITHIN) {
             (self.since, self.returns) = (Some(now), 0);
         }
-        self.returns = self.returns.saturating_add(1);
+        let weight = if from.is_ipv4() == to.is_ipv4() { RETURN } else { RETURN_TO_OTHER_FAMILY };
+        self.returns = self.returns.saturating_add(weight);
         let quiet = self.told.is_some_and(|told| now.saturating_duration_since(told) < QUIET);
-        if self.returns < RETURNS || quiet {
+        if self.returns < TOO_MUCH || quiet {
             return false;
         }
         self.told = Some(now);
@@ -73,6 +77,18 @@ mod tests {
         let forth: Vec<u16> = (0..40).map(|n| n % 2).collect();
         assert_eq!(told(&mut flaps, &forth, Duration::from_secs(1), start), 1, "once for ten minutes");
         assert_eq!(told(&mut flaps, &forth, Duration::from_secs(1), start + QUIET + WITHIN), 1);
+    }
+
+    #[test]
+    fn a_host_of_both_families_that_connects_again_and_again_is_one_host() {
+        let start = Instant::now();
+        let mut flaps = Flaps::default();
+        let (four, six) = (at(1), SocketAddr::from(([0xfd00, 0, 0, 0, 0, 0, 0, 1], 1)));
+        let moves = (0..8u32).map(|n| if n % 2 == 0 { (four, six, n) } else { (six, four, n) });
+        let told = moves.filter(|(from, to, n)| flaps.moved(*from, *to, start + Duration::from_secs(1) * *n));
+        assert_eq!(told.count(), 0);
+        let more = (0..2u32).map(|n| if n % 2 == 0 { (four, six) } else { (six, four) });
+        assert_eq!(more.filter(|(from, to)| flaps.moved(*from, *to, start + Duration::from_secs(9))).count(), 1);
     }
 
     #[test]

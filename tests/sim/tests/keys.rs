@@ -244,6 +244,49 @@ fn the_connectors_key_is_rotated_under_load_and_no_packet_is_lost() {
 }
 
 #[test]
+fn a_rotation_survives_clocks_that_jump_and_processes_that_start_anew() {
+    const DAY: i64 = 24 * 60 * 60;
+    for (seed, jump) in [(40, -DAY), (41, DAY), (42, -7)] {
+        let mut pair = Pair::connected(seed);
+        let (new, index) = rotate_relay(&mut pair, &[]);
+        let peer = pair.at_connector;
+        pair.connect(CONNECTOR, peer, None);
+        pair.advance(secs(1));
+        pair.assert_talking();
+        // The connector dies, and comes back with a wrong clock and both keys of the relay on its disk.
+        let relay = pair.path_to(RELAY);
+        pair.restart(CONNECTOR, Some(relay), jump);
+        pair.clear_events(CONNECTOR);
+        let (now, peer) = (pair.now(), pair.at_connector);
+        pair.engine(CONNECTOR).add_key(peer, key(new.public_key(), 0, &[]), true, now).unwrap();
+        let mut took = 0;
+        while !Pair::is_up(&pair, CONNECTOR) {
+            pair.connect(CONNECTOR, peer, None);
+            pair.advance(secs(1));
+            took += 1;
+            // A relay that heard it a moment ago calls back only once it is silent.
+            assert!(took <= 25, "seed {seed}");
+        }
+        pair.assert_talking();
+        // The relay's own clock jumps, and it starts anew with both keys.
+        let statics = vec![new.clone(), pair.relay_key.clone()];
+        let last = pair.path_to(CONNECTOR);
+        pair.world.restart(RELAY, statics, jump);
+        pair.introduce(RELAY, Some(last));
+        pair.clear_events(RELAY);
+        let at_relay = pair.at_relay;
+        for _ in 0..5 {
+            pair.connect(RELAY, at_relay, None);
+            pair.connect(CONNECTOR, peer, None);
+            pair.advance(secs(2));
+        }
+        assert!(Pair::is_up(&pair, RELAY), "seed {seed}");
+        pair.assert_talking();
+        assert_eq!(static_of(&mut pair, CONNECTOR).0, new.public_key(), "seed {seed}: never {index} again");
+    }
+}
+
+#[test]
 fn both_ends_may_rotate_at_once() {
     for seed in 30..35 {
         let mut pair = Pair::with(seed, None, [vec![4], vec![4]], HandshakeLimits::default());

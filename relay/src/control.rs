@@ -29,6 +29,7 @@ use crate::front::Front;
 use crate::identity::Identity;
 use crate::metrics::{Gathered, RelayMetrics};
 use crate::refusals::{Attempt, Refusals};
+use crate::relays;
 use crate::registry::{Registry, RegistryError};
 use crate::sessions::Sessions;
 
@@ -204,6 +205,10 @@ impl Control {
         }
         if outcome.changes.contains(&Change::KeyRotated) {
             self.sessions.rotated();
+            let own = relays::own(&self.identity, &self.endpoints(), SystemTime::now());
+            if let Err(error) = self.registry.note_relay(own).await {
+                debug!(%error, "other relays were not told of the new key");
+            }
         }
         let grants = |change: &Change| match change {
             Change::GrantsChanged(_) | Change::TunnelDeleted(_) | Change::TunnelCreated(_) => true,

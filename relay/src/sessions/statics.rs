@@ -4,9 +4,10 @@
 //! session before the grace of its key is over.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use culvert_engine::PeerId;
+use culvert_model::close::CloseCode;
 use culvert_model::control::ToConnector;
 use culvert_model::id::ConnectorId;
 use culvert_model::key::PublicKey;
@@ -15,10 +16,14 @@ use culvert_plane::Plane;
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
+use super::table::Known;
 use super::{Sessions, Shared};
 use crate::identity::Identity;
 use crate::registry::AuditRow;
 use crate::rotation::Retired;
+
+/// A session that ends with its key gets so long to be told.
+const LAST_WORD: Duration = Duration::from_millis(100);
 
 /// The relay's static keys, as the engine numbers them.
 pub(super) struct Statics(Mutex<Numbered>);
@@ -133,11 +138,14 @@ pub(super) fn keep(shared: &Arc<Shared>, tasks: &mut JoinSet<()>, now: SystemTim
     if !over && !rotation.is_unsaved() {
         return;
     }
-    if over {
-        shared.statics.renew(&shared.plane, &shared.identity, now);
-    }
     let shared = Arc::clone(shared);
     tasks.spawn(async move {
+        if over {
+            if shared.end_sessions_of_older_keys() > 0 {
+                tokio::time::sleep(LAST_WORD).await;
+            }
+            shared.statics.renew(&shared.plane, &shared.identity, now);
+        }
         let identity = Arc::clone(&shared.identity);
         let kept = tokio::task::spawn_blocking(move || {
             let rotation = identity.rotation();
@@ -160,6 +168,23 @@ pub(super) async fn save(identity: Arc<Identity>) {
 }
 
 impl Shared {
+    /// Ends what runs over sessions that are about to have no key, while that can still be said; how many there were.
+    fn end_sessions_of_older_keys(&self) -> usize {
+        let newest = self.statics.newest();
+        let under_older = |known: &&Known| {
+            self.plane.peer_stats(known.peer).is_some_and(|stats| stats.live && stats.static_index != newest)
+        };
+        let table = self.table();
+        let members: Vec<_> = table.connectors.values().filter(under_older).filter_map(|k| k.live.clone()).collect();
+        drop(table);
+        for live in &members {
+            warn!(connector = %live.member.id, "connector did not follow the relay's key, its session ends");
+            self.ended(&live.member, None);
+            live.member.connection().close(CloseCode::Shutdown);
+        }
+        members.len()
+    }
+
     async fn retired(&self, retired: &Retired, now: SystemTime) {
         info!(public_key = %retired.public_key, "the key before the newest is answered no longer");
         let rows = self.registry.load().await.map(|snapshot| snapshot.connectors).unwrap_or_default();

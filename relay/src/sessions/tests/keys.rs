@@ -81,6 +81,7 @@ async fn the_relays_key_is_rotated_and_no_session_ends_but_those_that_never_foll
         rig.sessions.shared.plane.peer_stats(peer).unwrap().live
     };
     assert_eq!((live(&a), live(&b), live(&c)), (true, false, true));
+    assert_eq!(run_b.closed().await.code, Some(CloseCode::Shutdown), "told, and not left to find out");
     run_b.plane.connect(run_b.peer, None);
     rig.until("b's handshake got silence", || rig.dropped(DropReason::BadMac) > before).await;
     for service in ["a", "c"] {

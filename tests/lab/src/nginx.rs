@@ -69,6 +69,11 @@ impl Nginx {
         self.directory.path().join("root")
     }
 
+    /// What it wrote: its error log.
+    pub fn output(&self) -> String {
+        self.process.output()
+    }
+
     /// The process ids of master and workers.
     pub fn ids(&self) -> Vec<u32> {
         let master = self.process.id();

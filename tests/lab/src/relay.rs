@@ -83,11 +83,14 @@ impl Relay {
     /// No temporary directory.
     pub fn sharing(postgres: &Postgres) -> Result<Self> {
         let mut relay = Self::new()?;
+        let password = relay.directory.path().join("password");
+        std::fs::write(&password, postgres.password())?;
+        std::fs::set_permissions(&password, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
         let text = format!(
             "[http]\nlisten = [\"{}\"]\n[registry]\nurl = \"{}\"\npassword = {{ file = \"{}\" }}\n",
             relay.http,
             postgres.url(),
-            postgres.password_file().display()
+            password.display()
         );
         relay.config(&text)?;
         Ok(relay)

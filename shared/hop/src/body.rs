@@ -237,7 +237,8 @@ impl Body {
         }
     }
 
-    /// Fails at the next poll: hyper flushes what it has when a body is pending, but not when it fails.
+    /// Fails at the next poll: whoever sends the body sends what it has when the body is pending, and h2 drops what waits on
+    /// a stream that is reset.
     fn fail(&mut self, fault: Fault, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
         self.kind = Kind::Doomed(fault);
         cx.waker().wake_by_ref();

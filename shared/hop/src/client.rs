@@ -156,6 +156,7 @@ impl<O: Opener> Client<O> {
                                 interim.tell(status, heard.parts.headers);
                             }
                         } else {
+                            self.asked = None;
                             self.decoder = heard.body;
                             self.keeps &= heard.keeps;
                             return Poll::Ready(Outcome::Head(Box::new(heard.parts)));
@@ -247,7 +248,6 @@ impl<O: Opener> Client<O> {
             return;
         }
         if let Some(pool) = self.pool.take() {
-            self.asked = None;
             self.idle_since = Instant::now();
             pool.put(self);
         }

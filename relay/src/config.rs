@@ -29,7 +29,7 @@ use crate::router::{Route, Router, Select};
 pub(crate) use listeners::listener_of;
 pub(crate) use settings::SETTINGS;
 
-/// Bytes that a head may be allowed: with less hyper cannot work, and each connection may hold as much.
+/// Bytes that a head may be allowed: with less some gateways cannot work, and each connection may hold as much.
 const HEADS: RangeInclusive<usize> = 8 << 10..=1 << 20;
 
 /// The whole configuration, settled.

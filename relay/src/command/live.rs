@@ -60,8 +60,9 @@ pub(crate) struct LiveConnector {
     pub(crate) services: Vec<LiveServiceOfConnector>,
     /// What an operator should know: a clock behind, a second process with the same key, refused names.
     pub(crate) notes: Vec<String>,
-    /// Services that are managed at the relay and that it does not serve, and why.
-    pub(crate) managed_refused: Vec<RefusedService>,
+    /// Services that it does not serve and why: those managed at the relay that it refuses, and those that it announces and
+    /// may not serve.
+    pub(crate) not_served: Vec<RefusedService>,
     /// The epoch of the pre-shared key that its session hangs on.
     pub(crate) psk_epoch: Option<u32>,
     /// Bytes received, inside the tunnel.

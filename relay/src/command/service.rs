@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::table::{facts, or_dash, table};
 use super::view::{KnownService, Part, View};
 use super::{Change, CommandError, Outcome};
-use crate::registry::{Actor, ManagedRow, Registry};
+use crate::registry::{Actor, ManagedRow, Registry, RegistryError, Rule};
 
 /// A service as it is to be managed.
 pub(super) struct Wanted {
@@ -58,7 +58,7 @@ pub(super) fn show(named: &str, view: &View) -> Result<Outcome, CommandError> {
                 if served.up { "up".to_owned() } else { served.reason.clone().unwrap_or_else(|| "down".to_owned()) },
             ]);
         }
-        for one in live.managed_refused.iter().filter(|one| one.name == service.name) {
+        for one in live.not_served.iter().filter(|one| one.name == service.name) {
             refused.push(json!({ "id": connector.id, "name": view.name(connector), "why": one.why }));
             words.push(format!("{}: {}", connector.id, one.why));
         }
@@ -100,7 +100,12 @@ pub(super) async fn set(
         return Err(CommandError::failed(message).hint("leave --host and --health-path out"));
     }
     let row = ManagedRow { name: name.clone(), tunnel: tunnel.id.clone(), origin, host, health_path, since: view.now };
-    registry.set_managed(row.clone(), by).await?;
+    registry.set_managed(row.clone(), by).await.map_err(|error| match error {
+        RegistryError::Rule(Rule::MayNotServe(why)) if !tunnel.grants.iter().any(|grant| grant.matches(&row.name)) => {
+            CommandError::failed(why).hint(format!("`tunnel set {} --add-service {}` grants it", tunnel.name, row.name))
+        }
+        error => error.into(),
+    })?;
     let live = view.connectors_of(Some(&tunnel.id)).into_iter().filter(|one| view.live(&one.id).is_some()).count();
     let whom = match live {
         0 => "no connector is there now: each learns it when it comes".to_owned(),

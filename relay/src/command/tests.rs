@@ -243,12 +243,13 @@ async fn a_managed_service_stands_beside_what_connectors_declare_and_shows_who_r
     relay.ask(set("billing-eu", "http://billing.internal:8080")).await.unwrap();
     let not_granted = Quit::from(relay.ask(set("elsewhere", "http://a:1")).await.unwrap_err());
     assert!(not_granted.message.contains("is not granted elsewhere"), "{}", not_granted.message);
+    assert!(not_granted.hint.unwrap().contains("tunnel set dc1 --add-service elsewhere"));
     assert!(relay.ask(set("orders", "tcp://db.internal:5432")).await.is_err(), "raw TCP has no health path");
 
     let why = "http://billing.internal:8080 is not within this connector's [allow] origins";
     let live = relay.live.connectors.get_mut(&up).unwrap();
     let refused = |name: &str, why: &str| RefusedService { name: name.parse().unwrap(), why: why.to_owned() };
-    live.managed_refused = vec![refused("billing-eu", why), refused("orders", "this connector declares orders itself")];
+    live.not_served = vec![refused("billing-eu", why), refused("orders", "this connector declares orders itself")];
     live.services.push(LiveServiceOfConnector {
         name: "billing-eu".parse().unwrap(),
         up: false,
@@ -479,7 +480,7 @@ impl Relay {
             draining: false,
             services: vec![service("orders", None), service("users", Some("origin_refused"))],
             notes: vec!["its clock is behind".to_owned()],
-            managed_refused: Vec::new(),
+            not_served: Vec::new(),
             psk_epoch: Some(3),
             rx_bytes: 1234,
             tx_bytes: 56,

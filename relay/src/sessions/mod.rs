@@ -12,6 +12,7 @@ mod keys;
 mod liveness;
 mod member;
 mod notes;
+mod places;
 mod report;
 mod statics;
 mod table;
@@ -38,7 +39,7 @@ use tracing::{debug, info, warn};
 use crate::enrol;
 use crate::identity::Identity;
 use crate::refusals::{Attempt, Refusals};
-use crate::registry::{AuditRow, ConnectorRow, Forgotten, Note, Registry, RelayRow, Snapshot, TokenRow, TokenSealRow};
+use crate::registry::{ConnectorRow, Forgotten, Note, Registry, RelayRow, Snapshot, TokenRow, TokenSealRow};
 use crate::relays;
 use clones::Displaced;
 pub(crate) use directory::{Balance, Directory, Pair, PairState, Service};
@@ -55,8 +56,6 @@ const CALL_BACKS_AT_ONCE: usize = 50;
 const CALL_BACK_EVERY: Duration = Duration::from_millis(10);
 /// How often rows past their time are dropped.
 const FORGET_EVERY: Duration = Duration::from_secs(60);
-/// That one key is in two places is told again after this time.
-const TOLD_AGAIN: Duration = Duration::from_secs(600);
 /// How often it is looked whether the grace of a key is over, and who uses which is written.
 const KEYS_EVERY: Duration = Duration::from_secs(1);
 /// How often idle streams are swept.
@@ -156,6 +155,7 @@ impl Sessions {
         let missing = relays::missing_seals(&snapshot, &shared.identity, now);
         let Snapshot { tunnels, tokens, connectors, services, relays, token_seals, managed, gateways: _ } = snapshot;
         let owners_changed;
+        let mut expected = Vec::new();
         {
             let mut table = shared.table();
             owners_changed = table.tunnels != tunnels;
@@ -164,6 +164,7 @@ impl Sessions {
             table.revoked = revoked.map(|row| (row.public_key, row.id.clone())).collect();
             table.relays.clone_from(&relays);
             if table.managed != managed {
+                expected = table.newly_managed(&managed);
                 table.managed = managed;
                 table.live().for_each(|live| live.member.manage_anew());
             }
@@ -188,6 +189,8 @@ impl Sessions {
         }
         let known = shared.table().known_services();
         shared.directory.set_known(&known);
+        // Connectors are told in this moment: who asks at once waits for their word.
+        shared.directory.expect(&expected, Instant::now() + directory::EXPECTED_FOR);
         shared.set_relays(relays, told);
         if !missing.is_empty()
             && let Err(error) = shared.registry.seal_tokens(missing).await
@@ -323,43 +326,6 @@ impl Shared {
             subject: id.to_string(),
             detail: format!("a handshake under its revoked key, from {from}"),
         });
-    }
-
-    /// One key in two places at once: most likely somebody has a copy of it. Which of the two is right only an operator can
-    /// tell, so nothing is ended; it is said, and shown.
-    fn in_two_places(self: &Arc<Self>, peer: PeerId, places: [SocketAddr; 2], tasks: &mut JoinSet<()>, now: Instant) {
-        let mut table = self.table();
-        let Some((id, known)) = table.by_peer(peer) else { return };
-        let [one, other] = places;
-        let told = known.flapping.replace((now, places));
-        if told.is_some_and(|(at, _)| now.saturating_duration_since(at) < TOLD_AGAIN) {
-            return;
-        }
-        warn!(connector = %id, one = %one, other = %other, "one connector's key is used in two places at once");
-        let row = AuditRow {
-            at: SystemTime::now(),
-            actor: "relay".to_owned(),
-            action: "connector.flapping".to_owned(),
-            subject: id.to_string(),
-            detail: format!("its key is used at {one} and at {other} in turn"),
-        };
-        let shared = Arc::clone(self);
-        tasks.spawn(async move {
-            if let Err(error) = shared.registry.audit(row).await {
-                debug!(%error, "a key in two places not written to the audit trail");
-            }
-        });
-    }
-
-    /// A process that another one had displaced is back while that one is here: two hosts have the key.
-    fn came_back(self: &Arc<Self>, peer: PeerId, tasks: &mut JoinSet<()>, now: Instant) {
-        let places = {
-            let mut table = self.table();
-            table.by_peer(peer).and_then(|(_, known)| Some([known.former?, known.endpoint?.0]))
-        };
-        if let Some(places) = places {
-            self.in_two_places(peer, places, tasks, now);
-        }
     }
 
     fn epoch_promoted(self: &Arc<Self>, peer: PeerId, epoch: u32, tasks: &mut JoinSet<()>) {

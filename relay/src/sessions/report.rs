@@ -91,7 +91,7 @@ impl Shared {
             draining: known.live.as_ref().is_some_and(|live| live.member.is_draining()),
             services: pairs.iter().map(service).collect(),
             notes,
-            managed_refused,
+            not_served: [managed_refused, refused.to_vec()].concat(),
             psk_epoch: stats.and_then(|stats| stats.psk_epoch),
             rx_bytes: stats.map_or(0, |stats| stats.rx_bytes),
             tx_bytes: stats.map_or(0, |stats| stats.tx_bytes),

@@ -137,6 +137,17 @@ impl Table {
         ours.map(ManagedRow::told).collect()
     }
 
+    /// Services that `managed` defines anew for tunnels with a live connector, and that nobody serves yet.
+    pub(super) fn newly_managed(&self, managed: &[ManagedRow]) -> Vec<ServiceName> {
+        let is_live =
+            |tunnel: &TunnelId| self.connectors.values().any(|one| one.live.is_some() && one.tunnel == *tunnel);
+        let is_new = |row: &&ManagedRow| {
+            !self.managed.iter().any(|known| known.name == row.name && known.tunnel == row.tunnel)
+                && !self.live().any(|live| live.pairs.iter().any(|pair| pair.service == row.name))
+        };
+        managed.iter().filter(is_new).filter(|row| is_live(&row.tunnel)).map(|row| row.name.clone()).collect()
+    }
+
     /// Services that are known even while nobody serves them: announced once, managed, or granted by their very name.
     pub(super) fn known_services(&self) -> HashSet<ServiceName> {
         let granted = self.tunnels.iter().flat_map(|tunnel| &tunnel.grants).filter_map(|grant| grant.exact());

@@ -320,3 +320,86 @@ async fn a_wrong_password_is_told_without_the_password() {
     assert!(error.contains("password authentication failed") && !error.contains("hunter2"), "{error}");
     assert!(open(&target(database.server.password())).is_ok());
 }
+
+#[tokio::test]
+async fn as_much_is_asked_of_the_servers_certificate_as_the_url_says() {
+    if skip::unless("the registry in PostgreSQL over TLS", &[Need::Postgres]) {
+        return;
+    }
+    let server = Server::start().await.unwrap();
+    let files = tempfile::tempdir().unwrap();
+    let target = |host: &str, rest: &str| {
+        let address = server.address();
+        let url = format!("postgres://culvert@{host}:{}/culvert?hostaddr={}&{rest}", address.port(), address.ip());
+        Target::new(&url, Some(SecretSource::Literal(Secret::new(server.password())))).unwrap()
+    };
+    let refusal = |host: &str, rest: &str| open(&target(host, rest)).err().unwrap().to_string();
+    assert!(refusal("db.example", "sslmode=require").contains("does not support TLS"), "nothing goes in clear");
+    let ours = certify(&server, files.path(), "db.example").await;
+    let theirs = files.path().join("other.pem");
+    std::fs::write(&theirs, authority().pem()).unwrap();
+    let by = |mode: &str, roots: &std::path::Path| format!("sslmode={mode}&sslrootcert={}", roots.display());
+    for (host, rest) in [
+        ("db.example", by("verify-full", &ours)),
+        ("other.example", by("verify-ca", &ours)),
+        ("other.example", "sslmode=require".to_owned()),
+        ("other.example", "sslmode=prefer".to_owned()),
+    ] {
+        let opened = open(&target(host, &rest)).unwrap();
+        let sealed = "SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) \
+                      WHERE application_name = 'culvert-relay'";
+        assert_eq!(server.sql(sealed).await.unwrap(), "t", "{host} {rest}");
+        drop(opened);
+    }
+    for (host, rest) in [
+        ("other.example", by("verify-full", &ours)),
+        ("db.example", by("verify-full", &theirs)),
+        ("db.example", by("verify-ca", &theirs)),
+        ("db.example", String::new()),
+    ] {
+        let refused = refusal(host, &rest);
+        assert!(refused.contains("certificate") && !refused.contains(server.password()), "{host} {rest}: {refused}");
+    }
+}
+
+fn authority() -> rcgen::Certificate {
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap()
+}
+
+/// Gives the server a certificate of an authority made for it; returns the authority's file.
+async fn certify(server: &Server, files: &std::path::Path, name: &str) -> std::path::PathBuf {
+    use std::os::unix::fs::{PermissionsExt as _, chown};
+
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let roots = params.self_signed(&key).unwrap().pem();
+    let issuer = rcgen::Issuer::new(params, key);
+    let own = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&own, &issuer).unwrap();
+    let file = |name: &str, text: String, mode: u32| {
+        let path = files.join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        path
+    };
+    std::fs::set_permissions(files, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let (roots, cert) = (file("ca.pem", roots, 0o644), file("server.pem", certificate.pem(), 0o644));
+    let key = file("server.key", own.serialize_pem(), 0o600);
+    if nix::unistd::geteuid().is_root() {
+        let owner = std::fs::metadata(server.socket_directory()).unwrap();
+        chown(&key, Some(std::os::unix::fs::MetadataExt::uid(&owner)), None).unwrap();
+    }
+    for (setting, value) in [("ssl_cert_file", &cert), ("ssl_key_file", &key)] {
+        server.sql(&format!("ALTER SYSTEM SET {setting} = '{}'", value.display())).await.unwrap();
+    }
+    server.sql("ALTER SYSTEM SET ssl = on").await.unwrap();
+    server.sql("SELECT pg_reload_conf()").await.unwrap();
+    let until = Instant::now() + Duration::from_secs(10);
+    while server.sql("SHOW ssl").await.unwrap() != "on" {
+        assert!(Instant::now() < until, "{}", server.output());
+    }
+    roots
+}

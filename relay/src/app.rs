@@ -100,6 +100,8 @@ pub(crate) async fn run(args: RunArgs) -> Result<Exit, Quit> {
     let sockets = Sockets::take(&ProcessEnvironment);
     let state = Search::new(Program::Relay, args.place.state_dir.as_deref(), &ProcessEnvironment).create()?;
     let notifier = Notifier::new(&ProcessEnvironment);
+    // Signals still end the process: there is nothing to drain yet.
+    settled.registry.wait().await;
     let signals = Signals::install().or_failed("cannot take signals")?;
     let reload: Reload = Box::new(move || config::load(&args, &ProcessEnvironment));
     let relay = Relay::start(Start { loaded, settled, state, sockets, reload, log: Some(log) }).await?;

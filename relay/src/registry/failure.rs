@@ -22,6 +22,8 @@ pub(super) enum Failure {
     Full,
     /// It cannot be reached, or refuses.
     Away(String),
+    /// It is there, and does not let us in as we are.
+    Refused(String),
     /// It says nothing.
     Silent,
 }
@@ -40,6 +42,7 @@ impl Failure {
             Self::Locked => RegistryError::Locked { path },
             Self::Full => RegistryError::Full { path },
             Self::Away(detail) => RegistryError::Away { path, detail },
+            Self::Refused(detail) => RegistryError::Refused { path, detail },
             Self::Silent => RegistryError::Away { path, detail: "it does not answer".to_owned() },
         }
     }
@@ -53,7 +56,7 @@ impl Failure {
             Self::Newer(found) => format!("its schema {found} is newer than this program"),
             Self::Foreign => "it is no Culvert registry".to_owned(),
             Self::Replaced => "the file was replaced".to_owned(),
-            Self::Damaged(detail) | Self::Away(detail) => detail.clone(),
+            Self::Damaged(detail) | Self::Away(detail) | Self::Refused(detail) => detail.clone(),
             Self::Locked => "it is locked".to_owned(),
             Self::Full => "it has no room".to_owned(),
             Self::Silent => "it does not answer".to_owned(),

@@ -404,6 +404,14 @@ pub(crate) enum RegistryError {
         /// Its permission bits.
         mode: u32,
     },
+    /// It is there and does not let this relay in: change the configuration, there or here.
+    #[error("the registry {path} refuses: {detail}")]
+    Refused {
+        /// Which database.
+        path: String,
+        /// What the engine says.
+        detail: String,
+    },
     /// It cannot be reached: the relay serves on with what it knows.
     #[error("the registry {path} cannot be used: {detail}")]
     Away {
@@ -412,6 +420,13 @@ pub(crate) enum RegistryError {
         /// What the engine says.
         detail: String,
     },
+}
+
+impl RegistryError {
+    /// Whether it may be well again by itself.
+    pub(crate) fn may_pass(&self) -> bool {
+        matches!(self, Self::Away { .. } | Self::Locked { .. })
+    }
 }
 
 impl From<RegistryError> for Quit {
@@ -429,6 +444,7 @@ impl From<RegistryError> for Quit {
             RegistryError::Locked { .. } => Self::failed(text).hint("try again when that process is done"),
             RegistryError::Full { .. } => Self::failed(text).hint("make room and try again"),
             RegistryError::Exposed { path, .. } => Self::config(text).hint(format!("chmod 600 {path}")),
+            RegistryError::Refused { .. } => Self::config(text).hint("look at registry.url and registry.password"),
             RegistryError::Away { .. } => Self::failed(text),
         }
     }

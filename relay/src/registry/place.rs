@@ -5,15 +5,21 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use std::{fs, io};
 
 use culvert_ops::secret::SecretSource;
 use culvert_ops::state::StateDir;
+use tracing::warn;
 
 use super::postgres::{self, BadTarget, Target};
 use super::sqlite::{self, Sqlite};
 use super::{Registry, RegistryError};
 use crate::identity::{PRIVATE_KEY, STATE_KEY};
+
+/// How often a database is tried that a start waits for, and how often that is said.
+const TRIED_EVERY: Duration = Duration::from_secs(1);
+const SAID_EVERY: Duration = Duration::from_secs(60);
 
 /// Where the registry is.
 #[derive(Debug, Clone)]
@@ -115,6 +121,28 @@ impl Url {
         }
     }
 
+    /// Waits for a database elsewhere that cannot be reached, as after a start of the whole site. What is wrong with it is
+    /// for [`Url::open`] to say.
+    pub(crate) async fn wait(&self) {
+        let Self::Postgres(target) = self else { return };
+        let mut said: Option<Instant> = None;
+        loop {
+            let looked = tokio::task::spawn_blocking({
+                let target = Target::clone(target);
+                move || postgres::reach(&target)
+            });
+            let Ok(Err(error)) = looked.await else { return };
+            if !error.may_pass() {
+                return;
+            }
+            if said.is_none_or(|said| said.elapsed() >= SAID_EVERY) {
+                warn!(%error, "waiting for the registry");
+                said = Some(Instant::now());
+            }
+            tokio::time::sleep(TRIED_EVERY).await;
+        }
+    }
+
     /// Opens the registry; makes a file, for the owner of the state directory alone, if it is not there.
     ///
     /// # Errors
@@ -144,7 +172,7 @@ fn make_private(path: &Path, state: &StateDir) -> Result<(), RegistryError> {
         return Err(RegistryError::Exposed { path: path.display().to_string(), mode });
     }
     if mode & 0o070 != 0 {
-        tracing::warn!(path = %path.display(), mode = format_args!("{mode:04o}"), "the group can read the registry");
+        warn!(path = %path.display(), mode = format_args!("{mode:04o}"), "the group can read the registry");
     }
     Ok(())
 }

@@ -25,6 +25,9 @@ const GOODBYE: Duration = Duration::from_secs(1);
 const READY: &str = "SET lock_timeout = '3s'; SET statement_timeout = '8s'; \
                      SET idle_in_transaction_session_timeout = '10s'; LISTEN culvert_registry";
 
+/// Classes and codes of answers that time does not change: who we are, which database, what we may do there.
+const REFUSALS: [&str; 3] = ["28", "3D000", "42501"];
+
 /// A connection whose schema is up to date.
 pub(super) struct Link {
     pub(super) client: Client,
@@ -71,8 +74,8 @@ impl Link {
     }
 
     async fn dial(target: &Target) -> Result<(Client, JoinSet<()>, mpsc::Receiver<()>), Failure> {
-        let config = target.config().map_err(|error| Failure::Away(format!("its password: {error}")))?;
-        let tls = Tls::new(target.tls()).map_err(Failure::Away)?;
+        let config = target.config().map_err(|error| Failure::Refused(format!("its password: {error}")))?;
+        let tls = Tls::new(target.tls()).map_err(Failure::Refused)?;
         let (client, mut connection) = config.connect(tls).await?;
         let (tell, heard) = mpsc::channel(1);
         let mut driver = JoinSet::new();
@@ -106,7 +109,22 @@ impl From<tokio_postgres::Error> for Failure {
             Some(&SqlState::DATA_CORRUPTED | &SqlState::INDEX_CORRUPTED | &SqlState::UNDEFINED_COLUMN) => {
                 Self::Damaged(detail)
             }
+            Some(code) if REFUSALS.iter().any(|refusal| code.code().starts_with(refusal)) => Self::Refused(detail),
+            None if is_of_tls(&error) => Self::Refused(detail),
             Some(_) | None => Self::Away(detail),
         }
     }
+}
+
+/// Whether the handshake failed over what it is about; not over a connection that broke.
+fn is_of_tls(error: &tokio_postgres::Error) -> bool {
+    let mut cause = std::error::Error::source(error);
+    while let Some(one) = cause {
+        let inner = one.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        if inner.is_some_and(|inner| inner.is::<rustls::Error>()) {
+            return true;
+        }
+        cause = one.source();
+    }
+    false
 }

@@ -91,6 +91,22 @@ pub(super) fn open(target: &Target) -> Result<Store<Postgres>, RegistryError> {
 
 /// Says how the database is, for `check`. Changes nothing in it.
 pub(super) fn look(target: &Target) -> String {
+    match version(target) {
+        Ok(Some(version)) => format!("reachable, schema {version} of {VERSION}"),
+        Ok(None) => "reachable, empty".to_owned(),
+        Err(failure) => format!("not usable: {}", failure.why()),
+    }
+}
+
+/// Tries whether the database is there and lets us in. Blocks for as long as that takes.
+///
+/// # Errors
+/// [`RegistryError`], all but its rules.
+pub(super) fn reach(target: &Target) -> Result<(), RegistryError> {
+    version(target).map(drop).map_err(|failure| failure.into_error(&target.to_string()))
+}
+
+fn version(target: &Target) -> Result<Option<u32>, Failure> {
     let target = target.clone();
     let look = move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -98,12 +114,7 @@ pub(super) fn look(target: &Target) -> String {
         runtime.block_on(Link::look(&target))
     };
     // On a thread of its own: whoever asks may be inside a runtime.
-    match std::thread::spawn(look).join() {
-        Ok(Ok(Some(version))) => format!("reachable, schema {version} of {VERSION}"),
-        Ok(Ok(None)) => "reachable, empty".to_owned(),
-        Ok(Err(failure)) => format!("not usable: {}", failure.why()),
-        Err(_) => "not usable".to_owned(),
-    }
+    std::thread::spawn(look).join().unwrap_or(Err(Failure::Silent))
 }
 
 impl Postgres {

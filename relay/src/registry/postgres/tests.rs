@@ -233,6 +233,7 @@ async fn a_database_that_was_away_is_caught_up_with() {
     let mut database = Database { server: Arc::new(server), name: "culvert".to_owned() };
     let registry: Subject = Arc::new(database.open().unwrap());
     suite::create(&registry, "dc1", &["orders"]).await;
+    registry.load().await.unwrap();
     let heard = registry.changes();
     Arc::get_mut(&mut database.server).unwrap().stop().await.unwrap();
     eventually("it is noticed without a word", || registry.degraded().is_some()).await;
@@ -246,6 +247,9 @@ async fn a_database_that_was_away_is_caught_up_with() {
     );
     assert!(began.elapsed() < 2 * SOON, "nobody waits for it");
     assert!(registry.load().await.is_err());
+    assert_eq!(registry.known().unwrap().tunnels.len(), 1, "what was loaded is still known");
+    let unreachable = database.open().err().unwrap();
+    assert!(unreachable.may_pass(), "{unreachable}");
     Arc::get_mut(&mut database.server).unwrap().restart().await.unwrap();
     eventually("it is back", || registry.degraded().is_none()).await;
     eventually("and all is read again", || heard.has_changed().unwrap()).await;
@@ -316,7 +320,9 @@ async fn a_wrong_password_is_told_without_the_password() {
         let url = format!("postgres://culvert@{}/{}", database.server.address(), database.name);
         Target::new(&url, Some(SecretSource::Literal(Secret::new(password)))).unwrap()
     };
-    let error = open(&target("hunter2")).err().unwrap().to_string();
+    let error = open(&target("hunter2")).err().unwrap();
+    assert!(matches!(error, RegistryError::Refused { .. }) && !error.may_pass());
+    let error = error.to_string();
     assert!(error.contains("password authentication failed") && !error.contains("hunter2"), "{error}");
     assert!(open(&target(database.server.password())).is_ok());
 }
@@ -333,7 +339,11 @@ async fn as_much_is_asked_of_the_servers_certificate_as_the_url_says() {
         let url = format!("postgres://culvert@{host}:{}/culvert?hostaddr={}&{rest}", address.port(), address.ip());
         Target::new(&url, Some(SecretSource::Literal(Secret::new(server.password())))).unwrap()
     };
-    let refusal = |host: &str, rest: &str| open(&target(host, rest)).err().unwrap().to_string();
+    let refusal = |host: &str, rest: &str| {
+        let error = open(&target(host, rest)).err().unwrap();
+        assert!(rest == "sslmode=require" || matches!(error, RegistryError::Refused { .. }), "{error}");
+        error.to_string()
+    };
     assert!(refusal("db.example", "sslmode=require").contains("does not support TLS"), "nothing goes in clear");
     let ours = certify(&server, files.path(), "db.example").await;
     let theirs = files.path().join("other.pem");

@@ -118,6 +118,7 @@ fn every_command_has_help_and_a_version() {
         &["run", "--help"],
         &["key", "--help"],
         &["key", "show", "--help"],
+        &["key", "rotate", "--help"],
         &["status", "--help"],
         &["ready", "--help"],
         &["reload", "--help"],
@@ -137,7 +138,7 @@ fn every_command_has_help_and_a_version() {
 #[test]
 fn wrong_usage_ends_2() {
     let host = Host::new();
-    for args in [&["fly"][..], &["run", "--frobnicate"], &["key", "rotate"], &["completion", "tcsh"], &[]] {
+    for args in [&["fly"][..], &["run", "--frobnicate"], &["key", "sing"], &["completion", "tcsh"], &[]] {
         assert_eq!(host.run(args).status, 2, "{args:?}");
     }
     let ran = host.run(&["check", "--service", "orders"]);

@@ -194,3 +194,25 @@ fn files_of_secrets_are_watched() {
     assert_eq!(settled.watched, [host.0.path().join("key")]);
     assert_eq!(settled.services[0].headers[0].value, "one");
 }
+
+#[test]
+fn the_ages_of_keys_have_defaults_and_bounds() {
+    let day = Duration::from_secs(86_400);
+    let usual = settled("").unwrap().key;
+    assert_eq!((usual.rotate_after, usual.renew_psk_after), (Some(30 * day), Duration::from_secs(3600)));
+    assert_eq!(usual, KeyAges::default(), "`dev` too");
+    let given = settled("[key]\nrotate_after = \"90d\"\nrenew_psk_after = \"10m\"").unwrap().key;
+    assert_eq!((given.rotate_after, given.renew_psk_after), (Some(90 * day), Duration::from_secs(600)));
+    for off in ["never", "off", "0s"] {
+        assert_eq!(settled(&format!("[key]\nrotate_after = {off:?}")).unwrap().key.rotate_after, None, "{off}");
+    }
+    for (text, part) in [
+        ("rotate_after = \"10m\"", "rotate_after: must be an hour or more"),
+        ("renew_psk_after = \"9s\"", "renew_psk_after: must be from 10s to 7d"),
+        ("renew_psk_after = \"8d\"", "must be from 10s to 7d"),
+        ("renew_psk_after = \"never\"", "renew_psk_after"),
+    ] {
+        let error = settled(&format!("[key]\n{text}")).unwrap_err();
+        assert!(error.contains(part), "{error}");
+    }
+}

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use culvert_lab::load::{Load, Plan};
-use culvert_lab::{Connector, Origin, Relay, client, wait};
+use culvert_lab::skip::{self, Need};
+use culvert_lab::{Connector, Origin, Postgres, Relay, client, wait};
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -194,5 +195,58 @@ async fn an_old_key_is_changed_by_its_age() -> Result<()> {
     .await
     .with_context(|| site.connector.last_words())?;
     assert!(site.key().await?["age_seconds"].as_u64().is_some_and(|age| age < 60));
+    Ok(())
+}
+
+#[tokio::test]
+async fn every_relay_is_told_of_a_new_key_and_one_that_is_away_is_waited_for() -> Result<()> {
+    if skip::unless("a new key at two relays", &[Need::Postgres]) {
+        return Ok(());
+    }
+    let postgres = Postgres::start().await?;
+    let (mut one, mut two) = (Relay::sharing(&postgres)?, Relay::sharing(&postgres)?);
+    one.start().await?;
+    two.start().await?;
+    let origin = Origin::start("orders").await?;
+    let token = one.tunnel("main", &["orders"]).await?;
+    let mut connector = Connector::new(&token, &[&format!("orders={}", origin.url())])?;
+    connector.start().await?;
+    one.up("orders").await?;
+    two.up("orders").await?;
+    let words = |connector: &Connector, two: &Relay| format!("{}\nTWO\n{}", connector.last_words(), two.last_words());
+
+    let said = connector.cli(&["key", "rotate"]).await?;
+    assert_eq!(said.status, 0, "{said:?}");
+    assert!(said.stderr.contains("is in use"), "{said:?}\n{}", words(&connector, &two));
+    let first = said.stdout.trim().to_owned();
+    for relay in [&one, &two] {
+        assert_eq!(relay.get("orders", "/").await?.status, 200, "{}", words(&connector, &two));
+    }
+
+    two.terminate(PATIENCE).await?;
+    let load = Plan::gets(one.http, "orders").per_second(RATE).start();
+    let state = connector.state().to_owned();
+    let rotating = connector.cli(&["key", "rotate"]);
+    let told = wait::until("the first relay to know the next key", PATIENCE, || async {
+        let said = connector.cli(&["key", "show", "--json"]).await.ok()?;
+        let key: Value = serde_json::from_str(&said.stdout).ok()?;
+        let relays = key["rotation"]["relays"].as_object()?.values().filter_map(Value::as_str).collect::<Vec<_>>();
+        (relays.contains(&"in_use") && relays.contains(&"not_told")).then_some(key)
+    });
+    let back = async {
+        let key = told.await.with_context(|| connector.last_words())?;
+        ensure!(key["public_key"] == first.as_str(), "a relay is away, and its key is taken from it: {key}");
+        two.start().await
+    };
+    let (said, back) = tokio::join!(rotating, back);
+    back?;
+    let said = said?;
+    assert!(said.stderr.contains("is in use"), "{said:?}\n{}", words(&connector, &two));
+    well(load, 20).await?;
+    two.up("orders").await?;
+    for relay in [&one, &two] {
+        assert_eq!(relay.get("orders", "/").await?.status, 200, "{}", words(&connector, &two));
+    }
+    assert!(!state.join("next").exists());
     Ok(())
 }

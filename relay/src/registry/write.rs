@@ -17,6 +17,8 @@ use super::{keys, managed, read, relays};
 
 /// Behind a relay's tag: where [`keep_for_recovery`] keeps a connector's first pre-shared key. No relay has such a tag.
 const RECOVERY: &str = "/recovery";
+/// And where one waits that replaces it once it was used.
+const UNUSED: &str = "/unused/recovery";
 /// How often the same refusal, or a repeated enrolment, is worth another line in the audit trail.
 const SAME_AGAIN: Duration = Duration::from_secs(60);
 
@@ -83,15 +85,21 @@ pub(super) fn delete_tunnel(
     let tunnel = live_tunnel(&tunnels, id)?;
     db.execute("UPDATE tunnels SET deleted = $1 WHERE id = $2", &values![now, id.as_str()])?;
     db.execute("UPDATE tokens SET revoked = $1 WHERE tunnel = $2 AND revoked IS NULL", &values![now, id.as_str()])?;
-    let revoked = read::connectors(db)?
+    let tokens = db.query("SELECT id FROM tokens WHERE tunnel = $1", &values![id.as_str()])?.len();
+    let revoked: Vec<ConnectorId> = read::connectors(db)?
         .into_iter()
         .filter(|connector| connector.tunnel == *id && connector.revoked.is_none())
         .map(|connector| connector.id)
         .collect();
     db.execute("UPDATE connectors SET revoked = $1 WHERE tunnel = $2 AND revoked IS NULL", &values![now, id.as_str()])?;
+    db.execute(
+        "DELETE FROM psks WHERE connector IN (SELECT id FROM connectors WHERE tunnel = $1)",
+        &values![id.as_str()],
+    )?;
     db.execute("DELETE FROM services WHERE tunnel = $1", &values![id.as_str()])?;
     managed::forget_tunnel(db, id)?;
-    audit(db, now, &by.0, "tunnel.delete", tunnel.name.as_str(), "")?;
+    let detail = format!("{id}: {} connectors revoked, {tokens} tokens ended", revoked.len());
+    audit(db, now, &by.0, "tunnel.delete", tunnel.name.as_str(), &detail)?;
     Ok(revoked)
 }
 
@@ -131,7 +139,7 @@ pub(super) fn revoke_token(db: &dyn Transaction, id: &TokenId, by: &Actor, now: 
         return Ok(());
     }
     db.execute("UPDATE tokens SET revoked = $1 WHERE id = $2", &values![now, id.as_str()])?;
-    audit(db, now, &by.0, "token.revoke", id.as_str(), "")
+    audit(db, now, &by.0, "token.revoke", id.as_str(), token.tunnel.as_str())
 }
 
 pub(super) fn enrol(db: &dyn Transaction, candidate: &Candidate) -> Result<Enrolment> {
@@ -175,7 +183,12 @@ pub(super) fn enrol(db: &dyn Transaction, candidate: &Candidate) -> Result<Enrol
         "INSERT INTO psks (connector, relay, epoch, sealed, confirmed) VALUES ($1, $2, $3, $4, 0)",
         &values![id.as_str(), candidate.relay.as_str(), epoch, candidate.psk.0.as_slice()],
     )?;
-    keep_for_recovery(db, &id, &candidate.relay, epoch, &candidate.psk)?;
+    if known.is_some() {
+        // Whoever has the token and knows the public key can repeat: only a key that was used replaces the first one.
+        keep(db, &id, &format!("{}{UNUSED}", candidate.relay), epoch, &candidate.psk)?;
+    } else {
+        keep_for_recovery(db, &id, &candidate.relay, epoch, &candidate.psk)?;
+    }
     let detail = format!("with {} from {}, version {}", token.id, candidate.source.ip(), candidate.program);
     if repeated {
         seldom(db, candidate.now, token.id.as_str(), "connector.repeat", id.as_str(), &detail)?;
@@ -263,6 +276,7 @@ pub(super) fn note(db: &dyn Transaction, notes: &[Note]) -> Result<()> {
                 if *alone && known > 0 {
                     db.execute_quietly("DELETE FROM psks WHERE connector = $1 AND relay = $2 AND epoch < $3", key)?;
                 }
+                recovery_used(db, connector, relay, *epoch)?;
                 known
             }
         };
@@ -354,12 +368,30 @@ pub(super) fn keep_for_recovery(
     epoch: u32,
     psk: &Sealed,
 ) -> Result<()> {
-    let place = format!("{relay}{RECOVERY}");
-    db.execute("DELETE FROM psks WHERE connector = $1 AND relay = $2", &values![connector.as_str(), place.as_str()])?;
+    keep(db, connector, &format!("{relay}{RECOVERY}"), epoch, psk)
+}
+
+fn keep(db: &dyn Transaction, connector: &ConnectorId, place: &str, epoch: u32, psk: &Sealed) -> Result<()> {
+    db.execute("DELETE FROM psks WHERE connector = $1 AND relay = $2", &values![connector.as_str(), place])?;
     db.execute(
         "INSERT INTO psks (connector, relay, epoch, sealed, confirmed) VALUES ($1, $2, $3, $4, 0)",
-        &values![connector.as_str(), place.as_str(), epoch, psk.0.as_slice()],
+        &values![connector.as_str(), place, epoch, psk.0.as_slice()],
     )?;
+    Ok(())
+}
+
+/// A key that waited was used: it was the connector that repeated its enrolment, and it has this one for its first.
+fn recovery_used(db: &dyn Transaction, connector: &ConnectorId, relay: &str, epoch: u32) -> Result<()> {
+    let (unused, place) = (format!("{relay}{UNUSED}"), format!("{relay}{RECOVERY}"));
+    let waits = "SELECT epoch FROM psks WHERE connector = $1 AND relay = $2 AND epoch = $3";
+    if !db.query(waits, &values![connector.as_str(), unused.as_str(), epoch])?.is_empty() {
+        let old = &values![connector.as_str(), place.as_str()];
+        db.execute_quietly("DELETE FROM psks WHERE connector = $1 AND relay = $2", old)?;
+        db.execute_quietly(
+            "UPDATE psks SET relay = $1 WHERE connector = $2 AND relay = $3",
+            &values![place.as_str(), connector.as_str(), unused.as_str()],
+        )?;
+    }
     Ok(())
 }
 

@@ -14,11 +14,10 @@ use crate::config::{BootstrapId, Path, PskEpoch};
 use crate::engine::{Engine, Known};
 use crate::event::{DropReason, Event};
 use crate::index::parity;
-use crate::keys::Under;
 use crate::peer::{CALL_BACK, Instance};
 use crate::replies::Replies;
 use crate::roster::NewPeer;
-use crate::tunn::{INITIATION, KEEPALIVE_TIMEOUT, REKEY_TIMEOUT, RESPONSE, le32};
+use crate::tunn::{INITIATION, KEEPALIVE_TIMEOUT, REKEY_TIMEOUT, RESPONSE, Under, le32};
 
 /// How many strangers are told of.
 const STRANGERS: Rate = Rate { burst: 8, every: Duration::from_secs(1) };

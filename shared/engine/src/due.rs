@@ -9,12 +9,13 @@ use rand::Rng as _;
 use crate::config::Path;
 use crate::engine::Engine;
 use crate::event::Event;
-use crate::keys::Under;
 use crate::peer::Attempt;
 use crate::replies::Replies;
 use crate::statics::lose;
 use crate::timers::MOST;
-use crate::tunn::{OVERHEAD, Place, REJECT_AFTER_TIME, REKEY_ATTEMPT_TIME, REKEY_TIMEOUT, Secrets, Tick, Tunnel};
+use crate::tunn::{
+    OVERHEAD, Place, REJECT_AFTER_TIME, REKEY_ATTEMPT_TIME, REKEY_TIMEOUT, Secrets, Tick, Tunnel, Under,
+};
 
 /// WireGuard's jitter on repeated initiations (paper §6.1).
 const JITTER_MS: u64 = 333;

@@ -9,21 +9,12 @@ use std::time::Instant;
 use culvert_model::key::PublicKey;
 
 use crate::config::PskEpoch;
-use crate::tunn::REJECT_AFTER_TIME;
+use crate::tunn::{REJECT_AFTER_TIME, Under};
 
 /// Keys that a peer may have at once: both ends may be in the middle of a rotation.
 pub(crate) const MOST: usize = 4;
 /// Addresses for which unanswered initiations are counted.
 const TARGETS: usize = 16;
-
-/// What a tunnel speaks under: a key of the peer, one of ours, and a pre-shared key.
-#[derive(Copy, Clone, Eq, PartialEq, Debug)]
-pub(crate) struct Under {
-    /// [`Key::serial`].
-    pub(crate) key: u32,
-    pub(crate) own: usize,
-    pub(crate) epoch: Option<u32>,
-}
 
 /// One static key of a peer.
 pub(crate) struct Key {

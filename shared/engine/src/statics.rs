@@ -10,10 +10,10 @@ use culvert_model::key::{PrivateKey, PublicKey};
 use crate::config::{AddPeerError, KeyError, PeerId, PeerKey, PskEpoch, PskError};
 use crate::engine::{Engine, Known};
 use crate::event::Event;
-use crate::keys::Under;
 use crate::own::Own;
 use crate::peer::{Attempt, Peer};
 use crate::roster::are_two_epochs_at_most;
+use crate::tunn::Under;
 
 impl Engine {
     /// Adds a static key of our own and tells its number; one that is there keeps its number. Every peer may speak to it

@@ -31,7 +31,6 @@ use culvert_model::key::{Psk, PublicKey};
 use x25519_dalek::StaticSecret;
 
 use crate::event::DropReason;
-use crate::keys::Under;
 
 /// Length of an initiation.
 pub(crate) const INITIATION: usize = 148;
@@ -533,6 +532,15 @@ pub(crate) struct Secrets<'a> {
     pub(crate) peer: &'a PublicKey,
     pub(crate) psk: Option<&'a Psk>,
     pub(crate) limiter: &'a Arc<RateLimiter>,
+}
+
+/// What a tunnel speaks under: a key of the peer, one of ours, and a pre-shared key.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub(crate) struct Under {
+    /// The peer's, by the number that it has there.
+    pub(crate) key: u32,
+    pub(crate) own: usize,
+    pub(crate) epoch: Option<u32>,
 }
 
 /// Where a tunnel belongs.

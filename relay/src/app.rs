@@ -51,6 +51,8 @@ const STREAMS_OF_A_CONNECTOR: u32 = 4;
 const CUT_WITHIN: Duration = Duration::from_millis(500);
 /// How often it is written when gateways called last.
 const NOTE_GATEWAYS_EVERY: Duration = Duration::from_secs(30);
+/// How often the relays of one registry tell each other that they are there.
+const SAY_HERE_EVERY: Duration = Duration::from_secs(30);
 /// How often listeners' certificates are looked at; a change is taken at the second look that finds it.
 const LOOK_AT_CERTIFICATES_EVERY: Duration = Duration::from_secs(2);
 /// What the service manager is asked for beyond the drain's own time.
@@ -240,7 +242,7 @@ impl Relay {
         owner.spawn("relay.admin_socket", admin::serve_socket(admin_socket, Arc::clone(&control)));
         owner.spawn("relay.gateways", note_gateways(Arc::clone(&control)));
         owner.spawn("relay.registry", follow_registry(Arc::clone(&control)));
-        owner.spawn("relay.relays", relays::say(Arc::clone(&control)));
+        owner.spawn("relay.relays", say_here(Arc::clone(&control)));
         owner.spawn("relay.certificates", watch_certificates(Arc::clone(&control)));
         owner.spawn("relay.reload", obey_reloads(reloads, Arc::clone(&control), Arc::clone(&notifier)));
         owner.spawn("relay.signals", obey(signals, drain.clone(), plan, reload));
@@ -300,6 +302,21 @@ async fn note_gateways(control: Arc<Control>) {
     loop {
         ticks.tick().await;
         control.note_gateways().await;
+    }
+}
+
+/// Tells the other relays of this registry, again and again, that this one is there.
+async fn say_here(control: Arc<Control>) {
+    let mut ticks = tokio::time::interval(SAY_HERE_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let own = relays::own(&control.identity, &control.endpoints(), SystemTime::now());
+        match timeout(SAY_HERE_EVERY, control.registry.note_relay(own)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => debug!(%error, "other relays were not told"),
+            Err(_) => debug!("other relays were not told in time"),
+        }
     }
 }
 

@@ -258,7 +258,7 @@ impl Admin for Control {
             draining: self.exchanges.drain.is_draining(),
             reasons: Vec::new(),
             services,
-            notes: BTreeMap::from([("registry", registry.to_owned())]),
+            notes: BTreeMap::from([("registry", registry.into())]),
         }
     }
 

@@ -2,7 +2,6 @@
 //!
 //! Must never hand another relay a key but sealed for it.
 
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
@@ -12,17 +11,11 @@ use culvert_model::id::ConnectorId;
 use culvert_model::kem;
 use culvert_model::key::{Psk, PublicKey};
 use culvert_model::token::{Endpoint, MAX_RELAYS, RelayRef};
-use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::{debug, info};
 
-use crate::control::Control;
 use crate::identity::{Identity, SealedFor, Unsealable, seal_for};
 use crate::registry::{Introduction, Registry, RelayRow, Snapshot, TokenRow, TokenSealRow};
 
-/// How often a relay says that it is there.
-const SAID_EVERY: Duration = Duration::from_secs(30);
-/// A database that is away is not waited for longer.
-const SAID_WITHIN: Duration = Duration::from_secs(10);
 /// A relay that was not there for so long is named to nobody; it is learned again when it is back.
 const LATELY: Duration = Duration::from_secs(86_400);
 
@@ -34,21 +27,6 @@ pub(crate) fn own(identity: &Identity, endpoints: &[Endpoint], now: SystemTime) 
         kem_key: identity.encapsulation_key(),
         endpoints: endpoints.iter().map(ToString::to_string).collect(),
         seen: now,
-    }
-}
-
-/// Says it again and again.
-pub(crate) async fn say(control: Arc<Control>) {
-    let mut ticks = interval(SAID_EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        let own = own(&control.identity, &control.endpoints(), SystemTime::now());
-        match timeout(SAID_WITHIN, control.registry.note_relay(own)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => debug!(%error, "other relays were not told"),
-            Err(_) => debug!("other relays were not told in time"),
-        }
     }
 }
 
@@ -181,4 +159,95 @@ pub(crate) async fn introduce(
 fn others<'a>(relays: &'a [RelayRow], own: &'a str, now: SystemTime) -> impl Iterator<Item = &'a RelayRow> {
     let lately = move |relay: &&RelayRow| relay.tag != own && relay.seen + LATELY > now && !relay.endpoints.is_empty();
     relays.iter().filter(lately)
+}
+
+#[cfg(test)]
+mod tests {
+    use culvert_model::id::{TokenId, TunnelId};
+    use culvert_model::key::PrivateKey;
+    use culvert_ops::state::StateDir;
+
+    use super::*;
+
+    const NOW: SystemTime = SystemTime::UNIX_EPOCH;
+
+    #[test]
+    fn a_token_that_one_relay_made_is_opened_by_every_other_and_by_nobody_else() {
+        let (one, two, three) = (identity(), identity(), identity());
+        let relays = vec![row(&one, "a:1"), row(&two, "b:1")];
+        let (token, psk) = token(&one);
+        let mut snapshot = Snapshot { relays, tokens: vec![token.clone()], ..Snapshot::default() };
+        assert!(missing_seals(&snapshot, &two, NOW).is_empty(), "it cannot open it itself");
+        snapshot.token_seals = missing_seals(&snapshot, &one, NOW);
+        assert_eq!(snapshot.token_seals.len(), 1);
+        assert!(missing_seals(&snapshot, &one, NOW).is_empty());
+        for relay in [&one, &two] {
+            assert_eq!(token_psk(&token, &snapshot.token_seals, relay), Ok(psk.clone()));
+        }
+        assert_eq!(token_psk(&token, &snapshot.token_seals, &three), Err(Unsealable));
+        // A third comes: whoever can open the token shares it, not only who made it.
+        snapshot.relays.push(row(&three, "c:1"));
+        let more = missing_seals(&snapshot, &two, NOW);
+        assert!(more.iter().any(|seal| seal.relay == three.relay_tag()), "{}", more.len());
+        snapshot.token_seals.extend(more);
+        assert_eq!(token_psk(&token, &snapshot.token_seals, &three), Ok(psk));
+    }
+
+    #[test]
+    fn tokens_name_this_relay_first_and_others_that_were_there_lately() {
+        let (one, two, three, four) = (identity(), identity(), identity(), identity());
+        let gone = RelayRow { seen: NOW, ..row(&three, "c:1") };
+        let hidden = RelayRow { endpoints: Vec::new(), ..row(&four, "d:1") };
+        let now = NOW + LATELY;
+        let here = RelayRow { seen: now, ..row(&two, "b:1") };
+        let relays = [row(&one, "a:1"), here, gone, RelayRow { seen: now, ..hidden }];
+        let named = named(vec!["a:1".parse().unwrap(), "a:2".parse().unwrap()], &one, &relays, now);
+        let shown: Vec<_> = named.iter().map(|one| (one.endpoint.to_string(), one.public_key)).collect();
+        let (a, b) = (one.public_key(), two.public_key());
+        assert_eq!(shown, [("a:1".to_owned(), a), ("a:2".to_owned(), a), ("b:1".to_owned(), b)]);
+    }
+
+    #[test]
+    fn connectors_are_told_of_all_relays_unless_there_is_one_alone() {
+        let (one, two) = (identity(), identity());
+        let (own, alone) = (one.relay_tag(), [row(&one, "a:1")]);
+        assert_eq!(told(&alone, &own, NOW), None);
+        let both = [row(&two, "b:1"), row(&one, "a:1")];
+        let Some(ToConnector::Relays { own: by, relays }) = told(&both, &own, NOW) else { panic!("nothing is told") };
+        let tags: Vec<_> = relays.into_iter().map(|place| place.tag).collect();
+        assert_eq!((by, tags), (own.clone(), vec![own.clone(), two.relay_tag()]));
+        // One that is gone for a day is left out: connectors let it go.
+        let Some(ToConnector::Relays { relays, .. }) = told(&both, &own, NOW + LATELY) else {
+            panic!("nothing is told")
+        };
+        assert_eq!(relays.len(), 1);
+    }
+
+    fn identity() -> Identity {
+        Identity::open(&StateDir::temporary().unwrap(), true).unwrap()
+    }
+
+    fn row(identity: &Identity, endpoint: &str) -> RelayRow {
+        own(identity, &[endpoint.parse().unwrap()], NOW)
+    }
+
+    fn token(maker: &Identity) -> (TokenRow, Psk) {
+        let bootstrap_key = PrivateKey::generate().public_key();
+        let psk = Psk::generate();
+        let row = TokenRow {
+            id: TokenId::new(),
+            tunnel: TunnelId::new(),
+            bootstrap_key,
+            psk: maker.seal(&psk, SealedFor::Token(&bootstrap_key)),
+            services: Vec::new(),
+            sources: Vec::new(),
+            used: 0,
+            uses_left: None,
+            expires: None,
+            revoked: None,
+            created: NOW,
+            last_used: None,
+        };
+        (row, psk)
+    }
 }

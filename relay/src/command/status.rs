@@ -4,7 +4,7 @@ use culvert_ops::time::rfc3339;
 use serde_json::json;
 
 use super::live::Live;
-use super::table::{facts, rough};
+use super::table::{facts, relative, rough};
 use super::view::View;
 use super::{CommandError, Facts, Outcome};
 use crate::registry::Registry;
@@ -32,7 +32,20 @@ pub(super) fn status(
         .iter()
         .map(|service| (service.name.to_string(), json!({ "up": service.live.up, "total": service.live.total })))
         .collect();
+    let own = known.identity.relay_tag();
+    let relays = view.snapshot.relays.iter().map(|relay| {
+        json!({
+            "tag": relay.tag,
+            "public_key": relay.public_key,
+            "endpoints": relay.endpoints,
+            "seen": rfc3339(relay.seen),
+            "own": relay.tag == own,
+        })
+    });
+    let others = view.snapshot.relays.iter().filter(|relay| relay.tag != own);
+    let others = others.map(|relay| format!("{} seen {}", relay.endpoints.join(" "), relative(relay.seen, view.now)));
     let json = json!({
+        "relays": relays.collect::<Vec<_>>(),
         "version": process.version,
         "pid": process.pid,
         "ready": process.ready,
@@ -68,6 +81,7 @@ pub(super) fn status(
         ("endpoints", if endpoints.is_empty() { "none".to_owned() } else { endpoints.join(" ") }),
         ("listening", listening.join("\n")),
         ("registry", format!("{registry_is}: {}", degraded.as_deref().map_or("ok", |_| "degraded"))),
+        ("relays", others.collect::<Vec<_>>().join("\n")),
         ("tunnels", view.snapshot.tunnels.len().to_string()),
         ("connectors", format!("{up} of {members} up")),
         ("services", format!("{whole} of {} up", services.len())),

@@ -4,6 +4,7 @@ mod gateways;
 mod keys;
 mod managed;
 mod recovery;
+mod relays;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -60,7 +61,11 @@ macro_rules! suite {
             one_certificate_names_one_gateway,
             a_rotated_secret_ends_after_its_grace_and_few_work_at_once,
             when_a_gateway_called_is_kept_and_never_goes_back,
-            a_revoked_gateway_is_forgotten_after_thirty_days
+            a_revoked_gateway_is_forgotten_after_thirty_days,
+            relays_of_one_registry_know_each_other_and_when_they_were_last_there,
+            a_token_is_sealed_once_for_each_relay_and_anew_when_that_one_lost_its_key,
+            a_connector_is_made_known_to_a_relay_of_the_registry_under_its_own_key,
+            a_relay_that_was_not_there_for_thirty_days_is_forgotten
         );
     };
     ($open:path: $($name:ident),*) => {$(
@@ -88,6 +93,12 @@ pub(super) use managed::{
     a_tunnel_is_given_no_managed_service_that_it_may_not_serve, managed_services_of_a_tunnel_fit_one_message,
 };
 pub(super) use recovery::a_restored_registry_offers_each_connector_its_first_pre_shared_key_too;
+pub(super) use relays::{
+    a_connector_is_made_known_to_a_relay_of_the_registry_under_its_own_key,
+    a_relay_that_was_not_there_for_thirty_days_is_forgotten,
+    a_token_is_sealed_once_for_each_relay_and_anew_when_that_one_lost_its_key,
+    relays_of_one_registry_know_each_other_and_when_they_were_last_there,
+};
 pub(super) use suite;
 
 pub(super) type Subject = Arc<dyn Registry>;

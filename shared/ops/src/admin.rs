@@ -47,7 +47,7 @@ pub struct Health {
     /// Pairs of connector and service.
     pub services: BTreeMap<String, Pairs>,
     /// More fields of the body that decide nothing, as `registry: degraded`.
-    pub notes: BTreeMap<&'static str, String>,
+    pub notes: BTreeMap<&'static str, Value>,
 }
 
 /// How many pairs of a service are up.
@@ -151,7 +151,7 @@ impl Health {
         body.insert("reasons".to_owned(), reasons.into());
         body.insert("services".to_owned(), json!(services));
         for (name, note) in &self.notes {
-            body.insert((*name).to_owned(), note.clone().into());
+            body.insert((*name).to_owned(), note.clone());
         }
         Value::Object(body)
     }

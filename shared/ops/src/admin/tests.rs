@@ -258,7 +258,7 @@ fn health() -> Health {
     let services = [("orders", 1, 2), ("down", 0, 1)];
     Health {
         services: services.map(|(name, up, total)| (name.to_owned(), Pairs { up, total })).into(),
-        notes: [("registry", "degraded".to_owned())].into(),
+        notes: [("registry", "degraded".into())].into(),
         ..Health::default()
     }
 }

@@ -38,9 +38,9 @@ use crate::stay::{Over, stay};
 use crate::{VERSION, words};
 
 /// How often watched files are looked at, and idle connections swept.
-const TICK: Duration = Duration::from_secs(1);
+const TICK: Duration = Duration::from_millis(500);
 /// Sweeps come every so many ticks.
-const SWEEP_TICKS: u32 = 5;
+const SWEEP_TICKS: u32 = 10;
 /// Words of relays about each other that wait to be heard.
 const TOLD: usize = 16;
 /// After a next key was refused, another is made so much later.
@@ -403,7 +403,7 @@ impl App {
         let shared = &self.shared;
         let mut known = identity.lock().await;
         let mut relays = known.joined.relays.clone();
-        let learned = relays::learn(&mut relays, told);
+        let learned = relays::learn(&mut relays, told, |name| shared.board.is_up(name));
         if learned.is_nothing() {
             return;
         }

@@ -3,7 +3,7 @@
 //! Must never let a value through that would only fail later, or keep a secret's text beside its use.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -17,7 +17,8 @@ use zeroize::Zeroizing;
 
 use crate::allow::Allow;
 use crate::origin::Origin;
-use crate::service::{Balance, HealthCheck, Service, SetHeader, Timeouts, health_path};
+use crate::proof::FieldPolicy;
+use crate::service::{Balance, HealthCheck, Service, Timeouts, health_path};
 use crate::tls::{ClientTls, Files};
 
 mod raw;
@@ -59,6 +60,13 @@ pub const SETTINGS: &[Setting] = &[
     Setting::new("service[].origin", Kind::Url, "http://, https://, h2c:// or tcp:// and HOST:PORT, or unix:/PATH"),
     Setting::new("service[].host", Kind::Text, "the Host that the origin sees: origin, preserve, or this text"),
     Setting::new("service[].headers.*", Kind::Secret, "set on every request in place of the caller's"),
+    Setting::new("service[].remove_headers", Kind::List(&Kind::Text), "taken out of every request"),
+    Setting::new("service[].rename_headers.*", Kind::Text, "the caller's field of this name gets the other one"),
+    Setting::new(
+        "service[].authorization",
+        Kind::Choice(&["pass", "remove"]),
+        "whether the caller's Authorization reaches the origin; to replace it, set it under headers",
+    ),
     Setting::new("service[].tls.ca", Kind::Path, "authorities to trust in place of the system's"),
     Setting::new("service[].tls.cert", Kind::Path, "our certificate"),
     Setting::new("service[].tls.key", Kind::Path, "its key"),
@@ -256,13 +264,13 @@ impl Place<'_> {
         for (name, spec) in &raw.headers {
             let key = format!("{key}.headers.{name}");
             let name = self.header_name(&key, name)?;
-            watched.extend(spec.sources.iter().filter_map(|source| source.path()).map(Path::to_path_buf));
+            watched.extend(spec.sources.iter().filter_map(|source| source.watched(self.environment)));
             let secret = spec.read(self.environment).map_err(|error| self.loaded.wrong(&key, error))?;
-            let mut value = HeaderValue::from_str(secret.expose())
+            let value = HeaderValue::from_str(secret.expose())
                 .map_err(|_| self.loaded.wrong(&key, "holds characters that no header field may hold"))?;
-            value.set_sensitive(true);
-            service.headers.push(SetHeader { name, value });
+            service.fields.set(name, value).map_err(|twice| self.loaded.wrong(&key, twice))?;
         }
+        self.field_policy(key, raw, &mut service.fields)?;
         service.health = self.health(&format!("{key}.health"), &raw.health)?;
         if let Some(balance) = &raw.balance {
             service.balance = Some(self.parse::<Balance>(&format!("{key}.balance"), balance)?);
@@ -275,12 +283,34 @@ impl Place<'_> {
         Ok(service)
     }
 
+    /// What is done to the caller's fields beside setting some.
+    fn field_policy(&self, key: &str, raw: &RawService, fields: &mut FieldPolicy) -> Result<(), ConfigError> {
+        for (from, to) in &raw.rename_headers {
+            let key = format!("{key}.rename_headers.{from}");
+            let (from, to) = (self.header_name(&key, from)?, self.header_name(&key, to)?);
+            fields.rename(&from, to).map_err(|twice| self.loaded.wrong(&key, twice))?;
+        }
+        for name in &raw.remove_headers {
+            let key = format!("{key}.remove_headers");
+            let name = self.header_name(&key, name)?;
+            fields.remove(&name).map_err(|twice| self.loaded.wrong(&key, twice))?;
+        }
+        if raw.authorization.as_deref() == Some("remove") {
+            let twice = fields.remove(&header::AUTHORIZATION);
+            twice.map_err(|twice| self.loaded.wrong(&format!("{key}.authorization"), twice))?;
+        }
+        Ok(())
+    }
+
     /// Refuses settings that would do nothing for an origin of this kind.
     fn fits_its_kind(&self, key: &str, raw: &RawService, origin: &Origin) -> Result<(), ConfigError> {
         let timeouts = &raw.timeouts;
         let of_requests = [
             ("host", raw.host.is_some()),
             ("headers", !raw.headers.is_empty()),
+            ("remove_headers", !raw.remove_headers.is_empty()),
+            ("rename_headers", !raw.rename_headers.is_empty()),
+            ("authorization", raw.authorization.is_some()),
             ("health.path", raw.health.path.is_some()),
             ("timeouts.first_byte", timeouts.first_byte.is_some()),
             ("timeouts.request", timeouts.request.is_some()),

@@ -32,6 +32,7 @@ use tokio::time::Instant;
 use crate::metrics::{ConnectorMetrics, ServiceMetrics};
 use crate::origin_io::OriginIo;
 use crate::origins::{Origins, Upstream};
+use crate::proof::{Untrailed, may_have_trailers};
 use crate::reach::now;
 use crate::service::HostPolicy;
 
@@ -159,9 +160,11 @@ impl Gate {
             HostPolicy::Origin => request::set_host(&mut parts, upstream.authority.clone()),
             HostPolicy::Literal(host) => request::set_host(&mut parts, host.clone()),
         }
-        for set in &service.headers {
-            parts.headers.insert(set.name.clone(), set.value.clone());
-        }
+        service.fields.apply(&mut parts.headers);
+        let body = match may_have_trailers(&parts, &body) && !service.fields.is_empty() {
+            true => Untrailed::of(body, &service.fields),
+            false => body,
+        };
         let deadlines = service.timeouts.deadlines();
         match send(upstream, Request::from_parts(parts, body), &deadlines).await? {
             Answer::Response(response) => {

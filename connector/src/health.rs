@@ -244,9 +244,7 @@ async fn ask(upstream: &Upstream, path: &http::uri::PathAndQuery) -> Result<(), 
     *request.method_mut() = Method::GET;
     *request.uri_mut() = http::Uri::from(path.clone());
     request.headers_mut().insert(header::HOST, host);
-    for set in &service.headers {
-        request.headers_mut().insert(set.name.clone(), set.value.clone());
-    }
+    service.fields.apply(request.headers_mut());
     let deadlines = Deadlines { first_byte: service.health.timeout, idle: service.health.timeout, request: None };
     match upstream.pool.send(request, &deadlines).await {
         Ok(Answer::Response(response)) if response.status().is_success() || response.status().is_redirection() => {

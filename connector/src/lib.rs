@@ -27,6 +27,7 @@ pub mod names;
 pub mod origin;
 pub mod origin_io;
 pub mod origins;
+pub mod proof;
 pub mod proxy_protocol;
 pub mod psks;
 pub mod reach;

@@ -54,6 +54,11 @@ pub(super) struct RawService {
     #[serde(default)]
     pub(super) headers: BTreeMap<String, SecretSpec>,
     #[serde(default)]
+    pub(super) remove_headers: Vec<String>,
+    #[serde(default)]
+    pub(super) rename_headers: BTreeMap<String, String>,
+    pub(super) authorization: Option<String>,
+    #[serde(default)]
     pub(super) tls: RawTls,
     pub(super) proxy_protocol: Option<String>,
     #[serde(default)]

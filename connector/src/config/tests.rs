@@ -63,7 +63,8 @@ fn a_service_has_all_its_parts() {
         ("orders", "http://orders.internal:8080".to_owned())
     );
     assert_eq!(service.host, HostPolicy::Preserve);
-    let headers: Vec<_> = service.headers.iter().map(|set| (set.name.as_str(), set.value.to_str().unwrap())).collect();
+    let headers: Vec<_> =
+        service.fields.set_fields().iter().map(|set| (set.name.as_str(), set.value.to_str().unwrap())).collect();
     assert_eq!(headers, [("authorization", "Bearer s3cret"), ("x-plain", "text")]);
     assert_eq!(service.health.path.as_ref().unwrap().as_str(), "/healthz");
     assert_eq!(service.health.interval, Duration::from_secs(3));
@@ -192,7 +193,7 @@ fn files_of_secrets_are_watched() {
     fs::write(host.0.path().join("key"), "one\n").unwrap();
     let settled = host.settle(&[], &[]).unwrap();
     assert_eq!(settled.watched, [host.0.path().join("key")]);
-    assert_eq!(settled.services[0].headers[0].value, "one");
+    assert_eq!(settled.services[0].fields.set_fields()[0].value, "one");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::*;
-use crate::service::{Service, SetHeader};
+use crate::service::Service;
 
 mod tcp;
 
@@ -164,7 +164,7 @@ async fn set_headers_replace_the_callers_in_every_spelling() {
     let mut origin = FakeOrigin::start(|_, _| Some(b"HTTP/1.1 204 No Content\r\n\r\n".to_vec())).await;
     let mut service = service(&format!("http://{}", origin.address));
     let value = http::HeaderValue::from_static("Bearer ours");
-    service.headers.push(SetHeader { name: http::header::AUTHORIZATION, value });
+    service.fields.set(http::header::AUTHORIZATION, value).unwrap();
     service.host = HostPolicy::Preserve;
     let mut tunnel = Tunnel::new(vec![service]);
     tunnel

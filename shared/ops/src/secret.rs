@@ -145,6 +145,14 @@ impl SecretSource {
         }
     }
 
+    /// The file to watch for a new value: a credential is one too.
+    pub fn watched(&self, environment: &dyn Environment) -> Option<PathBuf> {
+        match self {
+            Self::Credential(name) => Some(environment.path("CREDENTIALS_DIRECTORY")?.join(name)),
+            Self::File(_) | Self::Env(_) | Self::Literal(_) => self.path().map(Path::to_path_buf),
+        }
+    }
+
     fn name(&self) -> String {
         match self {
             Self::Env(name) => format!("the variable {name}"),

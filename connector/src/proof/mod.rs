@@ -1,0 +1,7 @@
+//! Proof to the origin: what tells it that a request came through this connector.
+//!
+//! Must never let a caller's own field stand where a proof belongs, or let a request pass whose proof could not be made.
+
+mod fields;
+
+pub use fields::{FieldPolicy, SetHeader, Untrailed, may_have_trailers};

@@ -221,3 +221,52 @@ async fn an_address_outside_the_allow_list_is_not_dialled() {
     assert!(dial_within(&origin, &within("127.0.0.0/8")).await.is_ok());
     assert_eq!(dial_within("unix:/x.sock", &within("10.0.0.0/8")).await.unwrap_err(), Reason::OriginDenied);
 }
+
+/// Dials a name that is at these addresses, within this list.
+async fn dial_name_within(
+    played: &Arc<Played>,
+    names: &Names,
+    port: u16,
+    addresses: &[&str],
+    allow: &str,
+) -> Result<String, Reason> {
+    played.says("orders", addresses);
+    names.forget("orders");
+    let admission = Admission::Within(Arc::new(Allow::parse(&[allow.to_owned()]).unwrap()));
+    let origin = format!("http://orders:{port}").parse().unwrap();
+    let way = Way { origin: &origin, tls: None, offer: Offer::Either, admission: &admission, names };
+    connect(way, PATIENCE).await.map(|io| reached(&io)).map_err(|fault| fault.reason)
+}
+
+#[tokio::test]
+async fn each_address_of_a_name_is_judged_at_each_attempt_and_none_outside_the_list_is_dialled() {
+    let played = Arc::new(Played::default());
+    let names = Names::by(played.clone());
+    let inside = TcpListener::bind("127.0.0.3:0").await.unwrap();
+    let port = inside.local_addr().unwrap().port();
+    let outside = TcpListener::bind(("127.0.0.2", port)).await.unwrap();
+    let dial = async |addresses: &[&str]| dial_name_within(&played, &names, port, addresses, "127.0.0.3").await;
+    assert_eq!(dial(&["127.0.0.2", "127.0.0.3"]).await.unwrap(), "127.0.0.3", "whichever comes first");
+    assert_eq!(dial(&["127.0.0.3", "127.0.0.2"]).await.unwrap(), "127.0.0.3");
+    // The name is bound anew between two attempts.
+    assert_eq!(dial(&["127.0.0.2"]).await, Err(Reason::OriginDenied));
+    assert_eq!(dial(&["::ffff:127.0.0.2", "169.254.169.254"]).await, Err(Reason::OriginDenied));
+    // Nor is another one tried where the one within the list fails.
+    drop(inside);
+    assert_eq!(dial(&["127.0.0.2", "127.0.0.3"]).await, Err(Reason::OriginRefused));
+    let came = tokio::time::timeout(STAGGER, outside.accept()).await;
+    assert!(came.is_err(), "it was dialled");
+}
+
+#[tokio::test]
+async fn a_name_that_no_address_could_permit_is_not_looked_up() {
+    let played = Arc::new(Played::default());
+    let names = Names::by(played.clone());
+    for allow in ["http://*.internal:8080", "10.0.0.0/8:443", "unix:/run/*"] {
+        let denied = dial_name_within(&played, &names, 80, &["10.0.0.1"], allow).await;
+        assert_eq!(denied, Err(Reason::OriginDenied), "{allow}");
+    }
+    assert_eq!(played.questions(), 0);
+    let loopback = dial_name_within(&played, &names, 80, &["127.0.0.1"], "http://order*:80").await;
+    assert_eq!((loopback, played.questions()), (Err(Reason::OriginDenied), 1), "its name alone is within the list");
+}

@@ -35,6 +35,8 @@ async fn a_connector_keeps_its_services_beside_one_that_it_is_not_granted_and_bo
         assert!(has_line(&status, &[service, why]), "{status}");
         assert!(listed.contains(why), "{listed}");
     }
+    let shown = relay.json(&["service", "show", "billing"]).await?;
+    assert!(shown["refused"][0]["why"].as_str().is_some_and(|why| why.contains("belongs to tunnel other")), "{shown}");
     // The grant comes while it is connected.
     assert_eq!(relay.cli(&["tunnel", "set", "main", "--add-service", "payroll"]).await?.status, 0);
     relay.up("payroll").await?;
@@ -70,7 +72,10 @@ async fn a_token_for_some_services_lets_its_connector_serve_no_others() -> Resul
     }
     let told = || async { relay.json(&["service", "show", "billing-eu2"]).await.ok()?["refused"].get(0).cloned() };
     wait::until("the managed one it may serve", SOON, told).await?;
-    assert_eq!(relay.json(&["service", "show", "orders"]).await?["refused"], serde_json::json!([]));
+    let status: Value = serde_json::from_str(&connector.cli(&["status", "--json"]).await?.stdout)?;
+    let told: Vec<&Value> =
+        status["managed_refused"].as_array().into_iter().flatten().map(|one| &one["name"]).collect();
+    assert_eq!(told, [&Value::from("billing-eu2")]);
     relay.kill()?;
     connector.kill()?;
     relay.start().await?;

@@ -80,7 +80,7 @@ async fn a_managed_service_is_served_within_the_allow_list_and_refused_beyond_it
     let (inside, outside) = (Origin::start("inside").await?, Origin::start("outside").await?);
     let site = Site::new(&at(&inside), "").await?;
     site.set("orders", &inside.url(), &["--host", "orders.example", "--health-path", "/status/204"]).await?;
-    site.relay.up("orders").await?;
+    // At once: a request that comes before the connector's word waits for it.
     let answer = site.relay.get("orders", "/head").await?;
     assert_eq!(answer.status, 200, "{}", answer.text());
     assert!(answer.text().contains("orders.example"), "{}", answer.text());

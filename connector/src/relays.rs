@@ -5,7 +5,7 @@
 use culvert_model::control::RelayPlace;
 use culvert_model::token::{Endpoint, MAX_RELAYS};
 
-use crate::identity::Relay;
+use crate::identity::{Relay, name_for};
 
 /// What one relay told, and which one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,8 +36,8 @@ impl Learned {
     }
 }
 
-/// Makes `known` agree with what a relay told.
-pub fn learn(known: &mut Vec<Relay>, told: &Told) -> Learned {
+/// Makes `known` agree with what a relay told. Who is up tells its own key itself, in its own time.
+pub fn learn(known: &mut Vec<Relay>, told: &Told, is_up: impl Fn(&str) -> bool) -> Learned {
     let mut learned = Learned::default();
     if !known.iter().any(|relay| relay.name == told.by) {
         return learned;
@@ -55,8 +55,8 @@ pub fn learn(known: &mut Vec<Relay>, told: &Told) -> Learned {
         match by_tag.or_else(by_key).and_then(|at| known.get_mut(at)) {
             Some(relay) if relay.name == told.by => {}
             Some(relay) => {
-                let now =
-                    Relay { tag: Some(place.tag.clone()), public_key: place.public_key, endpoints, ..relay.clone() };
+                let public_key = if is_up(&relay.name) { relay.public_key } else { place.public_key };
+                let now = Relay { tag: Some(place.tag.clone()), public_key, endpoints, ..relay.clone() };
                 if now != *relay {
                     *relay = now;
                     learned.changed.push(relay.name.clone());
@@ -81,23 +81,6 @@ pub fn learn(known: &mut Vec<Relay>, told: &Told) -> Learned {
     learned
 }
 
-/// A name for a relay's directory that no other has: its host, and as much more as it takes.
-pub fn name_for(endpoints: &[String], known: &[Relay]) -> String {
-    let endpoint = endpoints.iter().find_map(|text| text.parse::<Endpoint>().ok());
-    let (host, port) = endpoint.map_or((String::new(), 0), |endpoint| {
-        (endpoint.host().replace(':', "_").trim_start_matches('.').to_owned(), endpoint.port())
-    });
-    let taken = |name: &str| known.iter().any(|relay| relay.name == name);
-    let mut name = if host.is_empty() { "relay".to_owned() } else { host.clone() };
-    if taken(&name) {
-        name = format!("{host}_{port}");
-    }
-    while taken(&name) {
-        name.push('_');
-    }
-    name
-}
-
 /// Those that can be read: a relay's word becomes a directory's name here.
 fn endpoints_of(place: &RelayPlace) -> impl Iterator<Item = String> {
     place.endpoints.iter().filter_map(|text| Some(text.parse::<Endpoint>().ok()?.to_string()))
@@ -112,13 +95,16 @@ mod tests {
     #[test]
     fn the_others_of_a_registry_are_found_by_key_first_and_by_tag_from_then_on() {
         let mut known = vec![relay("a", 1, None), relay("b", 2, None)];
-        let learned = learn(&mut known, &told("a", "ta", &[("ta", 1, "a:1"), ("tb", 2, "b:1")]));
+        let learned = learn(&mut known, &told("a", "ta", &[("ta", 1, "a:1"), ("tb", 2, "b:1")]), nobody);
         assert_eq!(learned.changed, ["a", "b"]);
         assert_eq!((known[0].tag.as_deref(), known[1].tag.as_deref()), (Some("ta"), Some("tb")));
-        let again = learn(&mut known, &told("a", "ta", &[("ta", 1, "a:1"), ("tb", 2, "b:1")]));
+        let again = learn(&mut known, &told("a", "ta", &[("ta", 1, "a:1"), ("tb", 2, "b:1")]), nobody);
         assert!(again.is_nothing(), "{again:?}");
+        // A relay that is up tells its new key itself, before that one is used.
+        let learned = learn(&mut known, &told("a", "ta", &[("ta", 1, "a:1"), ("tb", 7, "b:1")]), |name| name == "b");
+        assert!(learned.is_nothing(), "{learned:?}");
         // Its key was rotated while nobody here was connected to it.
-        let learned = learn(&mut known, &told("a", "ta", &[("ta", 1, "a:1"), ("tb", 7, "b:9")]));
+        let learned = learn(&mut known, &told("a", "ta", &[("ta", 1, "a:1"), ("tb", 7, "b:9")]), nobody);
         assert_eq!((learned.changed.as_slice(), learned.added.len()), (&["b".to_owned()][..], 0));
         assert_eq!((known[1].public_key, known[1].endpoints.as_slice()), (key(7), &["b:9".to_owned()][..]));
         assert_eq!(known[1].psk_epoch, Some(1), "the pre-shared key stays");
@@ -127,32 +113,37 @@ mod tests {
     #[test]
     fn a_relay_that_comes_later_is_learned_and_one_that_is_no_more_is_dropped() {
         let mut known = vec![relay("a", 1, Some("ta"))];
-        let learned = learn(&mut known, &told("a", "ta", &[("ta", 1, "a:1"), ("tc", 3, "a:2"), ("td", 4, "a:2")]));
+        let learned =
+            learn(&mut known, &told("a", "ta", &[("ta", 1, "a:1"), ("tc", 3, "a:2"), ("td", 4, "a:2")]), nobody);
         assert_eq!(learned.added, ["a_2", "a_2_"]);
         assert_eq!(known[1].psk_epoch, None);
-        let learned = learn(&mut known, &told("a_2", "tc", &[("ta", 1, "a:1"), ("tc", 3, "a:2")]));
+        let learned = learn(&mut known, &told("a_2", "tc", &[("ta", 1, "a:1"), ("tc", 3, "a:2")]), nobody);
         assert_eq!((learned.gone.as_slice(), known.len()), (&["a_2_".to_owned()][..], 2));
     }
 
     #[test]
     fn a_relay_of_another_registry_is_left_alone_and_so_is_the_one_that_tells() {
         let mut known = vec![relay("a", 1, Some("ta")), relay("other", 9, None)];
-        let learned = learn(&mut known, &told("a", "ta", &[("ta", 5, "elsewhere:1")]));
+        let learned = learn(&mut known, &told("a", "ta", &[("ta", 5, "elsewhere:1")]), nobody);
         assert!(learned.is_nothing(), "{learned:?}");
         assert_eq!(known, [relay("a", 1, Some("ta")), relay("other", 9, None)]);
-        let learned = learn(&mut known, &told("nobody", "tx", &[]));
+        let learned = learn(&mut known, &told("nobody", "tx", &[]), nobody);
         assert!(learned.is_nothing(), "{learned:?}");
     }
 
     #[test]
     fn a_place_without_an_endpoint_is_no_place_and_their_number_is_bounded() {
         let mut known = vec![relay("a", 1, Some("ta"))];
-        let learned = learn(&mut known, &told("a", "ta", &[("tb", 2, "../../etc"), ("tc", 3, "")]));
+        let learned = learn(&mut known, &told("a", "ta", &[("tb", 2, "../../etc"), ("tc", 3, "")]), nobody);
         assert!(learned.is_nothing(), "{learned:?}");
         let tags: Vec<String> = (0..100).map(|n| format!("t{n}")).collect();
         let many: Vec<(&str, u8, &str)> = tags.iter().map(|tag| (tag.as_str(), 3, "b:1")).collect();
-        learn(&mut known, &told("a", "ta", &many));
+        learn(&mut known, &told("a", "ta", &many), nobody);
         assert_eq!(known.len(), MAX_RELAYS);
+    }
+
+    fn nobody(_: &str) -> bool {
+        false
     }
 
     fn key(byte: u8) -> PublicKey {

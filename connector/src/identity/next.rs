@@ -13,10 +13,8 @@ use culvert_model::key::{PrivateKey, Psk, PublicKey};
 use culvert_ops::state::StateDir;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Identity, IdentityError, JOINED, Joined, NEXT, PRIVATE, Store, epochs_name, promote, read_key, write_joined,
-    write_line, write_psks,
-};
+use super::files::{JOINED, NEXT, PRIVATE, epochs_name, promote, read_key, write_joined, write_line, write_psks};
+use super::{Identity, IdentityError, Joined, Store};
 use crate::psks::Psks;
 
 const STARTED: &str = "next/started.json";

@@ -3,7 +3,8 @@ use std::path::Path;
 
 use culvert_model::token::{RelayRef, Token};
 
-use super::super::{Admission, fingerprint, relays_of, rename};
+use super::super::files::rename;
+use super::super::{Admission, fingerprint, relays_of};
 use super::*;
 
 const START: SystemTime = SystemTime::UNIX_EPOCH;

@@ -1,6 +1,7 @@
 //! End to end on loopback, without root: the real binaries, real sockets, one relay and address for each test.
 
 mod activation;
+mod audit;
 mod backup;
 mod bad_input;
 mod callers;

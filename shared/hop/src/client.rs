@@ -249,6 +249,7 @@ impl<O: Opener> Client<O> {
         }
         if let Some(pool) = self.pool.take() {
             self.idle_since = Instant::now();
+            self.line.rest();
             pool.put(self);
         }
     }

@@ -73,6 +73,17 @@ impl<Io> Line<Io> {
         self.outbox.is_empty() && self.piece.is_empty() && self.tail.is_empty()
     }
 
+    /// Nothing is expected for a while: lets go of what only a large message needs.
+    pub(crate) fn rest(&mut self) {
+        if self.read_size > FIRST_READ && self.inbox.is_empty() {
+            self.inbox = BytesMut::new();
+            self.read_size = FIRST_READ;
+        }
+        if self.outbox.capacity() > MOST_READ && self.outbox.is_empty() {
+            self.outbox = BytesMut::new();
+        }
+    }
+
     /// Bytes that the stream has taken.
     pub(crate) fn written(&self) -> u64 {
         self.written

@@ -150,6 +150,7 @@ where
     async fn head(&mut self) -> Begun {
         let mut progress = Progress::default();
         let mut since = None;
+        lock(&self.conn).line.rest();
         let (keep_alive, head_timeout) = (self.settings.keep_alive, self.settings.head_timeout);
         poll_fn(|cx| {
             let mut guard = lock(&self.conn);

@@ -3,20 +3,30 @@
 //! Must never let those who are slow at it keep others out: past the bound the one that has been at it longest goes.
 
 use std::collections::VecDeque;
+use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustls::ServerConfig;
+use rustls::server::Acceptor;
+use tokio::io::AsyncWriteExt as _;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use super::io::{CallerIo, Socket};
 use super::proxy_protocol::{self, BadHeader};
 use super::tls::Settled;
 use crate::config::ArrivalBounds;
+
+/// What who speaks clear text to a listener with TLS is told.
+const SPEAK_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: 64\r\n\
+    proxy-status: culvert-relay; error=http_request_error; details=\"bad_request\"\r\nconnection: close\r\n\r\n\
+    400 bad_request: this listener speaks TLS: use https in the URL\n";
 
 /// What a listener has its connections begin with.
 #[derive(Default)]
@@ -108,7 +118,7 @@ impl Arrivals {
             let Some(config) = manners.tls else {
                 return Ok(Arrived { io: CallerIo::plain(socket), source, destination, tls: None });
             };
-            let stream = TlsAcceptor::from(config).accept(socket).await.map_err(TurnedAway::Tls)?;
+            let stream = Box::pin(shake_hands(config, socket)).await.map_err(TurnedAway::Tls)?;
             let settled = Settled::of(stream.get_ref().1);
             Ok(Arrived { io: CallerIo::tls(stream), source, destination, tls: Some(settled) })
         };
@@ -139,6 +149,26 @@ impl Arrivals {
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The TLS handshake. Who speaks HTTP in clear text is told so in clear text: a connection that closes without a word says
+/// nothing to somebody who forgot an `s`.
+async fn shake_hands(config: Arc<ServerConfig>, socket: Socket) -> io::Result<TlsStream<Socket>> {
+    let mut hello = pin!(LazyConfigAcceptor::new(Acceptor::default(), socket));
+    match hello.as_mut().await {
+        Ok(start) => start.into_stream(config).await,
+        Err(error) => {
+            let is_tls = |error: &rustls::Error| !matches!(error, rustls::Error::InvalidMessage(_));
+            let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
+            if cause.is_some_and(|cause| !is_tls(cause))
+                && let Some(mut socket) = hello.take_io()
+            {
+                let _ = socket.write_all(SPEAK_TLS).await;
+                let _ = socket.shutdown().await;
+            }
+            Err(error)
+        }
     }
 }
 

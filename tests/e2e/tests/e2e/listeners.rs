@@ -83,6 +83,12 @@ async fn callers_speak_both_versions_over_tls_and_a_new_certificate_needs_no_res
         let seen = said.stdout.to_ascii_lowercase();
         ensure!(seen.contains("proto=https") && seen.contains("x-forwarded-proto"), "{seen}");
     }
+    // Who forgot that it is TLS is told so.
+    let clear = b"GET / HTTP/1.1\r\nHost: orders.internal\r\n\r\n";
+    let told = String::from_utf8(client::raw(secure, clear, client::LIMIT).await?)?;
+    ensure!(told.starts_with("HTTP/1.1 400 ") && told.ends_with("use https in the URL\n"), "{told}");
+    let (head, body) = told.split_once("\r\n\r\n").context("no head")?;
+    ensure!(head.contains(&format!("content-length: {}\r\n", body.len())), "{told}");
     // Who connects and says nothing keeps nobody out.
     let mut silent = Vec::new();
     for _ in 0..100 {

@@ -29,8 +29,8 @@ use crate::front::Front;
 use crate::identity::Identity;
 use crate::metrics::{Gathered, RelayMetrics};
 use crate::refusals::{Attempt, Refusals};
-use crate::relays;
 use crate::registry::{Registry, RegistryError};
+use crate::relays;
 use crate::sessions::Sessions;
 
 /// A note on gateways may take so long.

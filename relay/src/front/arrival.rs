@@ -24,7 +24,8 @@ use super::tls::Settled;
 use crate::config::ArrivalBounds;
 
 /// What who speaks clear text to a listener with TLS is told.
-const SPEAK_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: 64\r\n\
+const SPEAK_TLS: &[u8] =
+    b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: 64\r\n\
     proxy-status: culvert-relay; error=http_request_error; details=\"bad_request\"\r\nconnection: close\r\n\r\n\
     400 bad_request: this listener speaks TLS: use https in the URL\n";
 

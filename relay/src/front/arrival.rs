@@ -5,17 +5,16 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustls::ServerConfig;
 use rustls::server::Acceptor;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
-use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::StartHandshake;
 use tokio_rustls::server::TlsStream;
 
 use super::io::{CallerIo, Socket};
@@ -155,20 +154,28 @@ impl Arrivals {
 
 /// The TLS handshake. Who speaks HTTP in clear text is told so in clear text: a connection that closes without a word says
 /// nothing to somebody who forgot an `s`.
-async fn shake_hands(config: Arc<ServerConfig>, socket: Socket) -> io::Result<TlsStream<Socket>> {
-    let mut hello = pin!(LazyConfigAcceptor::new(Acceptor::default(), socket));
-    match hello.as_mut().await {
-        Ok(start) => start.into_stream(config).await,
-        Err(error) => {
-            let is_tls = |error: &rustls::Error| !matches!(error, rustls::Error::InvalidMessage(_));
-            let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
-            if cause.is_some_and(|cause| !is_tls(cause))
-                && let Some(mut socket) = hello.take_io()
-            {
-                let _ = socket.write_all(SPEAK_TLS).await;
-                let _ = socket.shutdown().await;
+async fn shake_hands(config: Arc<ServerConfig>, mut socket: Socket) -> io::Result<TlsStream<Socket>> {
+    let mut hello = Acceptor::default();
+    loop {
+        let mut few = [0; 2048];
+        let read = socket.read(&mut few).await?;
+        let mut bytes = few.get(..read).filter(|bytes| !bytes.is_empty()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        while !bytes.is_empty() {
+            hello.read_tls(&mut bytes)?;
+        }
+        match hello.accept() {
+            Ok(Some(accepted)) => return StartHandshake::from_parts(accepted, socket).into_stream(config).await,
+            Ok(None) => {}
+            Err((error, mut alert)) => {
+                let mut said = Vec::new();
+                match error {
+                    rustls::Error::InvalidMessage(_) => said.extend_from_slice(SPEAK_TLS),
+                    _ => alert.write_all(&mut said)?,
+                }
+                socket.write_all(&said).await?;
+                socket.shutdown().await?;
+                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
             }
-            Err(error)
         }
     }
 }
@@ -207,7 +214,7 @@ impl TurnedAwayCounts {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncWriteExt as _;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::UnixStream;
 
     use super::*;

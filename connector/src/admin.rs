@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::VERSION;
+use crate::board::RelayState;
 use crate::identity::Identity;
 use crate::proxy_protocol::ProxyProtocol;
 use crate::shared::Shared;
@@ -158,7 +159,15 @@ impl Admin for Window {
             let up = usize::from(connected && upstream.health.is_up());
             (upstream.service.name.as_str().to_owned(), Pairs { up, total: 1 })
         });
-        Health { draining: shared.drain.is_draining(), reasons, services: services.collect(), ..Health::default() }
+        let state = |state: &RelayState| if state.up { "up" } else { "down" };
+        let relays: serde_json::Map<String, Value> =
+            shared.board.relays().iter().map(|(name, relay)| (name.clone(), state(relay).into())).collect();
+        Health {
+            draining: shared.drain.is_draining(),
+            reasons,
+            services: services.collect(),
+            notes: [("relays", relays.into())].into(),
+        }
     }
 
     fn metrics(&self) -> String {

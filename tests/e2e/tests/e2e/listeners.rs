@@ -104,8 +104,6 @@ async fn callers_speak_both_versions_over_tls_and_a_new_certificate_needs_no_res
     });
     ensure!(crowded.is_some_and(|crowded| crowded >= 80.0), "{crowded:?}");
     drop(silent);
-    let plain = client::raw(secure, b"GET / HTTP/1.1\r\nhost: orders\r\n\r\n", Duration::from_secs(5)).await?;
-    ensure!(!plain.starts_with(b"HTTP"), "clear text was answered: {}", String::from_utf8_lossy(&plain));
 
     let metrics = setup.relay.ask("/metrics").await?.text();
     let expiry =

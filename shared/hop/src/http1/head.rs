@@ -99,7 +99,7 @@ pub(crate) fn read_request(
         }
     })?;
     let version = if minor == 0 { Version::HTTP_10 } else { Version::HTTP_11 };
-    let (headers, framing) = fields(&text, request.headers, true)?;
+    let (headers, framing) = fields(&text, &text, request.headers, true)?;
     let body = match framing {
         Framing { codings: 2.., .. } => return Err(Flaw::Malformed("Transfer-Encoding twice")),
         Framing { codings: 1, length: Some(_), .. } => {
@@ -139,18 +139,16 @@ pub(crate) fn read_response(
     if end > most {
         return Err(Flaw::TooLarge);
     }
-    // Read once more from what is split off: the first reading cannot outlive it.
-    let text = inbox.split_to(end).freeze();
-    let mut slots = [const { MaybeUninit::uninit() }; MOST_FIELDS];
-    let mut response = httparse::Response::new(&mut []);
-    config.parse_response_with_uninit_headers(&mut response, &text, &mut slots).map_err(flaw)?;
+    // A copy of its own: parsed where it lies, and no answer's head holds on to a large buffer.
+    let whole = inbox.get(..end).unwrap_or_default();
+    let text = Bytes::copy_from_slice(whole);
     let (Some(code), Some(minor)) = (response.code, response.version) else {
         return Err(Flaw::Malformed("a head that ends too soon"));
     };
     let status = StatusCode::from_u16(code).map_err(|_| Flaw::Malformed("an ill-formed status"))?;
     let phrase = response.reason.filter(|phrase| *phrase != status.canonical_reason().unwrap_or_default());
-    let phrase = phrase.map(|phrase| text.slice_ref(phrase.as_bytes()));
-    let (headers, framing) = fields(&text, response.headers, false)?;
+    let phrase = phrase.map(|phrase| part(&text, whole, phrase.as_bytes()));
+    let (headers, framing) = fields(&text, whole, response.headers, false)?;
     let is_bare = status.is_informational()
         || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
         || *method == Method::HEAD;
@@ -165,6 +163,7 @@ pub(crate) fn read_response(
         Framing { .. } => Decoder::UntilEnd,
     };
     let keeps = !framing.closes && (minor == 1 || framing.keeps) && !matches!(body, Decoder::UntilEnd);
+    let _ = inbox.split_to(end);
     let mut response = Response::new(());
     *response.headers_mut() = headers;
     let (mut parts, ()) = response.into_parts();
@@ -288,13 +287,24 @@ fn size(fields: &Fields) -> usize {
     fields.iter().map(|(name, value)| name.as_bytes().len() + value.len() + 4).sum()
 }
 
-/// The fields of a head, and what they say about its framing.
-fn fields(text: &Bytes, lines: &[httparse::Header<'_>], is_request: bool) -> Result<(Fields, Framing), Flaw> {
+/// The bytes of `text` that are at the place of `part` in `whole`, of which `text` is a copy.
+fn part(text: &Bytes, whole: &[u8], part: &[u8]) -> Bytes {
+    let start = part.as_ptr().addr().saturating_sub(whole.as_ptr().addr()).min(text.len());
+    text.slice(start..(start + part.len()).min(text.len()))
+}
+
+/// The fields of a head, which `lines` of `whole` are, and what they say about its framing. `text` has the same bytes.
+fn fields(
+    text: &Bytes,
+    whole: &[u8],
+    lines: &[httparse::Header<'_>],
+    is_request: bool,
+) -> Result<(Fields, Framing), Flaw> {
     let mut framing = Framing { length: None, codings: 0, is_chunked: false, closes: false, keeps: false };
     let mut fields = Fields::with_capacity(lines.len() + SPARE_FIELDS);
     for line in lines {
-        let name = Name::received(text.slice_ref(line.name.as_bytes()));
-        let value = HeaderValue::from_maybe_shared(text.slice_ref(line.value))
+        let name = Name::received(part(text, whole, line.name.as_bytes()));
+        let value = HeaderValue::from_maybe_shared(part(text, whole, line.value))
             .map_err(|_| Flaw::Malformed("a control in a value"))?;
         match line.name.len() {
             10 if name.is(&CONNECTION) => {

@@ -462,6 +462,7 @@ impl Relay {
         relay.registry.revoke_connector(revoked, Actor("uid 0".to_owned()), now()).await.unwrap();
         let endpoint = Note::Endpoint {
             connector: up.clone(),
+            relay: relay.identity.relay_tag(),
             remote: "192.0.2.1:1".parse().unwrap(),
             local: "192.0.2.2:51820".parse().unwrap(),
         };

@@ -221,6 +221,7 @@ mod tests {
             drained: false,
             revoked: None,
             enrolled: MADE,
+            heard: Vec::new(),
             last_endpoint: None,
             last_local: None,
             last_handshake: None,

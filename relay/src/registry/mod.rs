@@ -310,6 +310,8 @@ pub(crate) enum Note {
     Endpoint {
         /// Which connector.
         connector: ConnectorId,
+        /// Which relay heard it.
+        relay: String,
         /// Its address.
         remote: SocketAddr,
         /// Ours; an unspecified address where the system did not tell.

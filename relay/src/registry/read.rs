@@ -13,8 +13,8 @@ use super::keys;
 use super::managed;
 use super::relays;
 use super::rows::{
-    AuditRow, Certificate, ConnectorRow, GatewayRow, NextKey, Sealed, SealedPsk, SecretRow, ServiceRow, Snapshot,
-    TokenRow, Tunnel,
+    AuditRow, Certificate, ConnectorRow, GatewayRow, Heard, NextKey, Sealed, SealedPsk, SecretRow, ServiceRow,
+    Snapshot, TokenRow, Tunnel,
 };
 use super::sql::{Row, Transaction, Value, values};
 
@@ -64,10 +64,15 @@ pub(super) fn connectors(db: &dyn Transaction) -> Result<Vec<ConnectorRow>> {
         &[],
         |row| Ok((row.text::<ConnectorId>(4)?, psk_row(row)?)),
     )?);
+    let mut heard =
+        grouped(db.all("SELECT relay, remote, local, connector FROM heard ORDER BY relay", &[], |row| {
+            Ok((row.text::<ConnectorId>(3)?, heard_row(row)?))
+        })?);
     let mut next: HashMap<ConnectorId, NextKey> = keys::all(db)?.into_iter().collect();
     db.all(&format!("{CONNECTOR} ORDER BY enrolled, id"), &[], |row| {
         let mut connector = connector_row(row)?;
         connector.psks = psks.remove(&connector.id).unwrap_or_default();
+        connector.heard = heard.remove(&connector.id).unwrap_or_default();
         connector.next = next.remove(&connector.id);
         Ok(connector)
     })
@@ -131,6 +136,11 @@ fn one_connector(db: &dyn Transaction, column: &str, value: Value) -> Result<Opt
         &values![connector.id.as_str()],
         psk_row,
     )?;
+    connector.heard = db.all(
+        "SELECT relay, remote, local FROM heard WHERE connector = $1 ORDER BY relay",
+        &values![connector.id.as_str()],
+        heard_row,
+    )?;
     Ok(Some(connector))
 }
 
@@ -150,6 +160,10 @@ fn psk_row(row: &Row) -> Result<SealedPsk> {
         sealed: Sealed(row.bytes(2)?),
         confirmed: row.truth(3)?,
     })
+}
+
+fn heard_row(row: &Row) -> Result<Heard> {
+    Ok(Heard { relay: row.text(0)?, remote: row.text(1)?, local: row.text(2)? })
 }
 
 fn secret_row(row: &Row) -> Result<SecretRow> {
@@ -210,6 +224,7 @@ fn connector_row(row: &Row) -> Result<ConnectorRow> {
         drained: row.truth(7)?,
         revoked: row.optional_time(8)?,
         enrolled: row.time(9)?,
+        heard: Vec::new(),
         last_endpoint: row.optional_text(10)?,
         last_local: row.optional_text(11)?,
         last_handshake: row.optional_time(12)?,

@@ -151,7 +151,9 @@ pub(crate) struct ConnectorRow {
     pub(crate) revoked: Option<SystemTime>,
     /// When it joined.
     pub(crate) enrolled: SystemTime,
-    /// Where it was last heard.
+    /// Where each relay last heard it, as far as it is known.
+    pub(crate) heard: Vec<Heard>,
+    /// Where it was last heard, by whichever relay.
     pub(crate) last_endpoint: Option<SocketAddr>,
     /// On which of our addresses.
     pub(crate) last_local: Option<SocketAddr>,
@@ -170,6 +172,17 @@ pub(crate) struct NextKey {
     pub(crate) since: SystemTime,
     /// Its pre-shared keys.
     pub(crate) psks: Vec<SealedPsk>,
+}
+
+/// Where a relay last heard a connector.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Heard {
+    /// Which relay.
+    pub(crate) relay: String,
+    /// The connector's address.
+    pub(crate) remote: SocketAddr,
+    /// The relay's.
+    pub(crate) local: SocketAddr,
 }
 
 /// One pre-shared key of a connector.
@@ -273,6 +286,18 @@ pub(crate) struct AuditRow {
 /// A secret sealed with the relay's state key ([`crate::identity::Identity::seal`]): nonce, ciphertext, tag.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Sealed(pub(crate) Vec<u8>);
+
+impl ConnectorRow {
+    /// Where a relay called `relay` calls it back: its address, and ours that it came by.
+    pub(crate) fn heard_by(&self, relay: &str) -> Option<(SocketAddr, Option<SocketAddr>)> {
+        match self.heard.iter().find(|heard| heard.relay == relay) {
+            Some(heard) => Some((heard.remote, Some(heard.local))),
+            // Written before it was kept for each relay: then there was one.
+            None if self.heard.is_empty() => self.last_endpoint.map(|remote| (remote, self.last_local)),
+            None => None,
+        }
+    }
+}
 
 impl TokenRow {
     /// Whether it works at `now`.

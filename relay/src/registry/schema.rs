@@ -3,13 +3,14 @@
 //! Written once, in SQLite's words; another engine exchanges them for its own.
 
 /// From schema version N to N + 1, in order.
-pub(super) const MIGRATIONS: [Step; 6] = [
+pub(super) const MIGRATIONS: [Step; 7] = [
     Step { both: V1, sqlite: V1_SQLITE },
     Step { both: V2, sqlite: "" },
     Step { both: V3, sqlite: "" },
     Step { both: MANAGED, sqlite: "" },
     Step { both: RELAYS, sqlite: "" },
     Step { both: KEYS, sqlite: "" },
+    Step { both: HEARD, sqlite: "" },
 ];
 
 /// The schema this program writes.
@@ -175,6 +176,17 @@ CREATE TABLE next_psks (
 ) STRICT, WITHOUT ROWID;
 ALTER TABLE connectors ADD COLUMN key_since INTEGER;
 ALTER TABLE connectors ADD COLUMN safe_since INTEGER;
+";
+
+/// Where each relay last heard a connector: behind a NAT that differs, and so does the socket that it uses for each.
+const HEARD: &str = "
+CREATE TABLE heard (
+    connector TEXT NOT NULL REFERENCES connectors ON DELETE CASCADE,
+    relay TEXT NOT NULL,
+    remote TEXT NOT NULL,
+    local TEXT NOT NULL,
+    PRIMARY KEY (connector, relay)
+) STRICT, WITHOUT ROWID;
 ";
 
 /// The relays that share this registry, and what each of them opens tokens with that another made.

@@ -362,8 +362,17 @@ pub(super) async fn what_was_noticed_is_kept(registry: Subject) {
     let connector = join(&registry, candidate(&token, START)).await;
     let (remote, local): (SocketAddr, SocketAddr) =
         ("[2001:db8::7]:4000".parse().unwrap(), "192.0.2.1:51820".parse().unwrap());
+    let heard = |connector: &ConnectorId, relay: &str, remote: &str| Note::Endpoint {
+        connector: connector.clone(),
+        relay: relay.to_owned(),
+        remote: remote.parse().unwrap(),
+        local,
+    };
     let notes = vec![
-        Note::Endpoint { connector: connector.clone(), remote, local },
+        heard(&connector, "elsewhere", "192.0.2.9:1"),
+        heard(&connector, "here", "192.0.2.9:2"),
+        heard(&connector, "here", "[2001:db8::7]:4000"),
+        heard(&ConnectorId::new(), "here", "192.0.2.9:3"),
         Note::Handshake { connector: connector.clone(), at: START + MINUTE },
         Note::Handshake { connector: ConnectorId::new(), at: START },
         Note::Program { connector, name: Some("web-1".parse().unwrap()), version: "9.9.9".to_owned() },
@@ -371,6 +380,9 @@ pub(super) async fn what_was_noticed_is_kept(registry: Subject) {
     registry.note(notes).await.unwrap();
     let row = registry.load().await.unwrap().connectors.remove(0);
     assert_eq!((row.last_endpoint, row.last_local), (Some(remote), Some(local)));
+    assert_eq!(row.heard_by("here"), Some((remote, Some(local))), "each relay calls back where it heard it");
+    assert_eq!(row.heard_by("elsewhere"), Some(("192.0.2.9:1".parse().unwrap(), Some(local))));
+    assert_eq!(row.heard_by("never"), None);
     assert_eq!(row.last_handshake, Some(START + MINUTE));
     assert_eq!((row.name.unwrap().as_str(), row.version.as_deref()), ("web-1", Some("9.9.9")));
 }

@@ -251,10 +251,20 @@ pub(super) fn announce(
 pub(super) fn note(db: &dyn Transaction, notes: &[Note]) -> Result<()> {
     for note in notes {
         match note {
-            Note::Endpoint { connector, remote, local } => db.execute_quietly(
-                "UPDATE connectors SET last_endpoint = $1, last_local = $2 WHERE id = $3",
-                &values![remote.to_string(), local.to_string(), connector.as_str()],
-            )?,
+            Note::Endpoint { connector, relay, remote, local } => {
+                let (remote, local) = (remote.to_string(), local.to_string());
+                db.execute_quietly(
+                    "UPDATE connectors SET last_endpoint = $1, last_local = $2 WHERE id = $3",
+                    &values![remote.as_str(), local.as_str(), connector.as_str()],
+                )?;
+                // Out of the table, so that one who is gone meanwhile is skipped.
+                db.execute_quietly(
+                    "INSERT INTO heard (connector, relay, remote, local) SELECT id, $1, $2, $3 FROM connectors \
+                     WHERE id = $4 ON CONFLICT (connector, relay) DO UPDATE SET remote = excluded.remote, \
+                     local = excluded.local",
+                    &values![relay, remote, local, connector.as_str()],
+                )?
+            }
             Note::Handshake { connector, at } => db.execute_quietly(
                 "UPDATE connectors SET last_handshake = $1, safe_since = coalesce(safe_since, $1) WHERE id = $2",
                 &values![*at, connector.as_str()],

@@ -311,7 +311,8 @@ impl Shared {
         known.former = before.map(|(remote, _)| remote).filter(|remote| *remote != path.remote).or(known.former);
         if before != Some((path.remote, path.local)) {
             let local = local_of(&self.plane, path);
-            self.notes.add(Note::Endpoint { connector: id, remote: path.remote, local });
+            let relay = self.identity.relay_tag();
+            self.notes.add(Note::Endpoint { connector: id, relay, remote: path.remote, local });
         }
     }
 
@@ -414,7 +415,8 @@ impl Shared {
             self.set_narrowed(row);
             return Ok(());
         }
-        let path = row.last_endpoint.and_then(|remote| path_to(&self.plane, remote, row.last_local));
+        let heard = row.heard_by(&self.identity.relay_tag());
+        let path = heard.and_then(|(remote, local)| path_to(&self.plane, remote, local));
         let peer = self.plane.add_peer(PeerConfig {
             public_key: row.public_key,
             static_index: self.static_of(&row.id, SystemTime::now()),
@@ -423,7 +425,7 @@ impl Shared {
             path,
             persistent_keepalive: None,
         })?;
-        table.insert(row, peer);
+        table.insert(row, peer, heard);
         drop(table);
         let known = self.sync_keys(row, Instant::now()).is_none();
         debug_assert!(known, "it was added under the key that it has");

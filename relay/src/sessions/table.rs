@@ -70,10 +70,10 @@ pub(super) struct Live {
 }
 
 impl Table {
-    /// Remembers a connector that the engine knows as `peer`.
-    pub(super) fn insert(&mut self, row: &ConnectorRow, peer: PeerId) {
+    /// Remembers a connector that the engine knows as `peer` and that was last `heard` there, on our address.
+    pub(super) fn insert(&mut self, row: &ConnectorRow, peer: PeerId, heard: Option<(SocketAddr, Option<SocketAddr>)>) {
         self.by_peer.insert(peer, row.id.clone());
-        let endpoint = row.last_endpoint.map(|remote| (remote, row.last_local.map(|local| local.ip())));
+        let endpoint = heard.map(|(remote, local)| (remote, local.map(|local| local.ip())));
         self.connectors.insert(
             row.id.clone(),
             Known {

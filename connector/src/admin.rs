@@ -19,6 +19,7 @@ use crate::board::RelayState;
 use crate::identity::Identity;
 use crate::proxy_protocol::ProxyProtocol;
 use crate::shared::Shared;
+use crate::tls::Expiry;
 
 /// What somebody asks the running connector for, and waits for.
 #[derive(Debug)]
@@ -89,6 +90,7 @@ impl Window {
                 "origin": upstream.service.origin.to_string(),
                 "source": if upstream.is_managed() { "relay" } else { "connector" },
                 "proxy_protocol": upstream.service.proxy_protocol.map(ProxyProtocol::name),
+                "certificates": upstream.service.tls.iter().flat_map(|tls| tls.expiries()).map(certificate).collect::<Vec<_>>(),
                 "up": why_down.is_none(),
                 "reason": why_down.as_ref().map(|down| &down.reason),
                 "detail": why_down.as_ref().and_then(|down| down.detail.as_ref()),
@@ -182,6 +184,10 @@ impl Admin for Window {
             .into_iter()
             .map(|(name, state)| (name, state.up, state.last_handshake.and_then(|then| now.duration_since(then).ok())))
             .collect();
+        shared.metrics.set_certificates(table.iter().flat_map(|upstream| {
+            let ends = upstream.service.tls.iter().flat_map(|tls| tls.expiries());
+            ends.map(|end| (upstream.service.name.as_str(), end.file, end.seconds_left(now)))
+        }));
         shared.metrics.text(&services, &relays)
     }
 
@@ -202,6 +208,10 @@ impl Admin for Window {
             _ => Answer::not_found("no such path"),
         }
     }
+}
+
+fn certificate(end: &Expiry) -> Value {
+    json!({ "file": end.file, "not_after": rfc3339(end.at) })
 }
 
 fn refusal(refused: &RefusedService) -> Value {
@@ -256,6 +266,9 @@ pub fn status_text(status: &Value) -> String {
             if service["up"] == true { "up".to_owned() } else { format!("down ({})", text(&service["reason"])) };
         let managed = if service["source"] == "relay" { ", managed at the relay" } else { "" };
         lines.push(format!("service      {} {} {state}{managed}", text(&service["name"]), text(&service["origin"])));
+        for end in service["certificates"].as_array().into_iter().flatten() {
+            lines.push(format!("             {} until {}", text(&end["file"]), text(&end["not_after"])));
+        }
         if !service["detail"].is_null() {
             lines.push(format!("             {}", text(&service["detail"])));
         }
@@ -277,7 +290,7 @@ mod tests {
             "public_key": "K=", "inner_address": "fd43::1", "clock": "behind",
             "relays": [{"endpoints": ["r:1"], "state": "down", "since": null, "reason": "no answer", "refused": [{"name": "x", "why": "not granted"}]}],
             "services": [{"name": "orders", "origin": "http://o:1", "up": false, "reason": "origin_refused", "detail": "10.0.0.1:1: refused"},
-                         {"name": "crm", "origin": "http://c:1", "up": true, "source": "relay"}],
+                         {"name": "crm", "origin": "http://c:1", "up": true, "source": "relay", "certificates": [{"file": "cert", "not_after": "2027-01-01T00:00:00Z"}]}],
             "managed_refused": [{"name": "hr", "why": "not allowed here"}],
         });
         let text = status_text(&status);
@@ -290,6 +303,7 @@ mod tests {
             "service      orders http://o:1 down (origin_refused)",
             "             10.0.0.1:1: refused",
             "service      crm http://c:1 up, managed at the relay",
+            "             cert until 2027-01-01T00:00:00Z",
             "refused      hr: not allowed here",
         ] {
             assert!(text.contains(line), "{line}\n{text}");

@@ -19,7 +19,7 @@ use crate::allow::Allow;
 use crate::origin::Origin;
 use crate::proof::FieldPolicy;
 use crate::service::{Balance, HealthCheck, Service, Timeouts, health_path};
-use crate::tls::{ClientTls, Files};
+use crate::tls::{ClientTls, Files, Pin};
 
 mod raw;
 
@@ -71,6 +71,17 @@ pub const SETTINGS: &[Setting] = &[
     Setting::new("service[].tls.cert", Kind::Path, "our certificate"),
     Setting::new("service[].tls.key", Kind::Path, "its key"),
     Setting::new("service[].tls.server_name", Kind::Text, "the name to ask for and to verify in place of the origin's"),
+    Setting::new(
+        "service[].tls.verify_names",
+        Kind::List(&Kind::Text),
+        "the certificate must be for one of these, in place of the name that was asked for",
+    ),
+    Setting::new(
+        "service[].tls.pins",
+        Kind::List(&Kind::Text),
+        "sha256/BASE64 of keys of which the origin must have one, as curl's --pinnedpubkey",
+    ),
+    Setting::new("service[].tls.min_version", Kind::Choice(&["1.2", "1.3"]), "the oldest TLS that is spoken"),
     Setting::new(
         "service[].proxy_protocol",
         Kind::Choice(&["v1", "v2"]),
@@ -333,7 +344,10 @@ impl Place<'_> {
         watched: &mut Vec<PathBuf>,
     ) -> Result<Option<ClientTls>, ConfigError> {
         if !origin.is_tls() {
-            let given = raw.ca.is_some() || raw.cert.is_some() || raw.key.is_some() || raw.server_name.is_some();
+            let given = [&raw.ca, &raw.cert, &raw.key].iter().any(|file| file.is_some())
+                || raw.server_name.is_some()
+                || raw.min_version.is_some()
+                || !(raw.verify_names.is_empty() && raw.pins.is_empty());
             let why = "is for https origins: write https:// or take it out";
             return if given { Err(self.loaded.wrong(key, why)) } else { Ok(None) };
         }
@@ -351,12 +365,17 @@ impl Place<'_> {
             };
             std::fs::read(path).map(Some).map_err(wrong)
         };
-        let server_name = raw.server_name.as_ref().map(|text| {
+        let provable = |place: &str, text: &String| {
             let why = "is no name that a certificate can have: a DNS name or an address is expected";
-            ServerName::try_from(text.clone()).map_err(|_| self.loaded.wrong(&format!("{key}.server_name"), why))
-        });
+            ServerName::try_from(text.clone()).map_err(|_| self.loaded.wrong(&format!("{key}.{place}"), why))
+        };
+        let verify_names = raw.verify_names.iter().map(|text| provable("verify_names", text));
+        let pins = raw.pins.iter().map(|text| self.parse::<Pin>(&format!("{key}.pins"), text));
         let files = Files {
-            server_name: server_name.transpose()?,
+            server_name: raw.server_name.as_ref().map(|text| provable("server_name", text)).transpose()?,
+            verify_names: verify_names.collect::<Result<_, _>>()?,
+            pins: pins.collect::<Result<_, _>>()?,
+            tls13_only: raw.min_version.as_deref() == Some("1.3"),
             ca: read("ca", &raw.ca)?,
             cert: read("cert", &raw.cert)?,
             key: key_file.transpose()?,

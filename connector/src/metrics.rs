@@ -24,6 +24,7 @@ pub struct ConnectorMetrics {
     service_up: Gauges<1>,
     relay_up: Gauges<1>,
     last_handshake: Gauges<1>,
+    certificate_expiry: Gauges<2>,
     services: Mutex<HashMap<ServiceName, ServiceMetrics>>,
 }
 
@@ -62,6 +63,11 @@ impl ConnectorMetrics {
                 "Seconds since the last WireGuard handshake",
                 ["relay"],
             ),
+            certificate_expiry: registry.gauges(
+                "culvert_certificate_expiry_seconds",
+                "Until a certificate of [service.tls] ends",
+                ["service", "file"],
+            ),
             services: Mutex::new(HashMap::new()),
             registry,
         }
@@ -97,6 +103,11 @@ impl ConnectorMetrics {
     pub fn failed(&self, service: Option<&ServiceMetrics>, reason: Reason) {
         let name = service.map_or("", |service| service.name.as_str());
         self.errors.with([name, reason.name()]).inc();
+    }
+
+    /// Takes how many seconds each certificate has left: service, setting, seconds.
+    pub fn set_certificates<'a>(&self, ends: impl Iterator<Item = (&'a str, &'a str, f64)>) {
+        self.certificate_expiry.replace(ends.map(|(service, file, left)| ([service, file], left)));
     }
 
     /// All of them as text, with what is gathered when it is asked for.
@@ -140,6 +151,7 @@ mod tests {
         metrics.answered(&orders, StatusCode::OK, Duration::from_millis(3));
         metrics.answered(&orders, StatusCode::BAD_GATEWAY, Duration::from_millis(3));
         metrics.failed(Some(&orders), Reason::OriginRefused);
+        metrics.set_certificates([("orders", "cert", 60.0)].into_iter());
         let text =
             metrics.text(&[("orders".to_owned(), false)], &[("relay".to_owned(), true, Some(Duration::from_secs(2)))]);
         for line in [
@@ -151,6 +163,7 @@ mod tests {
             "culvert_service_up{service=\"orders\"} 0",
             "culvert_relay_up{relay=\"relay\"} 1",
             "culvert_last_handshake_seconds{relay=\"relay\"} 2",
+            "culvert_certificate_expiry_seconds{service=\"orders\",file=\"cert\"} 60",
         ] {
             assert!(text.contains(line), "{line}\n{text}");
         }

@@ -6,11 +6,12 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, RwLock};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use culvert_hop::fault::{Fault, Retry, Side};
 use culvert_hop::pool::{Lost, Opener, Pool, PoolSettings, Speak};
 use culvert_model::reason::Reason;
+use culvert_ops::time::rfc3339;
 use http::HeaderValue;
 
 use crate::connect::{Admission, Way, connect, reason_of};
@@ -21,7 +22,7 @@ use crate::origin::{Host, Origin, Scheme};
 use crate::origin_io::OriginIo;
 use crate::reach::now;
 use crate::service::Service;
-use crate::tls::{Offer, refusal};
+use crate::tls::{Offer, Warnings, refusal};
 
 /// Idle connections kept for each origin.
 const MAX_IDLE: usize = 64;
@@ -31,6 +32,8 @@ const IDLE: Duration = Duration::from_secs(4);
 const IDLE_HTTP2: Duration = Duration::from_secs(60);
 /// An origin that answered so recently does not just close its connection.
 const SURELY_OPEN: Duration = Duration::from_millis(100);
+/// How often it is looked whether a certificate ends soon.
+const LOOK_AT_CERTIFICATES: Duration = Duration::from_secs(30);
 /// No exchange yet.
 const NEVER: u64 = u64::MAX;
 /// HTTP/2: exchanges at once on a connection, as many as common servers permit.
@@ -133,6 +136,26 @@ impl Origins {
         upstreams.insert(name.into(), renewed);
         *table = Arc::new(Table { upstreams });
         old.pool.close();
+    }
+}
+
+/// Warns of certificates that end soon, for as long as it runs.
+pub async fn warn_of_ends(origins: Origins) {
+    let mut warnings = Warnings::default();
+    let mut ticks = tokio::time::interval(LOOK_AT_CERTIFICATES);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let now = SystemTime::now();
+        for upstream in origins.table().iter() {
+            let service = &upstream.service;
+            for end in service.tls.iter().flat_map(|tls| tls.expiries()) {
+                if warnings.is_due(&service.name, end, now) {
+                    let at = rfc3339(end.at);
+                    tracing::warn!(service = %service.name, file = end.file, at, "a certificate ends soon: renew it");
+                }
+            }
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use rustls::client::danger::ServerCertVerifier;
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
+use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -15,11 +16,16 @@ use zeroize::Zeroizing;
 
 use crate::origin::Host;
 
+mod expiry;
 mod own;
 mod refusal;
+mod required;
 
+pub use expiry::{Expiry, Warnings};
 use own::OwnCertificates;
 pub use refusal::refusal;
+use required::Required;
+pub use required::{BadPin, Pin};
 
 /// A client's side of TLS, made of what the operator pointed at. Equal when made of equal bytes.
 #[derive(Clone)]
@@ -27,6 +33,9 @@ pub struct ClientTls {
     either: Arc<ClientConfig>,
     http1: Arc<ClientConfig>,
     made_of: Arc<Files>,
+    expiries: Vec<Expiry>,
+    #[cfg(test)]
+    verifier: Arc<dyn ServerCertVerifier>,
 }
 
 /// Which HTTP an origin may choose (ALPN).
@@ -43,6 +52,12 @@ pub enum Offer {
 pub struct Files {
     /// The name that is asked for (SNI) and that the origin must prove, in place of its address's.
     pub server_name: Option<ServerName<'static>>,
+    /// The names of which the origin must prove one, in place of `server_name` or its address's.
+    pub verify_names: Vec<ServerName<'static>>,
+    /// Keys of which the origin must have one; none: any that a trusted authority certified.
+    pub pins: Vec<Pin>,
+    /// Whether TLS 1.2 is too old.
+    pub tls13_only: bool,
     /// Certificates of the authorities to trust in place of the system's.
     pub ca: Option<Vec<u8>>,
     /// Our certificate, and the chain below its root.
@@ -81,22 +96,33 @@ impl ClientTls {
     /// [`BadTls`]
     pub fn new(files: Files) -> Result<Self, BadTls> {
         let provider = provider();
-        let verifier = match &files.ca {
+        let mut expiries = Vec::new();
+        let ordinary: Arc<dyn ServerCertVerifier> = match &files.ca {
             Some(pem) => {
                 let own = certificates(pem, "ca")?;
+                expiries.extend(Expiry::of_authorities(&own));
                 Arc::new(OwnCertificates::new(verifier(roots_of(own.clone())?)?, own))
             }
             None => system_verifier()?,
         };
+        let verifier = match files.verify_names.is_empty() && files.pins.is_empty() {
+            true => ordinary,
+            false => {
+                let (names, pins) = (files.verify_names.clone(), files.pins.clone());
+                Arc::new(Required { ordinary, names, pins })
+            }
+        };
+        let versions = if files.tls13_only { &[&TLS13][..] } else { &[&TLS13, &TLS12] };
         let builder = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
+            .with_protocol_versions(versions)
             .map_err(|error| BadTls::Mismatch(error.to_string()))?
-            // Not dangerous: it is the ordinary verifier, shared by services so that the roots are in memory once.
+            // Not dangerous: below it is the ordinary verifier, shared by services so that the roots are in memory once.
             .dangerous()
-            .with_custom_certificate_verifier(verifier);
+            .with_custom_certificate_verifier(verifier.clone());
         let mut config = match (&files.cert, &files.key) {
             (Some(cert), Some(key)) => {
                 let chain = certificates(cert, "cert")?;
+                expiries.extend(Expiry::of_chain(&chain));
                 let key = private_key(key)?;
                 builder.with_client_auth_cert(chain, key).map_err(|error| BadTls::Mismatch(error.to_string()))?
             }
@@ -109,7 +135,14 @@ impl ClientTls {
         http1.alpn_protocols = vec![b"http/1.1".to_vec()];
         // A resumed session keeps the protocol that was agreed on in it.
         http1.resumption = Resumption::in_memory_sessions(8);
-        Ok(Self { either: Arc::new(config), http1: Arc::new(http1), made_of: Arc::new(files) })
+        Ok(Self {
+            either: Arc::new(config),
+            http1: Arc::new(http1),
+            made_of: Arc::new(files),
+            expiries,
+            #[cfg(test)]
+            verifier,
+        })
     }
 
     /// For a connector of TLS streams.
@@ -120,7 +153,12 @@ impl ClientTls {
         }
     }
 
-    /// The name that an origin at `host` must prove; none if the host's cannot be one.
+    /// When the certificates that it was made of end.
+    pub fn expiries(&self) -> &[Expiry] {
+        &self.expiries
+    }
+
+    /// The name that an origin at `host` is asked for, and must prove unless other names are to be verified; none if the host's cannot be one.
     pub fn name_of(&self, host: &Host) -> Option<ServerName<'static>> {
         match (&self.made_of.server_name, host) {
             (Some(name), _) => Some(name.clone()),

@@ -71,6 +71,11 @@ pub(super) struct RawService {
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct RawTls {
     pub(super) server_name: Option<String>,
+    #[serde(default)]
+    pub(super) verify_names: Vec<String>,
+    #[serde(default)]
+    pub(super) pins: Vec<String>,
+    pub(super) min_version: Option<String>,
     pub(super) ca: Option<PathBuf>,
     pub(super) cert: Option<PathBuf>,
     pub(super) key: Option<PathBuf>,

@@ -24,7 +24,12 @@ pub fn refusal(error: &io::Error) -> Option<(Reason, String)> {
         ),
         Error::PeerIncompatible(
             PeerIncompatible::ServerDoesNotSupportTls12Or13 | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig,
-        ) => (Reason::OriginTls, "the origin speaks neither TLS 1.2 nor 1.3: enable one of them there".to_owned()),
+        ) => (
+            Reason::OriginTls,
+            "the origin speaks neither TLS 1.2 nor 1.3, or not the one that min_version in [service.tls] asks for: enable it \
+             there"
+                .to_owned(),
+        ),
         other => (Reason::OriginTls, other.to_string()),
     })
 }
@@ -54,6 +59,11 @@ fn certificate(why: &CertificateError) -> String {
             presented.join(", "),
             expected.to_str()
         ),
+        CertificateError::ApplicationVerificationFailure => {
+            "the origin's key is none of those that pins in [service.tls] \
+             names: if it was changed on purpose, add the new one's"
+                .to_owned()
+        }
         CertificateError::Revoked => format!("the origin's certificate was revoked: {renew}"),
         CertificateError::Other(other) if matches!(other.0.downcast_ref(), Some(webpki::Error::CaUsedAsEndEntity)) => {
             "the origin's certificate is an authority's own, and not trusted here: if it signed itself, name it with \
@@ -85,7 +95,9 @@ fn alerted(alert: AlertDescription) -> String {
         AlertDescription::UnrecognisedName => {
             "it serves no such name: say which to ask for with server_name in [service.tls]"
         }
-        AlertDescription::ProtocolVersion => "it speaks neither TLS 1.2 nor 1.3: enable one of them there",
+        AlertDescription::ProtocolVersion => {
+            "it speaks neither TLS 1.2 nor 1.3, or not the one that min_version in [service.tls] asks for: enable it there"
+        }
         AlertDescription::NoApplicationProtocol => "it speaks neither HTTP/2 nor HTTP/1.1 on this port",
         AlertDescription::HandshakeFailure | AlertDescription::InsufficientSecurity => {
             "no cipher or certificate in common; or it wants a client's certificate: cert and key in [service.tls]"

@@ -7,7 +7,6 @@
 //! it were whole.
 
 mod arrival;
-mod certificate;
 mod connection;
 mod io;
 mod listen;

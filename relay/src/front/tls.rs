@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
+use culvert_ops::certificate;
 use culvert_ops::load::ProcessEnvironment;
 use culvert_ops::secret::{SecretError, SecretSource};
 use rustls::crypto::CryptoProvider;
@@ -19,7 +20,6 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use sha2::{Digest as _, Sha256};
 use tracing::{info, warn};
 
-use super::certificate;
 use crate::config::TlsFiles;
 use crate::gateways::PeerCertificate;
 

@@ -6,6 +6,7 @@
 #![warn(missing_docs)]
 
 pub mod admin;
+pub mod certificate;
 pub mod config;
 pub mod drain;
 pub mod exit;

@@ -1,7 +1,7 @@
 //! What an X.509 certificate says beside its key: until when it holds, and whom it names.
 //!
-//! Reads as much of RFC 5280 §4.1 as that takes. Must never be what decides whether a certificate is trusted: rustls has
-//! verified a caller's before it is read here.
+//! Reads as much of RFC 5280 §4.1 as that takes. Must never be what decides whether a certificate is trusted: that is
+//! rustls's to do.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, SystemTime};
@@ -19,16 +19,18 @@ const ALTERNATIVE_NAMES: &[u8] = &[0x55, 0x1d, 0x11];
 
 /// What is read of one.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Facts {
-    pub(super) not_before: SystemTime,
-    pub(super) not_after: SystemTime,
+pub struct Facts {
+    /// From when it holds.
+    pub not_before: SystemTime,
+    /// Until when it holds.
+    pub not_after: SystemTime,
     /// DNS names, URIs, e-mail and IP addresses, in lower case. One cannot be taken for another: a DNS name holds none
     /// of `:/@`, an e-mail address holds an `@`, a URI a `:`.
-    pub(super) names: Vec<String>,
+    pub names: Vec<String>,
 }
 
 /// Reads a certificate in DER. None: it is none.
-pub(super) fn read(der: &[u8]) -> Option<Facts> {
+pub fn read(der: &[u8]) -> Option<Facts> {
     let mut certificate = Der(Der(der).expect(SEQUENCE)?);
     let mut fields = Der(certificate.expect(SEQUENCE)?);
     if fields.peek() == Some(VERSION) {

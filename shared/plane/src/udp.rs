@@ -131,6 +131,11 @@ impl Carrier for Udp {
             // Errors here are old news of single peers (ECONNREFUSED and the like) or lost readiness.
             let read = self.io.try_io(Interest::READABLE, || self.state.recv((&self.io).into(), bufs, metas));
             if let Ok(count @ 1..) = read {
+                if count < bufs.len() {
+                    // There was no more, and the next to come says so itself (edge-triggered): asking once more would cost
+                    // a system call in vain.
+                    let _ = self.io.try_io(Interest::READABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+                }
                 return Poll::Ready(count);
             }
         }

@@ -131,8 +131,11 @@ async fn a_relay_that_comes_later_is_learned_by_connectors_that_have_no_token_an
     assert_eq!(two.get("orders", "/").await?.status, 200);
     let status = relays_up(&connector, 2).await?;
     assert_eq!(status["relays"].as_array().map(Vec::len), Some(2), "{status}");
-    let ready = connector.ask("/readyz").await?;
-    assert_eq!(ready.status, 200);
+    let ready = connector.ask("/readyz").await?.json()?;
+    let told: Vec<_> = ready["relays"].as_object().into_iter().flatten().map(|(_, state)| state.clone()).collect();
+    assert_eq!(told, ["up", "up"], "{ready}");
+    let shown = one.json(&["status"]).await?;
+    assert_eq!(shown["relays"].as_array().map(Vec::len), Some(2), "{shown}");
 
     // The second has it for itself from now on.
     one.kill()?;
@@ -166,6 +169,33 @@ async fn a_token_is_taken_at_either_relay_as_soon_as_it_is_shown_though_its_make
     let connector = setup.connector(&token).await?;
     setup.two.up("orders").await.with_context(|| connector.last_words())?;
     assert_eq!(setup.two.get("orders", "/").await?.status, 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_relay_whose_key_changed_while_a_connector_was_away_too_long_is_found_through_the_other() -> Result<()> {
+    if is_skipped("another key at the other relay") {
+        return Ok(());
+    }
+    let setup = Two::new().await?;
+    let token = setup.one.tunnel("main", &["orders"]).await?;
+    let mut connector = setup.connector(&token).await?;
+    setup.pairs_up(1).await?;
+    connector.terminate(PATIENCE).await?;
+    connector.env.retain(|(name, _)| name != "CULVERT_TOKEN");
+    let rotated = setup.two.json(&["key", "rotate", "--grace", "1s"]).await?;
+    wait::until("the end of the grace", PATIENCE, || async {
+        let shown = setup.two.json(&["key", "show"]).await.ok()?;
+        shown["previous"].is_null().then_some(())
+    })
+    .await?;
+    connector.start().await?;
+    setup.pairs_up(1).await.with_context(|| format!("{}\n{}", connector.last_words(), setup.last_words()))?;
+    assert_eq!(setup.two.get("orders", "/").await?.status, 200);
+    let status = relays_up(&connector, 2).await?;
+    let keys: Vec<&Value> =
+        status["relays"].as_array().into_iter().flatten().map(|relay| &relay["public_key"]).collect();
+    assert!(keys.contains(&&rotated["public_key"]), "{status}");
     Ok(())
 }
 

@@ -3,7 +3,6 @@
 //! Must never catch a key rotation half-way, nor hold up a relay that runs.
 
 use std::fs;
-use std::io;
 use std::path::Path;
 
 use culvert_model::key::{BadKey, PrivateKey, PublicKey};
@@ -131,6 +130,6 @@ fn snapshot(state: &StateDir, path: &Path) -> Result<NamedTempFile, Quit> {
         target.pragma_update(None, "journal_mode", "DELETE")
     };
     copied().or_failed(copying())?;
-    copy.as_file().sync_all().map_err(io::Error::from).or_failed(copying())?;
+    copy.as_file().sync_all().or_failed(copying())?;
     Ok(copy)
 }

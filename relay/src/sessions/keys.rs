@@ -13,6 +13,7 @@ use tracing::{debug, info, warn};
 
 use super::Shared;
 use crate::enrol::{self, NotRenewed};
+use crate::refusals::Attempt;
 use crate::registry::ConnectorRow;
 
 /// A snapshot may be this much older than what was answered meanwhile.
@@ -51,6 +52,12 @@ impl Shared {
             }
             Err(NotRenewed::Refused(why)) => {
                 warn!(connector = %id, public_key = %public_key, why, "next key refused");
+                self.refusals.note(Attempt {
+                    action: "key.refused",
+                    actor: id.to_string(),
+                    subject: id.to_string(),
+                    detail: format!("{public_key}: {why}"),
+                });
                 Some(ToConnector::RekeyRefused { public_key, why })
             }
             Err(NotRenewed::Broken(error)) => {

@@ -40,6 +40,8 @@ pub(crate) struct Keys {
     more: Vec<Key>,
     /// Which one we initiate with.
     preferred: u32,
+    /// It is the owner's choice: what the peer uses does not change it.
+    chosen: bool,
     last: u32,
     /// Initiations without an answer since the last session, for each address.
     tries: Vec<(SocketAddr, u32)>,
@@ -73,7 +75,7 @@ impl Key {
 impl Keys {
     pub(crate) fn new(public_key: PublicKey, home: usize, psks: Vec<PskEpoch>) -> Self {
         let first = Key { serial: 0, public_key, home, own: home, psks, forget_old_at: None, promoted: false };
-        Self { first, more: Vec::new(), preferred: 0, last: 0, tries: Vec::new() }
+        Self { first, more: Vec::new(), preferred: 0, chosen: false, last: 0, tries: Vec::new() }
     }
 
     /// Adds one; none past [`MOST`].
@@ -85,7 +87,7 @@ impl Keys {
         let serial = self.last;
         self.more.push(Key { serial, public_key, home, own: home, psks, forget_old_at: None, promoted: false });
         if prefer {
-            self.preferred = serial;
+            (self.preferred, self.chosen) = (serial, true);
             self.tries.clear();
         }
         Some(serial)
@@ -107,7 +109,7 @@ impl Keys {
             None => return None,
         };
         if self.preferred == serial {
-            self.preferred = self.more.last().unwrap_or(&self.first).serial;
+            (self.preferred, self.chosen) = (self.more.last().unwrap_or(&self.first).serial, false);
         }
         Some(removed)
     }
@@ -179,10 +181,9 @@ impl Keys {
     pub(crate) fn confirm(&mut self, under: Under, initiated: bool, now: Instant) -> Confirmed {
         self.tries.clear();
         let several = !self.more.is_empty();
-        let preferred = self.preferred;
-        // We follow what the peer initiates with. An older key that answered us first, or alone, is not what we want next
-        // time, nor is any in place of one that was preferred and never used.
-        let keep = initiated || self.get(preferred).is_some_and(|key| !key.promoted && key.serial != under.key);
+        // Without a choice of our own we follow what the peer initiates with. An older key that answered us first, or
+        // alone, is not what we want next time.
+        let keep = initiated || self.chosen;
         let Some(key) = self.iter_mut().find(|key| key.serial == under.key) else {
             return Confirmed { key: None, epoch: None };
         };
@@ -280,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_preferred_key_stays_preferred_until_the_peer_itself_uses_another() {
+    fn the_owners_choice_stays_and_without_one_the_peers_counts() {
         let now = Instant::now();
         let mut keys = Keys::new(public(1), 0, Vec::new());
         let under = |key| Under { key, own: 0, epoch: None };
@@ -290,20 +291,18 @@ mod tests {
         assert_eq!(keys.newest().key, 1, "never used");
         assert_eq!(keys.confirm(under(1), true, now).key, Some(public(2)));
         assert!(keys.confirm(under(1), true, now).key.is_none(), "told once");
-        // The answer to an initiation under the older key comes late.
-        assert_eq!(keys.confirm(under(0), true, now).key, None);
+        // The answer to an initiation under the older key comes late; or the peer calls back under it.
+        keys.confirm(under(0), true, now);
+        keys.confirm(under(0), false, now);
+        assert_eq!(keys.newest().key, 1);
+
+        let mut keys = Keys::new(public(1), 0, Vec::new());
+        keys.add(public(2), 0, Vec::new(), false).unwrap();
+        assert_eq!(keys.newest().key, 0, "only answered until the peer uses it");
+        assert_eq!(keys.confirm(under(1), false, now).key, Some(public(2)));
         assert_eq!(keys.newest().key, 1);
         keys.confirm(under(0), false, now);
         assert_eq!(keys.newest().key, 0);
-        keys.prefer(1);
-        assert_eq!(keys.newest().key, 1, "the owner knows better");
-        keys.confirm(under(0), false, now);
-        assert_eq!(keys.newest().key, 0, "and is told to say so again");
-        // Only answered until the other end uses it.
-        keys.add(public(3), 0, Vec::new(), false).unwrap();
-        assert_eq!(keys.newest().key, 0);
-        assert_eq!(keys.confirm(under(2), false, now).key, Some(public(3)));
-        assert_eq!(keys.newest().key, 2);
     }
 
     #[test]

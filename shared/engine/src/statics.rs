@@ -55,8 +55,8 @@ impl Engine {
     }
 
     /// Adds a static key to a peer, beside those it has: what is live stays, and sessions under any of them are one
-    /// peer's. With `prefer` we initiate with it from now on, and with the others while nobody answers; without, once the
-    /// peer has confirmed it.
+    /// peer's. With `prefer` we initiate with it from now on, whatever the peer uses, and with the others while nobody
+    /// answers; without, once the peer has used it.
     ///
     /// # Errors
     /// See [`AddPeerError`]; [`AddPeerError::Full`] also when the peer has too many keys. Nothing has changed then.

@@ -131,8 +131,11 @@ impl Way {
             streams: StreamLimits { incoming: STREAMS_AT_FIRST, ..StreamLimits::default() },
         };
         let (plane, events) = Plane::start(config).map_err(|error| error.to_string())?;
+        // A relay that calls back may not know yet that this end has its newest key, or may have been put back to the one
+        // before.
+        let former = relay.former.filter(|former| SystemTime::now() < former.until());
         let peer = plane.add_peer(PeerConfig {
-            public_key: relay.public_key,
+            public_key: former.map_or(relay.public_key, |former| former.public_key),
             static_index: 0,
             psks: speaker.psks.clone(),
             allowed_ips: vec![IpNet::from(std::net::IpAddr::V6(RELAY_INNER))],
@@ -140,11 +143,9 @@ impl Way {
             persistent_keepalive: std::num::NonZeroU16::new(KEEPALIVE_SECONDS),
         });
         let peer = peer.map_err(|error| error.to_string())?;
-        // A relay that does not answer to its newest key may have been put back to the one before.
-        let former = relay.former.filter(|former| SystemTime::now() < former.until());
-        if let Some(former) = former {
-            let key = PeerKey { public_key: former.public_key, static_index: 0, psks: speaker.psks.clone() };
-            plane.add_key(peer, key, false).map_err(|error| error.to_string())?;
+        if former.is_some() {
+            let key = PeerKey { public_key: relay.public_key, static_index: 0, psks: speaker.psks.clone() };
+            plane.add_key(peer, key, true).map_err(|error| error.to_string())?;
         }
         Ok(Self {
             plane,

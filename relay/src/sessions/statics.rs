@@ -125,8 +125,11 @@ impl Shared {
         let Some(key) = self.plane.peer_stats(peer).and_then(|stats| self.statics.key(stats.static_index)) else {
             return;
         };
-        if let Some(connector) = self.table().by_peer(peer).map(|(id, _)| id.clone()) {
-            self.identity.rotation().note(&connector, &key);
+        let found = self.table().by_peer(peer).map(|(id, known)| (id.clone(), known.live.clone()));
+        let Some((connector, live)) = found else { return };
+        self.identity.rotation().note(&connector, &key);
+        if let (Some(live), Some(news)) = (live, self.news_of_key(peer)) {
+            live.member.tell(news);
         }
     }
 }

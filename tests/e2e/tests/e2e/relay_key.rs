@@ -68,6 +68,23 @@ async fn the_relays_key_is_rotated_under_load_and_no_request_fails() -> Result<(
 }
 
 #[tokio::test]
+async fn a_relay_that_is_killed_right_after_a_rotation_goes_on_with_it() -> Result<()> {
+    let mut setup = Setup::new().await?;
+    for round in 0..4 {
+        let rotated = rotate(&setup, "1h").await?;
+        // At once, when connectors have been told, when they have followed, when that is written.
+        tokio::time::sleep(Duration::from_millis([0, 20, 150, 1500][round])).await;
+        setup.relay.kill()?;
+        setup.relay.start().await?;
+        setup.relay.up("orders").await?;
+        assert_eq!(setup.relay.get("orders", "/").await?.status, 200);
+        followed(&setup).await?;
+        assert_eq!(relay_of(&setup.connector)?["public_key"], rotated["public_key"], "round {round}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_connector_that_was_away_within_the_grace_comes_back_and_old_tokens_work_as_long() -> Result<()> {
     let mut setup = Setup::new().await?;
     let token = setup.relay.cli(&["token", "create", "main", "--uses", "2"]).await?.stdout.trim().to_owned();

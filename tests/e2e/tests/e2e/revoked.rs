@@ -223,3 +223,32 @@ async fn requests_in_flight_on_a_revoked_connector_fail_as_connector_lost_and_it
     assert!(setup.connector.output().contains("revoked"), "{}", setup.connector.output());
     Ok(())
 }
+
+#[tokio::test]
+async fn a_stolen_key_in_two_places_is_noticed_once_and_shown_everywhere() -> Result<()> {
+    let (relay, _, keys, mut one) = with_stolen_keys().await?;
+    let mut other = Peer::new(&keys, relay.wireguard, 4000).await?;
+    let places = [one.socket.local_addr()?.to_string(), other.socket.local_addr()?.to_string()];
+    assert!(relay.json(&["status"]).await?["alarms"].as_array().is_some_and(Vec::is_empty));
+    for _ in 0..5 {
+        for peer in [&mut other, &mut one] {
+            // The relay answers one initiation a second.
+            tokio::time::sleep(Duration::from_millis(1050)).await;
+            ensure!(peer.handshake().await? && peer.ping().await?, "the newest is served");
+        }
+    }
+    let names_both = |text: &str| places.iter().all(|place| text.contains(place.as_str()));
+    let status = relay.json(&["status"]).await?;
+    assert!(names_both(&status["alarms"][0].to_string()), "{status}");
+    let list = relay.json(&["connector", "list"]).await?;
+    assert!(names_both(&list[0]["flapping"].to_string()), "{list}");
+    assert!(names_both(&relay.cli(&["connector", "list"]).await?.stderr));
+    let id = list[0]["id"].as_str().context("an id")?;
+    assert!(names_both(&relay.cli(&["connector", "show", id]).await?.stdout));
+    let audit = relay.cli(&["audit"]).await?.stdout;
+    let rows: Vec<&str> = audit.lines().filter(|line| line.contains("connector.flapping")).collect();
+    assert!(rows.len() == 1 && names_both(rows[0]) && rows[0].contains(id), "{audit}");
+    let said: Vec<String> = relay.output().lines().filter(|line| line.contains("two places")).map(str::to_owned).collect();
+    assert!(said.len() == 1 && names_both(&said[0]) && said[0].contains("WARN"), "{said:?}");
+    Ok(())
+}

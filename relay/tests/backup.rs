@@ -1,7 +1,7 @@
 //! `backup` and `restore` by the built binary, where no relay runs: what comes back, what is refused, what is left alone.
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -180,6 +180,31 @@ fn the_passphrase_comes_by_stdin_or_the_environment_and_never_by_argv() {
 }
 
 #[test]
+fn a_passphrase_is_asked_for_twice_and_never_shown() {
+    let place = Place::new();
+    place.tunnel("dc1");
+    let asked = |verb: &str, state: &Place, answers: &[&str]| {
+        let command = state.command(&[verb, place.file()]);
+        let words: Vec<_> = command.get_args().map(|arg| arg.to_str().unwrap().to_owned()).collect();
+        let program = format!("{} {}", env!("CARGO_BIN_EXE_culvert-relay"), words.join(" "));
+        typed(&program, state, answers)
+    };
+    let made = asked("backup", &place, &[PASSPHRASE, PASSPHRASE]);
+    assert!(made.status == 0 && !made.stdout.contains("horse"), "{}", made.stdout);
+    let other = place.other();
+    let restored = asked("restore", &other, &[PASSPHRASE]);
+    assert!(restored.status == 0 && !restored.stdout.contains("horse"), "{}", restored.stdout);
+    assert_eq!(other.at(&["key", "show"]).stdout, place.at(&["key", "show"]).stdout);
+    fs::remove_file(&place.file).unwrap();
+    let differs = asked("backup", &place, &[PASSPHRASE, "correct horse battery stable"]);
+    assert!(differs.status == 1 && differs.stdout.contains("different"), "{}", differs.stdout);
+    // ^C, and the terminal is as it was: it shows what is typed.
+    let given_up = asked("backup", &place, &["half\u{3}"]);
+    assert!(given_up.status == 1 && given_up.stdout.contains("no passphrase was typed"), "{}", given_up.stdout);
+    assert!(!given_up.stdout.contains("half") && !place.file.exists());
+}
+
+#[test]
 fn a_registry_elsewhere_is_backed_up_and_restored_where_the_configuration_says() {
     let place = Place::new();
     let config = place.root.path().join("relay.toml");
@@ -292,6 +317,29 @@ impl Place {
 fn ended(output: &std::process::Output) -> Ended {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     Ended { status: output.status.code().unwrap_or(-1), stdout: text(&output.stdout), stderr: text(&output.stderr) }
+}
+
+/// On a terminal, by util-linux's `script`: each answer is typed when it is asked for.
+fn typed(program: &str, place: &Place, answers: &[&str]) -> Ended {
+    let mut command = Command::new("script");
+    command.args(["-qec", program, "/dev/null"]).env("HOME", place.root.path());
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let (mut shown, mut asked) = (Vec::new(), 0);
+    let mut byte = [0];
+    while stdout.read(&mut byte).is_ok_and(|read| read == 1) {
+        shown.push(byte[0]);
+        let prompts: [&[u8]; 2] = [b"passphrase of the backup: ", b"the same again: "];
+        if prompts.get(asked).is_some_and(|prompt| shown.ends_with(prompt)) {
+            let answer = answers.get(asked).unwrap_or(&"");
+            let end = if answer.ends_with('\u{3}') { "" } else { "\n" };
+            stdin.write_all(format!("{answer}{end}").as_bytes()).unwrap();
+            asked += 1;
+        }
+    }
+    drop(stdin);
+    let status = child.wait().unwrap().code().unwrap_or(-1);
+    Ended { status, stdout: String::from_utf8_lossy(&shown).into_owned(), stderr: String::new() }
 }
 
 /// In a session of its own, so that there is no `/dev/tty`.

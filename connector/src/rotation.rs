@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use crate::identity::{Identity, Next};
 
 /// How long a relay that is away holds up the others; then it is left to its token, or to another relay.
-pub const WAIT_AT_MOST: Duration = Duration::from_secs(86_400);
+pub const WAIT_AT_MOST: Duration = Duration::from_secs(7 * 86_400);
 /// What was sealed under the old key is received for so long after the new one took over.
 pub const GRACE: Duration = Duration::from_secs(180);
 
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_relay_that_is_away_holds_it_up_for_a_day_and_no_longer_and_one_must_have_proven_it() {
+    fn a_relay_that_is_away_holds_it_up_for_a_week_and_no_longer_and_one_must_have_proven_it() {
         let identity = identity(&[("a", true), ("away", true)]);
         let (rotation, key) = begun();
         let (in_time, late) = (START + WAIT_AT_MOST - Duration::from_secs(1), START + WAIT_AT_MOST);

@@ -34,6 +34,7 @@ use crate::registry::Url;
 use crate::send::Sender;
 
 mod keys;
+mod rekey;
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -220,6 +221,8 @@ struct Run {
     /// What it was told of the relay's key.
     relay_keys: mpsc::UnboundedReceiver<PublicKey>,
     welcomes: mpsc::UnboundedReceiver<Welcome>,
+    /// Whatever else it was told.
+    answers: mpsc::UnboundedReceiver<ToConnector>,
     says: mpsc::UnboundedSender<ToRelay>,
     frozen: Arc<AtomicBool>,
     requests: Arc<AtomicUsize>,
@@ -387,11 +390,11 @@ impl Joined {
         };
         let (frozen, requests) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let ((says, to_say), (heard, welcomes)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
-        let (told, relay_keys) = mpsc::unbounded_channel();
+        let ((told, relay_keys), (answered, answers)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
         let mut tasks = JoinSet::new();
-        tasks.spawn(control(frames, Arc::clone(&frozen), to_say, heard, told));
+        tasks.spawn(control(frames, Arc::clone(&frozen), to_say, heard, told, answered));
         tasks.spawn(gate(connection.clone(), self.name.clone(), Arc::clone(&frozen), Arc::clone(&requests)));
-        Run { connection, plane, peer, welcome, relay_keys, welcomes, says, frozen, requests, _tasks: tasks }
+        Run { connection, plane, peer, welcome, relay_keys, welcomes, answers, says, frozen, requests, _tasks: tasks }
     }
 }
 
@@ -447,6 +450,7 @@ async fn control(
     mut to_say: mpsc::UnboundedReceiver<ToRelay>,
     heard: mpsc::UnboundedSender<Welcome>,
     told: mpsc::UnboundedSender<PublicKey>,
+    answered: mpsc::UnboundedSender<ToConnector>,
 ) {
     loop {
         tokio::select! {
@@ -455,7 +459,7 @@ async fn control(
                 Ok(ToConnector::Ping { id }) => frames.send(&ToRelay::Pong { id }).await.unwrap(),
                 Ok(ToConnector::Welcome(welcome)) => heard.send(welcome).unwrap(),
                 Ok(ToConnector::RelayKey { public_key, .. }) => told.send(public_key).unwrap(),
-                Ok(_) => {}
+                Ok(other) => drop(answered.send(other)),
                 Err(_) => return,
             },
             Some(message) = to_say.recv() => frames.send(&message).await.unwrap(),

@@ -3,7 +3,7 @@
 //! Must never have a label whose values a caller can invent: `service` is from this connector's own table.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use culvert_model::name::ServiceName;
@@ -13,6 +13,9 @@ use culvert_ops::metrics::{Counter, Counters, DURATIONS, Gauge, Gauges, Histogra
 use http::StatusCode;
 
 use crate::VERSION;
+
+/// Names of services that have figures of their own: a relay manages others time and again. Past it they share one.
+const NAMES_AT_MOST: usize = 1024;
 
 /// Every metric of this process.
 pub struct ConnectorMetrics {
@@ -31,7 +34,7 @@ pub struct ConnectorMetrics {
 /// The handles of one service: looked up once.
 #[derive(Clone)]
 pub struct ServiceMetrics {
-    name: ServiceName,
+    name: Arc<str>,
     duration: Histogram,
     in_flight: Gauge,
     /// The counter of the usual answer: a look-up spared for most requests.
@@ -79,13 +82,17 @@ impl ConnectorMetrics {
         if let Some(known) = services.get(name) {
             return known.clone();
         }
+        let has_room = services.len() < NAMES_AT_MOST;
+        let label = if has_room { name.as_str() } else { "" };
         let made = ServiceMetrics {
-            name: name.clone(),
-            duration: self.durations.with([name.as_str()]),
-            in_flight: self.in_flight.with([name.as_str()]),
-            ok: self.requests.with([name.as_str(), "200"]),
+            name: label.into(),
+            duration: self.durations.with([label]),
+            in_flight: self.in_flight.with([label]),
+            ok: self.requests.with([label, "200"]),
         };
-        services.insert(name.clone(), made.clone());
+        if has_room {
+            services.insert(name.clone(), made.clone());
+        }
         made
     }
 
@@ -94,14 +101,14 @@ impl ConnectorMetrics {
         if status == StatusCode::OK {
             service.ok.inc();
         } else {
-            self.requests.with([service.name.as_str(), status.as_str()]).inc();
+            self.requests.with([&*service.name, status.as_str()]).inc();
         }
         service.duration.observe(took.as_secs_f64());
     }
 
     /// A request failed here. `service` is absent when it named none of this connector's.
     pub fn failed(&self, service: Option<&ServiceMetrics>, reason: Reason) {
-        let name = service.map_or("", |service| service.name.as_str());
+        let name = service.map_or("", |service| &*service.name);
         self.errors.with([name, reason.name()]).inc();
     }
 
@@ -142,6 +149,20 @@ impl ServiceMetrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_that_come_and_go_without_end_share_their_figures() {
+        let metrics = ConnectorMetrics::new();
+        for number in 0..2 * NAMES_AT_MOST {
+            let service = metrics.service(&format!("s{number}").parse().unwrap());
+            metrics.answered(&service, StatusCode::BAD_GATEWAY, Duration::from_millis(3));
+        }
+        let text = metrics.text(&[], &[]);
+        let counted = text.lines().filter(|line| line.starts_with("culvert_requests_total{")).count();
+        assert!((NAMES_AT_MOST..=2 * NAMES_AT_MOST + 2).contains(&counted), "{counted}");
+        let shared = format!("culvert_requests_total{{service=\"\",code=\"502\"}} {NAMES_AT_MOST}");
+        assert!(text.contains(&shared), "{shared}");
+    }
 
     #[test]
     fn the_promised_names_are_in_the_text() {

@@ -427,7 +427,7 @@ pub(crate) enum RegistryError {
 impl RegistryError {
     /// Whether it may be well again by itself.
     pub(crate) fn may_pass(&self) -> bool {
-        matches!(self, Self::Away { .. } | Self::Locked { .. })
+        matches!(self, Self::Away { .. } | Self::Locked { .. } | Self::Full { .. })
     }
 }
 

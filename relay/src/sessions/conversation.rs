@@ -334,6 +334,7 @@ impl<'a> Session<'a> {
             failed => {
                 let error = failed.map_or_else(|_| "slow".to_owned(), |failed| format!("{:?}", failed.err()));
                 debug!(connector = %self.member.id, error, "announcement decided without the registry");
+                self.shared.decided_alone.store(true, Ordering::Relaxed);
                 let table = self.shared.table();
                 match table.tunnel(&self.tunnel) {
                     Some(tunnel) => grants::decide(tunnel, &names, &table.tunnels, &table.services),

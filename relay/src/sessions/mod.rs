@@ -19,7 +19,7 @@ mod table;
 
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -82,6 +82,8 @@ struct Shared {
     notes: Notes,
     /// Sessions that share the budget of pings.
     live: AtomicUsize,
+    /// An announcement was decided while the registry was away: it does not know of it.
+    decided_alone: AtomicBool,
 }
 
 impl Sessions {
@@ -105,6 +107,7 @@ impl Sessions {
             table: Mutex::default(),
             notes: Notes::default(),
             live: AtomicUsize::new(0),
+            decided_alone: AtomicBool::new(false),
         };
         let sessions = Self { shared: Arc::new(shared) };
         sessions.resync(snapshot, Instant::now()).await;
@@ -143,7 +146,7 @@ impl Sessions {
     }
 
     /// Makes the running relay agree with the registry: to be called after every change of it, of this relay or another.
-    /// Returns whether tunnels changed, and with them perhaps who owns which name.
+    /// Returns whether tunnels changed, and with them perhaps who owns which name, or names were decided without it.
     ///
     /// The snapshot was read no earlier than `read_at`: what joined before and is not in it was forgotten elsewhere.
     pub(crate) async fn resync(&self, snapshot: Snapshot, read_at: Instant) -> bool {
@@ -200,7 +203,7 @@ impl Sessions {
         shared.forget(missing_rows).await;
         join_all(revoked.into_iter().map(|peer| shared.plane.remove_peer(peer, CloseCode::Revoked))).await;
         join_all(strangers.into_iter().map(|peer| shared.plane.remove_peer(peer, CloseCode::Shutdown))).await;
-        owners_changed
+        shared.decided_alone.swap(false, Ordering::Relaxed) || owners_changed
     }
 
     /// Has every live connector announced anew: who owns which name may have changed.
@@ -549,8 +552,11 @@ async fn write_notes(shared: Arc<Shared>) {
     if notes.is_empty() {
         return;
     }
-    if let Err(error) = shared.registry.note(notes).await {
-        debug!(%error, "notes not written");
+    if let Err(error) = shared.registry.note(notes.clone()).await {
+        debug!(%error, "notes not written yet");
+        if error.may_pass() {
+            shared.notes.give_back(notes);
+        }
     }
 }
 

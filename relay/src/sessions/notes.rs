@@ -15,6 +15,8 @@ const MOST: usize = 65_536;
 /// The first after a pause is written at once, so that a relay that is killed then knows whom to call back; those that
 /// follow it are collected for so long.
 const COLLECT_FOR: Duration = Duration::from_millis(200);
+/// What could not be written is tried again after so long.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// Notes to be written.
 #[derive(Default)]
@@ -51,6 +53,17 @@ impl Notes {
         let mut waiting = self.lock();
         (waiting.due, waiting.written) = (None, Some(Instant::now()));
         std::mem::take(&mut waiting.notes)
+    }
+
+    /// Takes back what could not be written: it comes before what was noticed since, as far as there is room.
+    pub(super) fn give_back(&self, mut older: Vec<Note>) {
+        let mut waiting = self.lock();
+        let room = MOST.saturating_sub(waiting.notes.len());
+        older.drain(..older.len().saturating_sub(room));
+        older.append(&mut waiting.notes);
+        waiting.notes = older;
+        waiting.due = Some(Instant::now() + AGAIN_AFTER);
+        self.some.notify_one();
     }
 
     /// Waits until some have waited for a moment. Cancel safe.
@@ -95,6 +108,29 @@ mod tests {
         assert_eq!(start.elapsed(), COLLECT_FOR);
         assert_eq!(notes.take().len(), 8);
         assert!(tokio::time::timeout(COLLECT_FOR * 10, notes.due()).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_could_not_be_written_is_due_again_before_what_came_since_and_stays_bounded() {
+        let notes = Notes::default();
+        let numbered = |number| Note::PskConfirmed {
+            connector: "con_aaaaaaaaaaaaaaaa".parse().unwrap(),
+            relay: String::new(),
+            epoch: number,
+            alone: false,
+        };
+        notes.add(numbered(1));
+        let taken = notes.take();
+        notes.add(numbered(2));
+        notes.give_back(taken);
+        let start = Instant::now();
+        notes.due().await;
+        assert_eq!(start.elapsed(), AGAIN_AFTER);
+        assert_eq!(notes.take(), [numbered(1), numbered(2)]);
+        notes.add(numbered(3));
+        notes.give_back(vec![numbered(0); 2 * MOST]);
+        let kept = notes.take();
+        assert_eq!((kept.len(), kept.last()), (MOST, Some(&numbered(3))), "the oldest are given up");
     }
 
     #[test]

@@ -58,7 +58,7 @@ pub(super) struct Postgres {
 
 enum State {
     Up(Box<Link>),
-    Away { why: String, again_at: Instant, trying: JoinSet<Result<Link, Failure>> },
+    Away { why: String, again_at: Instant, trying: JoinSet<Result<Box<Link>, Failure>> },
 }
 
 /// What woke the thread.
@@ -67,7 +67,7 @@ enum Woken {
     Look,
     Lost,
     Try,
-    Tried(Result<Link, Failure>),
+    Tried(Result<Box<Link>, Failure>),
 }
 
 /// One transaction.
@@ -144,16 +144,16 @@ impl Postgres {
     fn try_again(&mut self) {
         let State::Away { trying, .. } = &mut self.state else { return };
         let target = self.target.clone();
-        trying.spawn_on(async move { Link::open(&target).await }, self.runtime.handle());
+        trying.spawn_on(async move { Link::open(&target).await.map(Box::new) }, self.runtime.handle());
     }
 
-    fn tried(&mut self, result: Result<Link, Failure>) {
+    fn tried(&mut self, result: Result<Box<Link>, Failure>) {
         match result {
             Ok(link) => {
                 info!("registry is back");
                 self.status.set(None);
                 self.seen = link.changes;
-                self.state = State::Up(Box::new(link));
+                self.state = State::Up(link);
                 self.look_at = Instant::now() + LOOK_EVERY;
                 // Also what was told before it went away may not have been read since.
                 self.status.changed();
@@ -242,10 +242,10 @@ impl Engine for Postgres {
             let changed = work.take().map_or(Ok(false), |work| inside.finish(kind, work))?;
             Ok((known, changed))
         };
-        let mut ended = self.inside(&whole);
+        let mut ended = self.inside(whole);
         // A connection whose end was not noticed yet shows it at the first word: nothing was done, it is made anew.
         if ended.1 && !begun.get() {
-            ended = self.inside(&whole);
+            ended = self.inside(whole);
         }
         let (known, changed) = ended.0?;
         if let Some(changes) = known {

@@ -119,7 +119,7 @@ async fn a_change_at_one_relay_is_heard_at_the_other_within_a_second_and_not_at_
     for deaf in [false, true] {
         if deaf {
             // Without notifications the look at the number has to find it.
-            second.submit(Kind::Read, |engine| unlisten(engine)).await.unwrap();
+            second.submit(Kind::Read, unlisten).await.unwrap();
         }
         let (mut own, mut heard) = (first.changes(), second.changes());
         let name = if deaf { "dc2" } else { "dc1" };

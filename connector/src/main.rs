@@ -6,7 +6,7 @@ use clap::Parser as _;
 use culvert_connector::cli::Cli;
 use culvert_connector::command;
 use culvert_ops::exit::{self, Exit, OrQuit as _, Quit};
-use culvert_ops::{Program, runtime, secret};
+use culvert_ops::{Program, process, runtime, secret};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -17,6 +17,8 @@ fn main() -> ExitCode {
 
 /// Reads the command line; a secret on it is refused before anything repeats it.
 fn start() -> Result<Exit, Quit> {
+    // Commands handle keys too; `run` says what the kernel refused.
+    drop(process::harden());
     secret::refuse_on_command_line(std::env::args_os().skip(1))?;
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,

@@ -32,6 +32,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser as _};
 use culvert_ops::exit::{self, Exit, OrQuit as _, Quit};
+use culvert_ops::process;
 use culvert_ops::program::Program;
 use culvert_ops::runtime;
 use culvert_ops::secret;
@@ -48,6 +49,8 @@ fn main() -> ExitCode {
 
 /// Reads the command line; a secret on it is refused before anything repeats it.
 fn start() -> Result<Exit, Quit> {
+    // Commands handle keys too; `run` says what the kernel refused.
+    drop(process::harden());
     secret::refuse_on_command_line(std::env::args_os().skip(1))?;
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,

@@ -114,7 +114,10 @@ struct Ended {
 }
 
 fn same_pubkey(input: &[u8]) -> Result<(), TestCaseError> {
-    let Some(theirs) = wg(&["pubkey"], input) else { return Ok(()) };
+    let Some(theirs) = wg(&["pubkey"], input) else {
+        skip();
+        return Ok(());
+    };
     let ours = ours(&["pubkey"], input);
     let shown = String::from_utf8_lossy(input);
     prop_assert_eq!(ours.status, theirs.status, "{:?}", shown);
@@ -144,6 +147,14 @@ fn run(program: &str, args: &[&str], input: &[u8]) -> Option<Ended> {
     Some(Ended { status: output.status.code().unwrap_or(-1), stdout: output.stdout })
 }
 
+/// As loud as the lab's skips: a passing test's standard error is swallowed.
 fn skip() {
-    eprintln!("SKIPPED: wg is not installed, keys are not compared with its");
+    let line = "SKIPPED: wg: keys are not compared with its: needs Program(\"wg\")";
+    assert!(std::env::var_os("CULVERT_TEST_NO_SKIP").is_none(), "{line}");
+    eprintln!("{line}");
+    if let Ok(path) = std::env::var("CULVERT_TEST_SKIPS")
+        && let Ok(mut file) = std::fs::OpenOptions::new().append(true).create(true).open(path)
+    {
+        let _ = writeln!(file, "{line}");
+    }
 }

@@ -16,7 +16,6 @@ use std::time::SystemTime;
 
 use culvert_ops::exit::{self, Exit, OrQuit as _, Quit};
 use culvert_ops::load::ProcessEnvironment;
-use culvert_ops::process;
 use tempfile::NamedTempFile;
 
 use crate::cli::{BackupArgs, Place, RunArgs};
@@ -37,7 +36,6 @@ const UNFINISHED: &str = ".unfinished-";
 /// # Errors
 /// Why there is none; what stood at the file's place stands there still.
 pub(crate) async fn backup(args: BackupArgs) -> Result<Exit, Quit> {
-    drop(process::harden());
     let state = ask::find(&args.place)?;
     contents::refuse_nothing(&state)?;
     refuse_foreign(&args.file)?;

@@ -10,7 +10,6 @@ use std::time::SystemTime;
 use culvert_model::key::{BadKey, PrivateKey};
 use culvert_ops::exit::{self, Exit, OrQuit as _, Quit};
 use culvert_ops::load::ProcessEnvironment;
-use culvert_ops::process;
 use culvert_ops::program::Program;
 use culvert_ops::state::{Search, StateDir};
 use culvert_ops::time::rfc3339;
@@ -37,7 +36,6 @@ const NOTHING: [&str; 3] = ["lock", "admin.sock", "lost+found"];
 /// # Errors
 /// Why not; the directory is as it was then, unless the message says otherwise.
 pub(crate) async fn restore(args: RestoreArgs) -> Result<Exit, Quit> {
-    drop(process::harden());
     let shown = args.file.display().to_string();
     let file = File::open(&args.file).or_failed(format_args!("cannot read {shown}"))?;
     let url = registry_of(&args.place)?;

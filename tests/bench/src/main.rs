@@ -3,104 +3,219 @@
 //! It measures release builds only, in two network namespaces joined by a veth pair, and never hides the noise: every
 //! sample records the processor time that other work took and the time the hypervisor stole. Compare by ratio.
 
+mod callers;
+mod crowd;
 mod measure;
+mod meter;
 mod peers;
 mod report;
+mod scale;
 mod site;
+mod way;
+mod work;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
-/// Runs the benchmark; needs root, nginx, wrk, curl, openssl, wireguard-go, and boringtun-cli (see tests/bench/run).
+use measure::{Memory, Sample, Tolerance, sample};
+use peers::Peer;
+use report::{LeftOut, Machine, PeerMemory, Report, Run, WayTaken};
+use site::Site;
+use way::{LongWay, Manner};
+use work::Work;
+
+/// Runs the same work over Culvert and over what a user could pick instead, side by side, and writes bench.json,
+/// bench.md (tables) and bench.svg (a plot). Needs root for its network namespaces; tests/bench/run installs the peers.
 #[derive(Debug, Parser)]
+#[command(after_long_help = help(), args_conflicts_with_subcommands = true)]
 struct Args {
-    /// Alternated rounds; the table shows medians.
+    #[command(subcommand)]
+    other: Option<Other>,
+    /// Alternated rounds: every peer does a work once before any does it again.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Seconds of each wrk run.
+    /// Seconds of each run of wrk or h2load.
     #[arg(long, default_value_t = 5)]
     seconds: u64,
-    /// Size of each bulk body.
+    /// Size of each large body.
     #[arg(long, default_value_t = 256)]
     bulk_mib: u64,
-    /// Which peers, in this order.
+    /// What is done, in this order, by names separated by commas (see below).
+    #[arg(long, default_value = "usual")]
+    work: String,
+    /// Which peers, in this order, or `all`.
     #[arg(
         long,
         value_delimiter = ',',
         default_value = "direct,culvert,nginx-tls-nginx,boringtun+nginx,wireguard-go+nginx"
     )]
     peers: Vec<String>,
-    /// Parts to leave out.
+    /// Crowds of idle connectors to try on a relay of their own, e.g. 1000,10000.
     #[arg(long, value_delimiter = ',')]
-    without: Vec<Part>,
-    /// Where `bench.json` and `bench.md` go.
+    connectors: Vec<usize>,
+    /// Seconds that a crowd is watched while idle.
+    #[arg(long, default_value_t = 20)]
+    idle_seconds: u64,
+    /// Percent of packets that lossy work loses, each way.
+    #[arg(long, default_value_t = 1.0)]
+    loss_percent: f64,
+    /// Milliseconds there and back that lossy work is delayed by.
+    #[arg(long, default_value_t = 50)]
+    delay_ms: u64,
+    /// Foreign load, in percent of the machine, from which on a sample is thrown away.
+    #[arg(long, default_value_t = 5.0)]
+    max_foreign: f64,
+    /// Steal, in percent of the machine, from which on a sample is thrown away.
+    #[arg(long, default_value_t = 15.0)]
+    max_steal: f64,
+    /// How often a sample that was thrown away is taken anew, in its round.
+    #[arg(long, default_value_t = 2)]
+    retries: usize,
+    /// Where bench.json, bench.md and bench.svg go.
     #[arg(long, default_value = "target/bench")]
     out: PathBuf,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Part {
-    /// wrk at concurrency 1.
-    C1,
-    /// wrk at concurrency 64.
-    C64,
-    /// Bodies from the origin.
-    Down,
-    /// Bodies to the origin.
-    Up,
+#[derive(Debug, Subcommand)]
+enum Other {
+    /// Many connectors in one process, with the token in the environment; the benchmark starts it.
+    #[command(hide = true)]
+    Crowd {
+        #[arg(long)]
+        connectors: usize,
+        #[arg(long)]
+        service: String,
+    },
+}
+
+fn help() -> String {
+    format!("{}\n\n{}\n\nusual: {}\n\nall: {}", peers::ABOUT, work::GRAMMAR, work::USUAL, work::ALL)
 }
 
 fn main() -> Result<()> {
     let args = Args::parse();
+    if let Some(Other::Crowd { connectors, service }) = &args.other {
+        return crowd::run(*connectors, service);
+    }
+    let works = Work::list(&args.work).map_err(anyhow::Error::msg)?;
     if !nix::unistd::geteuid().is_root() {
         bail!("the benchmark needs root: it makes network namespaces");
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(run(args))
+    runtime.block_on(run(args, works))
 }
 
-async fn run(args: Args) -> Result<()> {
-    let site = site::Site::build(args.bulk_mib).await.context("build the two hosts")?;
-    let mut peers = Vec::new();
-    for name in &args.peers {
-        match peers::Peer::start(name, &site).await {
-            Ok(peer) => peers.push(peer),
-            Err(error) => eprintln!("left out: {name}: {error:#}"),
-        }
+async fn run(args: Args, works: Vec<Work>) -> Result<()> {
+    let tolerance = Tolerance { foreign: args.max_foreign / 100.0, steal: args.max_steal / 100.0 };
+    let mut names: Vec<String> = args.peers.clone();
+    if names.iter().any(|name| name == "all") {
+        names = peers::ALL.split(',').map(str::to_owned).collect();
     }
-    let idle: Vec<measure::Memory> = peers.iter().map(peers::Peer::memory).collect();
-    let mut samples = Vec::new();
-    for round in 1..=args.rounds {
-        for peer in &peers {
-            eprintln!("round {round} of {}: {}", args.rounds, peer.name);
-            let run = Duration::from_secs(args.seconds);
-            let has = |part| !args.without.contains(&part);
-            let mut sample = measure::Sample::new(peer.name.clone(), round);
-            if has(Part::C64) {
-                sample.c64 = Some(measure::requests(&site, peer, 64, run)?);
-            }
-            if has(Part::C1) {
-                sample.c1 = Some(measure::requests(&site, peer, 1, run)?);
-            }
-            for (part, up) in [(Part::Down, false), (Part::Up, true)] {
-                if has(part) {
-                    for streams in [1, 8] {
-                        sample.bulk.push(measure::bulk(&site, peer, streams, up)?);
-                    }
-                }
-            }
-            sample.memory = peer.memory();
-            samples.push(sample);
-        }
+    let mut report = Report {
+        taken: std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |age| age.as_secs()),
+        machine: Machine::read(),
+        versions: report::versions(&names),
+        run: Run { rounds: args.rounds, seconds: args.seconds, bulk_mib: args.bulk_mib, tolerance, way: None },
+        left_out: Vec::new(),
+        works: works.iter().map(Work::to_string).collect(),
+        peers: Vec::new(),
+        rows: Vec::new(),
+        memory: Vec::new(),
+        scale: Vec::new(),
+        samples: Vec::new(),
+    };
+    if !works.is_empty() {
+        side_by_side(&args, &names, &works, &mut report).await?;
     }
-    let report = report::Report::of(&args.peers, &idle, samples);
+    for connectors in &args.connectors {
+        eprintln!("{connectors} connectors");
+        report.scale.push(scale::measure(*connectors, Duration::from_secs(args.idle_seconds)).await);
+    }
     std::fs::create_dir_all(&args.out)?;
     std::fs::write(args.out.join("bench.json"), serde_json::to_vec_pretty(&report)?)?;
-    let table = report.markdown();
+    std::fs::write(args.out.join("bench.svg"), report::svg(&report))?;
+    let table = report::markdown(&report);
     std::fs::write(args.out.join("bench.md"), &table)?;
     println!("{table}");
     Ok(())
+}
+
+async fn side_by_side(args: &Args, names: &[String], works: &[Work], report: &mut Report) -> Result<()> {
+    let tolerance = report.run.tolerance;
+    let site = Site::build(args.bulk_mib).await.context("build the two hosts")?;
+    let mut peers = Vec::new();
+    for name in names {
+        match Peer::start(name, &site).await {
+            Ok(peer) => peers.push(peer),
+            Err(error) => {
+                let why = format!("{error:#}");
+                eprintln!("LEFT OUT: {name}: {why}");
+                report.left_out.push(LeftOut { peer: name.clone(), why });
+            }
+        }
+    }
+    let idle: Vec<Memory> = peers.iter().map(Peer::memory).collect();
+    let manner = Manner { loss: args.loss_percent / 100.0, round_trip: Duration::from_millis(args.delay_ms) };
+    let long_way = works.iter().any(|work| work.is_lossy).then(|| LongWay::build(&site, manner)).transpose()?;
+    for round in 1..=args.rounds {
+        for work in works {
+            // Every other round the other way about: who comes first is not always the same.
+            let order: Vec<&Peer> = if round % 2 == 1 { peers.iter().collect() } else { peers.iter().rev().collect() };
+            let _lead = match &long_way {
+                Some(way) if work.is_lossy => Some(way.lead(&site)?),
+                _ => None,
+            };
+            for peer in order {
+                take(args, &site, peer, *work, round, tolerance, &mut report.samples);
+            }
+        }
+    }
+    report.run.way = long_way.map(|way| {
+        let [carried, lost, overflowed] = way.counts();
+        WayTaken { manner, carried, lost, overflowed }
+    });
+    report.peers = peers.iter().map(|peer| peer.name.clone()).collect();
+    report.memory = peers
+        .iter()
+        .zip(idle)
+        .map(|(peer, idle)| PeerMemory { peer: peer.name.clone(), idle, loaded: peer.memory() })
+        .collect();
+    report.rows = report::rows(&report.works, &report.peers, &report.samples);
+    Ok(())
+}
+
+/// Takes a sample, and again while it is noisy; a peer that failed at a work is not asked for it again.
+fn take(
+    args: &Args,
+    site: &Site,
+    peer: &Peer,
+    work: Work,
+    round: usize,
+    tolerance: Tolerance,
+    samples: &mut Vec<Sample>,
+) {
+    let name = work.to_string();
+    if samples.iter().any(|one| one.peer == peer.name && one.work == name && one.failed.is_some()) {
+        return;
+    }
+    for attempt in 1..=args.retries + 1 {
+        eprintln!(
+            "round {round} of {}: {name}: {}{}",
+            args.rounds,
+            peer.name,
+            if attempt > 1 { ", again" } else { "" }
+        );
+        let taken = sample(site, peer, work, Duration::from_secs(args.seconds), round, attempt, tolerance);
+        if let Some(why) = &taken.failed {
+            eprintln!("FAILED: {name}: {}: {why}", peer.name);
+        }
+        let is_done = taken.failed.is_some() || !taken.is_noisy;
+        samples.push(taken);
+        if is_done {
+            return;
+        }
+    }
 }

@@ -1,24 +1,54 @@
-//! One measurement: what the peer did, what it cost, and what else ran meanwhile.
+//! One sample: one peer does one piece of work once.
 
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
-use culvert_lab::{spawner, usage};
+use anyhow::Result;
 use serde::Serialize;
 
-use crate::peers::{Peer, Target};
+use crate::callers::{self, Told};
+use crate::meter::{Meter, Noise, Spinners};
+use crate::peers::Peer;
 use crate::site::Site;
+use crate::work::{Load, Work};
 
-/// Everything one peer did in one round.
+/// What a sample may be disturbed by and still count; shares of the machine.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Tolerance {
+    pub(crate) foreign: f64,
+    pub(crate) steal: f64,
+}
+
+/// What one peer did, what it cost, and what else ran.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Sample {
+    pub(crate) work: String,
     pub(crate) peer: String,
     pub(crate) round: usize,
-    pub(crate) c1: Option<Requests>,
-    pub(crate) c64: Option<Requests>,
-    pub(crate) bulk: Vec<Bulk>,
+    pub(crate) attempt: usize,
+    /// Too much else ran: kept in the record, left out of the medians.
+    pub(crate) is_noisy: bool,
+    pub(crate) noise: Noise,
+    /// Why there are no values.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) failed: Option<String>,
+    pub(crate) values: Values,
     pub(crate) memory: Memory,
+}
+
+/// The figures; what a kind of work does not have is absent.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub(crate) struct Values {
+    pub(crate) requests_per_second: Option<f64>,
+    pub(crate) p50_us: Option<f64>,
+    pub(crate) p99_us: Option<f64>,
+    /// Bodies alone.
+    pub(crate) gbit_per_second: Option<f64>,
+    pub(crate) gateway_cpu_us_per_request: Option<f64>,
+    pub(crate) private_cpu_us_per_request: Option<f64>,
+    /// Both ends.
+    pub(crate) cpu_seconds_per_gib: Option<f64>,
+    /// Answers that were not 2xx, and socket errors.
+    pub(crate) errors: u64,
 }
 
 /// Bytes, both sides, now and at their peak.
@@ -30,230 +60,71 @@ pub(crate) struct Memory {
     pub(crate) private_peak: u64,
 }
 
-/// One wrk run.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct Requests {
-    pub(crate) connections: u32,
-    pub(crate) per_second: f64,
-    pub(crate) p50_us: f64,
-    pub(crate) p99_us: f64,
-    /// Answers that were not 2xx, and socket errors.
-    pub(crate) errors: u64,
-    pub(crate) gateway_cpu_us: f64,
-    pub(crate) private_cpu_us: f64,
-    pub(crate) noise: Noise,
-}
-
-/// Bodies one after another are the same for all peers: curl, from and to memory.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct Bulk {
-    pub(crate) up: bool,
-    pub(crate) streams: u32,
-    pub(crate) gbit_per_second: f64,
-    pub(crate) cpu_seconds_per_gib: f64,
-    pub(crate) noise: Noise,
-}
-
-/// What disturbed: shares of the whole machine, 0 to 1.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub(crate) struct Noise {
-    pub(crate) foreign: f64,
-    pub(crate) steal: f64,
-}
-
-impl Sample {
-    pub(crate) fn new(peer: String, round: usize) -> Self {
-        Self { peer, round, c1: None, c64: None, bulk: Vec::new(), memory: Memory::default() }
+/// Has `peer` do `work` for about `run`; a failure is part of the sample.
+pub(crate) fn sample(
+    site: &Site,
+    peer: &Peer,
+    work: Work,
+    run: Duration,
+    round: usize,
+    attempt: usize,
+    tolerance: Tolerance,
+) -> Sample {
+    let (values, noise, failed) = match measured(site, peer, work, run) {
+        Ok((values, noise)) => (values, noise, None),
+        Err(error) => (Values::default(), Noise::default(), Some(format!("{error:#}"))),
+    };
+    Sample {
+        work: work.to_string(),
+        peer: peer.name.clone(),
+        round,
+        attempt,
+        is_noisy: noise.foreign > tolerance.foreign || noise.steal > tolerance.steal,
+        noise,
+        failed,
+        values,
+        memory: peer.memory(),
     }
 }
 
-/// wrk, one thread, `connections` kept connections, 1 KiB answers.
-pub(crate) fn requests(site: &Site, peer: &Peer, connections: u32, run: Duration) -> Result<Requests> {
-    // Idle processors halt here, and waking one costs more than the work: at concurrency 1 they are kept awake.
-    let spinners = if connections == 1 { Spinners::start()? } else { Spinners(Vec::new()) };
-    wrk(site, &peer.fetch, connections, Duration::from_secs(1))?;
+fn measured(site: &Site, peer: &Peer, work: Work, run: Duration) -> Result<(Values, Noise)> {
+    // Connections grow their windows first, longest where an answer takes longest.
+    let warm_up = Duration::from_secs(if work.is_lossy { 2 } else { 1 });
+    let (is_single, body) = match work.load {
+        Load::Requests { connections, body, .. } => (connections == 1, body.bytes()),
+        Load::Http2 { at_once, body } => (at_once == 1, body.bytes()),
+        Load::Bulk { .. } => (false, site.bulk(work.is_lossy).1),
+    };
+    let spinners = if is_single { Spinners::start()? } else { Spinners::none() };
+    let call = |run: Duration| -> Result<Told> {
+        match work.load {
+            Load::Requests { is_upload, body, connections } => {
+                callers::wrk(site, peer, is_upload, body, connections, run)
+            }
+            Load::Http2 { body, at_once } => callers::h2load(site, peer, body, at_once, run),
+            Load::Bulk { is_upload, streams } => callers::curl(site, peer, is_upload, streams, work.is_lossy),
+        }
+    };
+    if !matches!(work.load, Load::Bulk { .. }) {
+        call(warm_up)?;
+    }
     let before = Meter::read(site, peer, &spinners)?;
-    let (said, client) = wrk(site, &peer.fetch, connections, run)?;
-    let cost = before.until_now(site, peer, &spinners, client)?;
-    let number = |name: &str| -> Result<&str> {
-        let line = said.lines().map(str::trim).find(|line| line.starts_with(name));
-        line.and_then(|line| line[name.len()..].split_whitespace().next()).with_context(|| format!("{name} in {said}"))
+    let told = call(run)?;
+    let cost = before.until_now(site, peer, &spinners)?;
+    let requests = told.requests.max(1.0);
+    let bytes = told.requests * body as f64;
+    let took = told.seconds.unwrap_or_else(|| cost.took.as_secs_f64());
+    let per_request = |cpu: Duration| Some(cpu.as_secs_f64() * 1e6 / requests);
+    let both = (cost.gateway + cost.private).as_secs_f64();
+    let values = Values {
+        requests_per_second: Some(told.requests / took),
+        p50_us: told.p50_us,
+        p99_us: told.p99_us,
+        gbit_per_second: Some(bytes * 8.0 / took / 1e9),
+        gateway_cpu_us_per_request: per_request(cost.gateway),
+        private_cpu_us_per_request: per_request(cost.private),
+        cpu_seconds_per_gib: (bytes > 0.0).then(|| both / (bytes / f64::from(1 << 30))),
+        errors: told.errors,
     };
-    let per_second: f64 = number("Requests/sec:")?.parse()?;
-    let done: f64 = said
-        .lines()
-        .find(|line| line.contains(" requests in "))
-        .and_then(|line| line.split_whitespace().next()?.parse().ok())
-        .with_context(|| format!("requests in {said}"))?;
-    let errors =
-        number("Non-2xx or 3xx responses:").ok().and_then(|text| text.parse().ok()).unwrap_or(0) + socket_errors(&said);
-    let per_request = |cpu: Duration| cpu.as_secs_f64() * 1e6 / done.max(1.0);
-    Ok(Requests {
-        connections,
-        per_second,
-        p50_us: microseconds(number("50%")?)?,
-        p99_us: microseconds(number("99%")?)?,
-        errors,
-        gateway_cpu_us: per_request(cost.gateway),
-        private_cpu_us: per_request(cost.private),
-        noise: cost.noise,
-    })
-}
-
-/// `streams` bodies at once, down or up.
-pub(crate) fn bulk(site: &Site, peer: &Peer, streams: u32, up: bool) -> Result<Bulk> {
-    let nobody = Spinners(Vec::new());
-    let before = Meter::read(site, peer, &nobody)?;
-    let start = Instant::now();
-    let target = if up { &peer.upload } else { &peer.fetch };
-    let mut curls = Vec::new();
-    for _ in 0..streams {
-        let mut command = spawner::command("nsenter");
-        command.arg(&site.gateway.prefix()[1]).args(["--", "curl", "-sS", "--fail", "-o", "/dev/null", "-m", "300"]);
-        command.args([
-            "-w",
-            "%{size_download} %{size_upload}",
-            "-H",
-            &format!("Host: {}", target.host),
-            "-H",
-            "Expect:",
-        ]);
-        if up {
-            command.arg("-T").arg(site.file("bulk"));
-        }
-        command.arg(format!("http://{}/{}", target.address, if up { "sink" } else { "bulk" }));
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        curls.push(spawner::spawn(command)?);
-    }
-    for curl in curls {
-        let output = curl.wait_with_output()?;
-        let sizes = String::from_utf8_lossy(&output.stdout).into_owned();
-        let whole = sizes.split(' ').any(|size| size.parse::<u64>() == Ok(site.bulk_bytes));
-        ensure!(output.status.success() && whole, "{}: {sizes} {}", peer.name, String::from_utf8_lossy(&output.stderr));
-    }
-    let took = start.elapsed().as_secs_f64();
-    let cost = before.until_now(site, peer, &nobody, Duration::ZERO)?;
-    let bytes = (site.bulk_bytes * u64::from(streams)) as f64;
-    Ok(Bulk {
-        up,
-        streams,
-        gbit_per_second: bytes * 8.0 / took / 1e9,
-        cpu_seconds_per_gib: (cost.gateway + cost.private).as_secs_f64() / (bytes / f64::from(1 << 30)),
-        noise: cost.noise,
-    })
-}
-
-fn wrk(site: &Site, target: &Target, connections: u32, run: Duration) -> Result<(String, Duration)> {
-    let mut command = Command::new("nsenter");
-    command.arg(&site.gateway.prefix()[1]).args(["--", "wrk", "-t1", "--latency", "--timeout", "10s"]);
-    command.args([&format!("-c{connections}"), &format!("-d{}s", run.as_secs().max(1))]);
-    command.args(["-H", &format!("Host: {}", target.host), &format!("http://{}/1k", target.address)]);
-    let children = || nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_CHILDREN);
-    let before = children()?;
-    let output = command.output().context("wrk")?;
-    let after = children()?;
-    ensure!(output.status.success(), "wrk: {}", String::from_utf8_lossy(&output.stderr));
-    let time = |value: nix::sys::time::TimeVal| {
-        Duration::from_secs(value.tv_sec().unsigned_abs()) + Duration::from_micros(value.tv_usec().unsigned_abs())
-    };
-    let total = |usage: &nix::sys::resource::Usage| time(usage.user_time()) + time(usage.system_time());
-    Ok((String::from_utf8_lossy(&output.stdout).into_owned(), total(&after).saturating_sub(total(&before))))
-}
-
-fn socket_errors(said: &str) -> u64 {
-    let line = said.lines().find(|line| line.contains("Socket errors")).unwrap_or_default();
-    line.split([' ', ',']).filter_map(|word| word.parse::<u64>().ok()).sum()
-}
-
-fn microseconds(text: &str) -> Result<f64> {
-    for (unit, factor) in [("us", 1.0), ("ms", 1e3), ("s", 1e6)] {
-        if let Some(number) = text.strip_suffix(unit) {
-            return Ok(number.parse::<f64>().with_context(|| text.to_owned())? * factor);
-        }
-    }
-    anyhow::bail!("{text:?} is no time")
-}
-
-struct Cost {
-    gateway: Duration,
-    private: Duration,
-    noise: Noise,
-}
-
-struct Meter {
-    at: Instant,
-    gateway: Duration,
-    private: Duration,
-    others_of_ours: Duration,
-    machine: Machine,
-}
-
-impl Meter {
-    fn read(site: &Site, peer: &Peer, spinners: &Spinners) -> Result<Self> {
-        let total = |ids: &[u32]| ids.iter().filter_map(|id| usage::cpu(*id).ok()).sum();
-        let [gateway, private] = peer.processes().map(|ids| total(&ids));
-        let mut ours = site.origin.ids();
-        ours.push(std::process::id());
-        ours.extend(spinners.0.iter().map(std::process::Child::id));
-        Ok(Self { at: Instant::now(), gateway, private, others_of_ours: total(&ours), machine: Machine::read()? })
-    }
-
-    fn until_now(&self, site: &Site, peer: &Peer, spinners: &Spinners, client: Duration) -> Result<Cost> {
-        let now = Self::read(site, peer, spinners)?;
-        let (gateway, private) = (now.gateway - self.gateway, now.private - self.private);
-        let ours = gateway + private + now.others_of_ours.saturating_sub(self.others_of_ours) + client;
-        let whole = (now.at - self.at).as_secs_f64() * now.machine.processors;
-        let busy = now.machine.busy_seconds - self.machine.busy_seconds;
-        let noise = Noise {
-            foreign: ((busy - ours.as_secs_f64()) / whole).max(0.0),
-            steal: (now.machine.steal_seconds - self.machine.steal_seconds) / whole,
-        };
-        Ok(Cost { gateway, private, noise })
-    }
-}
-
-struct Machine {
-    processors: f64,
-    busy_seconds: f64,
-    steal_seconds: f64,
-}
-
-impl Machine {
-    fn read() -> Result<Self> {
-        let text = std::fs::read_to_string("/proc/stat")?;
-        let line = text.lines().next().context("/proc/stat is empty")?;
-        // user nice system idle iowait irq softirq steal, in hundredths of a second
-        let fields: Vec<f64> = line.split_whitespace().skip(1).filter_map(|field| field.parse().ok()).collect();
-        let field = |place: usize| fields.get(place).copied().unwrap_or(0.0) / 100.0;
-        Ok(Self {
-            processors: text.lines().filter(|line| line.starts_with("cpu") && !line.starts_with("cpu ")).count() as f64,
-            busy_seconds: [0, 1, 2, 5, 6].into_iter().map(field).sum(),
-            steal_seconds: field(7),
-        })
-    }
-}
-
-/// One idle-priority loop for each processor, so that none halts.
-struct Spinners(Vec<std::process::Child>);
-
-impl Spinners {
-    fn start() -> Result<Self> {
-        let count = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let mut spinners = Vec::new();
-        for _ in 0..count {
-            let mut command = spawner::command("chrt");
-            command.args(["-i", "0", "sh", "-c", "while :; do :; done"]);
-            spinners.push(spawner::spawn(command)?);
-        }
-        Ok(Self(spinners))
-    }
-}
-
-impl Drop for Spinners {
-    fn drop(&mut self) {
-        for spinner in &mut self.0 {
-            let _ = spinner.kill();
-            let _ = spinner.wait();
-        }
-    }
+    Ok((values, cost.noise))
 }

@@ -6,54 +6,76 @@ use anyhow::{Context as _, Result, ensure};
 use culvert_lab::nginx::Nginx;
 use culvert_lab::{Namespace, Origin, netns};
 
+use crate::work::Size;
+
 /// Where the gateway's side and the private side are.
 pub(crate) const GATEWAY: &str = "10.99.0.1";
 pub(crate) const PRIVATE: &str = "10.99.0.2";
+/// The origin's ports on every address of the private side: downloads, uploads, downloads over HTTP/2.
+pub(crate) const FETCH: u16 = 8081;
+pub(crate) const UPLOAD: u16 = 8082;
+pub(crate) const HTTP2: u16 = 8083;
+
+/// A large body over the way with loss: there a TCP connection may carry a few Mbit/s only.
+const LOSSY_BULK: u64 = 4 << 20;
 
 /// Both hosts, the origins on the private one, and the files that travel.
 pub(crate) struct Site {
     pub(crate) gateway: Namespace,
     pub(crate) private: Namespace,
-    /// nginx at port 8081 on every address of the private side: `/1k` and `/bulk`.
+    /// nginx: a file for each size, and the large ones.
     pub(crate) origin: Nginx,
-    /// Swallows uploads at port 8082.
+    /// Swallows uploads.
     _sink: Origin,
-    pub(crate) bulk_bytes: u64,
+    bulk_bytes: u64,
     files: tempfile::TempDir,
+}
+
+/// Two hosts joined by a veth pair.
+pub(crate) fn hosts() -> Result<(Namespace, Namespace)> {
+    let (gateway, private) = (Namespace::new("gw")?, Namespace::new("vpc")?);
+    netns::join(
+        (&gateway, "toward-vpc", &[&format!("{GATEWAY}/24")]),
+        (&private, "toward-gw", &[&format!("{PRIVATE}/24")]),
+    )?;
+    for side in [&gateway, &private] {
+        cubic(side)?;
+    }
+    Ok((gateway, private))
 }
 
 impl Site {
     pub(crate) async fn build(bulk_mib: u64) -> Result<Self> {
-        let (gateway, private) = (Namespace::new("gw")?, Namespace::new("vpc")?);
-        netns::join(
-            (&gateway, "toward-vpc", &[&format!("{GATEWAY}/24")]),
-            (&private, "toward-gw", &[&format!("{PRIVATE}/24")]),
-        )?;
-        for side in [&gateway, &private] {
-            cubic(side)?;
-        }
+        let (gateway, private) = hosts()?;
         let files = tempfile::Builder::new().prefix("culvert-bench-").tempdir_in("/dev/shm")?;
         std::fs::set_permissions(files.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-        std::fs::write(files.path().join("1k"), vec![b'x'; 1024])?;
-        let bulk_bytes = bulk_mib * 1024 * 1024;
-        std::fs::write(files.path().join("bulk"), culvert_lab::origin::pattern(0, bulk_bytes))?;
-        let listen = ([127, 0, 0, 1], 8081).into();
+        let bulk_bytes = bulk_mib << 20;
+        let sizes = Size::every().map(|size| (size.name(), size.bytes()));
+        for (name, bytes) in sizes.into_iter().chain([("bulk", bulk_bytes), ("lossy-bulk", LOSSY_BULK)]) {
+            std::fs::write(files.path().join(name), culvert_lab::origin::pattern(0, bytes))?;
+        }
+        let root = files.path().display();
         let origin = Nginx::start(
             Some(&private),
-            listen,
+            ([127, 0, 0, 1], FETCH).into(),
             &format!(
-                "sendfile on; tcp_nopush on; keepalive_timeout 600;\n\
-                 server {{ listen 8081 backlog=4096; root {}; default_type text/plain; }}",
-                files.path().display()
+                "sendfile on; tcp_nopush on; keepalive_timeout 600; root {root}; default_type text/plain;\n\
+                 server {{ listen {FETCH} backlog=4096; }}\n\
+                 server {{ listen {HTTP2} http2 backlog=4096; }}",
             ),
         )
         .await?;
-        let sink = Origin::start_at("sink", ([0, 0, 0, 0], 8082).into(), Some(&private)).await?;
+        let sink = Origin::start_at("sink", ([0, 0, 0, 0], UPLOAD).into(), Some(&private)).await?;
         Ok(Self { gateway, private, origin, _sink: sink, bulk_bytes, files })
     }
 
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.files.path().join(name)
+    }
+
+    /// The file of a large body and its size.
+    pub(crate) fn bulk(&self, is_lossy: bool) -> (&'static str, u64) {
+        if is_lossy { ("lossy-bulk", LOSSY_BULK) } else { ("bulk", self.bulk_bytes) }
     }
 
     /// A certificate for `vpc`, as two PEM files.

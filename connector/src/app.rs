@@ -29,7 +29,7 @@ use crate::identity::{Admission, Candidate, Identity, IdentityError, Relay, Stor
 use crate::introductions::Introductions;
 use crate::join::{self, Refused};
 use crate::metrics::ConnectorMetrics;
-use crate::origins::{Origins, warn_of_ends};
+use crate::origins::{Origins, tend};
 use crate::relays::{self, Told};
 use crate::rotation::Rotation;
 use crate::shared::Shared;
@@ -106,6 +106,9 @@ pub async fn run(start: Start, drain: Drain) -> Result<Exit, Quit> {
         ));
     }
     let origins = Origins::default();
+    if let Store::Directory(state) = &store {
+        origins.proofs().open(state.clone()).map_err(|error| Quit::config(error.to_string()))?;
+    }
     let metrics = Arc::new(ConnectorMetrics::new());
     let (identity_known, identity) = watch::channel(None);
     let (tell, told) = mpsc::channel(TOLD);
@@ -445,7 +448,7 @@ async fn open_doors(
 ) -> Result<Owner, Quit> {
     let window = Arc::new(Window { shared: shared.clone(), identity, ask });
     let mut doors = Owner::new();
-    doors.spawn("connector.certificates", warn_of_ends(shared.origins.clone()));
+    doors.spawn("connector.proofs", tend(shared.origins.clone()));
     if serve_admin {
         let listener = bind_tcp(settled.admin_listen, settled.admin_chosen).await?;
         if let Ok(address) = listener.local_addr() {

@@ -5,6 +5,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_model::name::{Label, ServiceName};
@@ -17,10 +18,11 @@ use zeroize::Zeroizing;
 
 use crate::allow::Allow;
 use crate::origin::Origin;
-use crate::proof::FieldPolicy;
+use crate::proof::{FieldPolicy, Jwt};
 use crate::service::{Balance, HealthCheck, Service, Timeouts, health_path};
 use crate::tls::{ClientTls, Files, Pin};
 
+mod auth;
 mod raw;
 
 use raw::{Raw, RawHealth, RawKey, RawService, RawTimeouts, RawTls};
@@ -67,6 +69,20 @@ pub const SETTINGS: &[Setting] = &[
         Kind::Choice(&["pass", "remove"]),
         "whether the caller's Authorization reaches the origin; to replace it, set it under headers",
     ),
+    Setting::new("service[].auth.type", Kind::Choice(&["jwt"]), "how a request is proven to have come through here"),
+    Setting::new("service[].auth.algorithm", Kind::Choice(&["EdDSA", "ES256"]), "what tokens are signed with (EdDSA)"),
+    Setting::new("service[].auth.audience", Kind::Text, "aud: whom they are for"),
+    Setting::new("service[].auth.issuer", Kind::Url, "iss, in place of what the relay's [issuer] says"),
+    Setting::new("service[].auth.subject", Kind::Text, "sub (TUNNEL/SERVICE)"),
+    Setting::new("service[].auth.lifetime", Kind::Duration, "how long a token is valid: 10s to 1h (5m)"),
+    Setting::new("service[].auth.header", Kind::Text, "the field that it goes in (authorization)"),
+    Setting::new("service[].auth.prefix", Kind::Text, "what stands before it there (\"Bearer \" in authorization)"),
+    Setting::new(
+        "service[].auth.bind",
+        Kind::Choice(&["none", "request"]),
+        "request: a token of its own for each request, for its method and path alone",
+    ),
+    Setting::new("service[].auth.claims.*", Kind::Text, "more claims"),
     Setting::new("service[].tls.ca", Kind::Path, "authorities to trust in place of the system's"),
     Setting::new("service[].tls.cert", Kind::Path, "our certificate"),
     Setting::new("service[].tls.key", Kind::Path, "its key"),
@@ -282,6 +298,12 @@ impl Place<'_> {
             service.fields.set(name, value).map_err(|twice| self.loaded.wrong(&key, twice))?;
         }
         self.field_policy(key, raw, &mut service.fields)?;
+        if let Some(auth) = &raw.auth {
+            let settings = self.auth(&format!("{key}.auth"), auth)?;
+            let twice = service.fields.remove(&settings.header);
+            twice.map_err(|twice| self.loaded.wrong(&format!("{key}.auth.header"), twice))?;
+            service.auth = Some(Arc::new(Jwt::new(settings)));
+        }
         service.health = self.health(&format!("{key}.health"), &raw.health)?;
         if let Some(balance) = &raw.balance {
             service.balance = Some(self.parse::<Balance>(&format!("{key}.balance"), balance)?);
@@ -322,6 +344,7 @@ impl Place<'_> {
             ("remove_headers", !raw.remove_headers.is_empty()),
             ("rename_headers", !raw.rename_headers.is_empty()),
             ("authorization", raw.authorization.is_some()),
+            ("auth", raw.auth.is_some()),
             ("health.path", raw.health.path.is_some()),
             ("timeouts.first_byte", timeouts.first_byte.is_some()),
             ("timeouts.request", timeouts.request.is_some()),

@@ -160,7 +160,7 @@ impl Gate {
             HostPolicy::Origin => request::set_host(&mut parts, upstream.authority.clone()),
             HostPolicy::Literal(host) => request::set_host(&mut parts, host.clone()),
         }
-        service.fields.apply(&mut parts.headers);
+        upstream.prove(&mut parts)?;
         let body = match may_have_trailers(&parts, &body) && !service.fields.is_empty() {
             true => Untrailed::of(body, &service.fields),
             false => body,

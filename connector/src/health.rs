@@ -244,7 +244,9 @@ async fn ask(upstream: &Upstream, path: &http::uri::PathAndQuery) -> Result<(), 
     *request.method_mut() = Method::GET;
     *request.uri_mut() = http::Uri::from(path.clone());
     request.headers_mut().insert(header::HOST, host);
-    service.fields.apply(request.headers_mut());
+    let (mut parts, body) = request.into_parts();
+    upstream.prove(&mut parts).map_err(|fault| Down::by(&fault))?;
+    let request = Request::from_parts(parts, body);
     let deadlines = Deadlines { first_byte: service.health.timeout, idle: service.health.timeout, request: None };
     match upstream.pool.send(request, &deadlines).await {
         Ok(Answer::Response(response)) if response.status().is_success() || response.status().is_redirection() => {

@@ -145,6 +145,7 @@ async fn exchange(
                 | ToConnector::Renewed { .. }
                 | ToConnector::RelayKey { .. }
                 | ToConnector::Manage { .. }
+                | ToConnector::Issuer { .. }
                 | ToConnector::Relays { .. }
                 | ToConnector::Introduced { .. }
                 | ToConnector::Pong { .. }

@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use culvert_hop::fault::{Fault, Retry, Side};
+use culvert_hop::message::RequestParts;
 use culvert_hop::pool::{Lost, Opener, Pool, PoolSettings, Speak};
 use culvert_model::reason::Reason;
 use culvert_ops::time::rfc3339;
@@ -20,6 +21,7 @@ use crate::metrics::ServiceMetrics;
 use crate::names::Names;
 use crate::origin::{Host, Origin, Scheme};
 use crate::origin_io::OriginIo;
+use crate::proof::Proofs;
 use crate::reach::now;
 use crate::service::Service;
 use crate::tls::{Offer, Warnings, refusal};
@@ -46,6 +48,7 @@ const MAX_HEAD: usize = 64 * 1024;
 pub struct Origins {
     table: Arc<RwLock<Arc<Table>>>,
     names: Names,
+    proofs: Proofs,
 }
 
 /// One state of the table.
@@ -66,6 +69,7 @@ pub struct Upstream {
     pub health: Health,
     /// Its figures, once a request asked for them.
     pub metrics: OnceLock<ServiceMetrics>,
+    proofs: Proofs,
     /// When an exchange with the origin last ended well, in milliseconds since `started`.
     last_used: AtomicU64,
     started: Instant,
@@ -92,7 +96,20 @@ pub struct Dial {
 impl Origins {
     /// An empty table; names are asked of `names`.
     pub fn with_names(names: Names) -> Self {
-        Self { table: Arc::default(), names }
+        Self { table: Arc::default(), names, proofs: Proofs::default() }
+    }
+
+    /// The keys that proofs are made with.
+    pub fn proofs(&self) -> &Proofs {
+        &self.proofs
+    }
+
+    /// Makes the keys that the services need and have not, and lets the others grow old.
+    pub fn tend_keys(&self, now: SystemTime) {
+        let algorithms = self.table().iter().filter_map(|up| Some(up.service.auth.as_ref()?.algorithm())).collect();
+        if let Err(error) = self.proofs.need(&algorithms, now) {
+            tracing::error!(%error, "signing keys cannot be kept");
+        }
     }
 
     /// The present table.
@@ -114,12 +131,15 @@ impl Origins {
                     kept.push(name.clone());
                     Upstream { service, ..upstream.same() }
                 }
-                None => Upstream::new(service, admission, self.names.clone()),
+                None => {
+                    Upstream { proofs: self.proofs.clone(), ..Upstream::new(service, admission, self.names.clone()) }
+                }
             };
             (name, Arc::new(upstream))
         });
         let table = Arc::new(Table { upstreams: upstreams.collect() });
         *self.table.write().unwrap_or_else(std::sync::PoisonError::into_inner) = table;
+        self.tend_keys(SystemTime::now());
         for (name, upstream) in &old.upstreams {
             if !kept.contains(name) {
                 upstream.pool.close();
@@ -139,14 +159,15 @@ impl Origins {
     }
 }
 
-/// Warns of certificates that end soon, for as long as it runs.
-pub async fn warn_of_ends(origins: Origins) {
+/// Warns of certificates that end soon, and rotates the keys of proofs, for as long as it runs.
+pub async fn tend(origins: Origins) {
     let mut warnings = Warnings::default();
     let mut ticks = tokio::time::interval(LOOK_AT_CERTIFICATES);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         let now = SystemTime::now();
+        origins.tend_keys(now);
         for upstream in origins.table().iter() {
             let service = &upstream.service;
             for end in service.tls.iter().flat_map(|tls| tls.expiries()) {
@@ -192,6 +213,7 @@ impl Upstream {
             service,
             health,
             metrics: OnceLock::new(),
+            proofs: Proofs::default(),
             last_used: AtomicU64::new(NEVER),
             started: now(),
         }
@@ -200,6 +222,18 @@ impl Upstream {
     /// Whether a relay's operator defined it, and not this connector's.
     pub fn is_managed(&self) -> bool {
         self.pool.opener().admission != Admission::Declared
+    }
+
+    /// Makes a request's fields those that the origin is to see, its proof among them.
+    ///
+    /// # Errors
+    /// A [`Fault`] `origin_auth`: nothing may be sent.
+    pub fn prove(&self, parts: &mut RequestParts) -> Result<(), Fault> {
+        self.service.fields.apply(&mut parts.headers);
+        match &self.service.auth {
+            Some(auth) => auth.prove(parts, &self.service.name, &self.proofs, SystemTime::now()),
+            None => Ok(()),
+        }
     }
 
     /// A connection of its own, which no pool keeps.
@@ -257,6 +291,7 @@ impl Upstream {
             pool: self.pool.clone(),
             health: self.health.clone(),
             metrics: self.metrics.clone(),
+            proofs: self.proofs.clone(),
             last_used: AtomicU64::new(self.last_used.load(Ordering::Relaxed)),
             started: self.started,
         }

@@ -3,6 +3,7 @@
 //! Must never hold anything that is still to be read or looked up, but names that are resolved at every connect.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_hop::exchange::Deadlines;
@@ -11,7 +12,7 @@ use culvert_model::name::ServiceName;
 use http::{HeaderName, HeaderValue};
 
 use crate::origin::{Origin, split_authority};
-use crate::proof::FieldPolicy;
+use crate::proof::{FieldPolicy, Jwt};
 use crate::proxy_protocol::ProxyProtocol;
 use crate::tls::ClientTls;
 
@@ -26,6 +27,8 @@ pub struct Service {
     pub host: HostPolicy,
     /// What becomes of requests' fields.
     pub fields: FieldPolicy,
+    /// What proves to the origin that a request came through here; none: nothing beside `fields` and `tls`.
+    pub auth: Option<Arc<Jwt>>,
     /// How an https origin is verified; none for the others.
     pub tls: Option<ClientTls>,
     /// What a raw TCP origin is told of who connected.
@@ -104,6 +107,7 @@ impl Service {
             origin,
             host: HostPolicy::Origin,
             fields: FieldPolicy::default(),
+            auth: None,
             tls,
             proxy_protocol: None,
             health: HealthCheck::default(),

@@ -61,6 +61,7 @@ struct Session<'a> {
     liveness: Liveness,
     announced: Vec<AnnouncedService>,
     managing: Managing,
+    told_proof_keys: bool,
     pings: u64,
     drain: Draining,
     retired: Option<Instant>,
@@ -122,6 +123,7 @@ pub async fn live(
         liveness: Liveness::new(now()),
         announced: Vec::new(),
         managing: Managing::default(),
+        told_proof_keys: false,
         pings: 0,
         drain: Draining::Not,
         retired: None,
@@ -144,6 +146,8 @@ impl Session<'_> {
         wishes.mark_changed();
         let mut refused = self.shared.refused.subscribe();
         let mut rotation = self.shared.rotation.news();
+        let mut proofs = self.shared.origins.proofs().news();
+        proofs.mark_changed();
         let gate = self.shared.gate.serve(self.connection);
         tokio::pin!(gate);
         let mut roam = Roam::default();
@@ -173,6 +177,7 @@ impl Session<'_> {
                 Ok(()) = wishes.changed(), if self.welcomed => self.introduce().await,
                 Ok(()) = refused.changed(), if self.managing.is_asked => self.tell_refused().await,
                 Ok(()) = rotation.changed() => Ok(()),
+                Ok(()) = proofs.changed(), if self.welcomed => self.tell_proof_keys().await,
                 event = self.way.events.recv() => match event {
                     Some(event) => match self.event(&event) {
                         Some(ended) => return Left::Ended(ended),
@@ -293,6 +298,11 @@ impl Session<'_> {
                 self.shared.introductions.answered(&relay, introduced);
                 Ok(())
             }
+            ToConnector::Issuer { url } => {
+                let tunnel = self.identity.lock().await.joined.tunnel.clone();
+                self.shared.origins.proofs().told(&url, tunnel.as_str());
+                Ok(())
+            }
             ToConnector::RelayKey { public_key, previous_until } => {
                 self.relay_key(public_key, previous_until.as_deref()).await;
                 Ok(())
@@ -386,6 +396,16 @@ impl Session<'_> {
     async fn tell_refused(&mut self) -> Result<(), ControlError> {
         let refused = Managed::told(&self.shared.refused.borrow());
         self.send(&ToRelay::Managed { refused }).await
+    }
+
+    /// A connector that signs nothing says nothing: an older relay is not asked what it does not know.
+    async fn tell_proof_keys(&mut self) -> Result<(), ControlError> {
+        let keys = self.shared.origins.proofs().published();
+        if keys.is_empty() && !self.told_proof_keys {
+            return Ok(());
+        }
+        self.told_proof_keys = true;
+        self.send(&ToRelay::ProofKeys { keys }).await
     }
 
     async fn announce(&mut self) -> Result<(), ControlError> {

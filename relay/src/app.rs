@@ -38,6 +38,7 @@ use crate::exchange::{Exchanges, MessageBounds};
 use crate::front::{Bound, Front, Leads};
 use crate::gateways::Gateways;
 use crate::identity;
+use crate::issuer;
 use crate::lane::{GatewayLanes, Lanes};
 use crate::metrics::RelayMetrics;
 use crate::refusals::Refusals;
@@ -75,6 +76,7 @@ pub(crate) struct Relay {
     listeners: Vec<(Bound, Leads, bool)>,
     admin: TcpListener,
     admin_socket: AdminSocket,
+    issuer: Option<(TcpListener, Arc<str>)>,
     events: Events,
     drain: Drain,
     _lock: Lock,
@@ -130,6 +132,7 @@ impl Relay {
         let udp = bind::wireguard(&settled.wireguard, settled.any_port)?;
         let admin = admin::bind_tcp(settled.admin.listen, !settled.admin.is_default).await?;
         let admin_socket = AdminSocket::bind(&state, settled.admin.group.as_deref())?;
+        let issuer = bind_issuer(&settled).await?;
         let access_log = AccessLog::open(&settled.access_log).or_config("cannot open the access log")?;
         let own = relays::own(&identity, &settled.wireguard.endpoints, SystemTime::now());
         if let Err(error) = registry.note_relay(own).await {
@@ -164,6 +167,9 @@ impl Relay {
             snapshot,
         )
         .await;
+        if let Some(issuer) = &settled.issuer {
+            sessions.set_issuer(&issuer.url);
+        }
         let drain = Drain::new();
         let exchanges = Arc::new(Exchanges {
             directory,
@@ -218,7 +224,18 @@ impl Relay {
             log,
             changing: tokio::sync::Mutex::new(()),
         });
-        Ok(Self { control, front, listeners: leads, admin, admin_socket, events, drain, _lock: lock, _state: state })
+        Ok(Self {
+            control,
+            front,
+            listeners: leads,
+            admin,
+            admin_socket,
+            issuer,
+            events,
+            drain,
+            _lock: lock,
+            _state: state,
+        })
     }
 
     /// What commands and the admin endpoints ask.
@@ -231,7 +248,7 @@ impl Relay {
     /// # Errors
     /// None so far.
     pub(crate) async fn serve(self, signals: Signals, notifier: Notifier) -> Result<Exit, Quit> {
-        let Self { control, front, listeners, admin, admin_socket, events, drain, _lock, _state } = self;
+        let Self { control, front, listeners, admin, admin_socket, issuer, events, drain, _lock, _state } = self;
         let notifier = Arc::new(notifier);
         let plan = control.drain_plan();
         let (reload, reloads) = mpsc::channel(1);
@@ -240,6 +257,9 @@ impl Relay {
         owner.spawn("relay.refusals", control.refusals.clone().write(Arc::clone(&control.registry)));
         owner.spawn("relay.admin", admin::serve_tcp(admin, Arc::clone(&control)));
         owner.spawn("relay.admin_socket", admin::serve_socket(admin_socket, Arc::clone(&control)));
+        if let Some((listener, url)) = issuer {
+            owner.spawn("relay.issuer", issuer::serve(listener, url, control.sessions.clone()));
+        }
         owner.spawn("relay.gateways", note_gateways(Arc::clone(&control)));
         owner.spawn("relay.registry", follow_registry(Arc::clone(&control)));
         owner.spawn("relay.relays", say_here(Arc::clone(&control)));
@@ -280,6 +300,16 @@ impl Relay {
         info!("stopped");
         Ok(Exit::Ok)
     }
+}
+
+async fn bind_issuer(settled: &Settled) -> Result<Option<(TcpListener, Arc<str>)>, Quit> {
+    let Some(config::Issuer { url, listen: Some(listen) }) = &settled.issuer else { return Ok(None) };
+    let listener =
+        TcpListener::bind(listen).await.or_failed(format_args!("cannot listen on {listen} (issuer.listen)"))?;
+    if let Ok(address) = listener.local_addr() {
+        info!(kind = "issuer", %address, "listening");
+    }
+    Ok(Some((listener, url.as_str().into())))
 }
 
 async fn obey_reloads(mut reloads: mpsc::Receiver<()>, control: Arc<Control>, notifier: Arc<Notifier>) {

@@ -46,6 +46,7 @@ pub(crate) struct Settled {
     pub(crate) access_log: Target,
     pub(crate) limits: Limits,
     pub(crate) admin: Admin,
+    pub(crate) issuer: Option<Issuer>,
     pub(crate) registry: registry::Url,
     pub(crate) drain: Plan,
     pub(crate) log_filter: Option<String>,
@@ -152,6 +153,15 @@ pub(crate) struct ServiceLimits {
     pub(crate) body: Option<u64>,
 }
 
+/// `[issuer]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Issuer {
+    /// Without a slash at its end.
+    pub(crate) url: String,
+    /// None: another server has the keys.
+    pub(crate) listen: Option<SocketAddr>,
+}
+
 /// `[admin]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Admin {
@@ -227,6 +237,7 @@ pub(crate) fn settle(loaded: &Loaded) -> Result<Settled, Quit> {
             is_default: loaded.source("admin.listen") == Source::Default,
             group: raw.admin.group,
         },
+        issuer: issuer(loaded, raw.issuer)?,
         registry: registry::Url::new(&raw.registry.url, raw.registry.password)
             .map_err(|error| loaded.wrong("registry.url", error))?,
         drain: Plan { delay: raw.drain.delay, timeout: raw.drain.timeout, streams: raw.drain.streams },
@@ -238,6 +249,22 @@ pub(crate) fn settle(loaded: &Loaded) -> Result<Settled, Quit> {
             None => None,
         },
     })
+}
+
+fn issuer(loaded: &Loaded, raw: settings::RawIssuer) -> Result<Option<Issuer>, Quit> {
+    let Some(url) = raw.url else {
+        return match raw.listen {
+            None => Ok(None),
+            Some(_) => Err(loaded.wrong("issuer.listen", "needs issuer.url: who tokens are signed as").into()),
+        };
+    };
+    let is_web = url.starts_with("https://") || url.starts_with("http://");
+    let parsed = url.parse::<http::Uri>().ok().filter(|uri| uri.host().is_some() && uri.query().is_none());
+    if parsed.is_none() || !is_web || url.contains(['#', '@']) {
+        return Err(loaded.wrong("issuer.url", "https://HOST is expected, and a path where there is one").into());
+    }
+    let listen = raw.listen.map(|text| socket(loaded, "issuer.listen", &text)).transpose()?;
+    Ok(Some(Issuer { url: url.trim_end_matches('/').to_owned(), listen }))
 }
 
 impl Limits {

@@ -15,6 +15,7 @@ mod exchange;
 mod front;
 mod gateways;
 mod identity;
+mod issuer;
 mod lane;
 mod metrics;
 mod pick;

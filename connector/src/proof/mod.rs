@@ -3,5 +3,9 @@
 //! Must never let a caller's own field stand where a proof belongs, or let a request pass whose proof could not be made.
 
 mod fields;
+mod jwt;
+mod keys;
 
 pub use fields::{FieldPolicy, SetHeader, Untrailed, may_have_trailers};
+pub use jwt::{Jwt, JwtSettings, OWN_CLAIMS};
+pub use keys::{Proofs, SigningKey};

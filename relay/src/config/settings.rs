@@ -69,6 +69,9 @@ pub(crate) const SETTINGS: &[Setting] = &[
     Setting::new("service.*.limits.body", Kind::OptionalSize, "bytes of a request's body"),
     Setting::new("admin.listen", Kind::Address, "address of the admin endpoints").or("127.0.0.1:9480").restart(),
     Setting::new("admin.group", Kind::Text, "group that may use admin.sock too").restart(),
+    Setting::new("issuer.url", Kind::Url, "who connectors sign tokens as: this and /TUNNEL; what verifiers fetch")
+        .restart(),
+    Setting::new("issuer.listen", Kind::Address, "where the keys for them are served").restart(),
     Setting::new("registry.url", Kind::Url, "sqlite:FILE, in the state directory, or postgres://USER@HOST/DATABASE")
         .or("sqlite:registry.db")
         .restart(),
@@ -93,10 +96,18 @@ pub(super) struct Raw {
     #[serde(default)]
     pub(super) service: BTreeMap<String, RawService>,
     pub(super) admin: RawAdmin,
+    #[serde(default)]
+    pub(super) issuer: RawIssuer,
     pub(super) registry: RawRegistry,
     pub(super) drain: RawDrain,
     #[serde(default)]
     pub(super) log: RawLog,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct RawIssuer {
+    pub(super) url: Option<String>,
+    pub(super) listen: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]

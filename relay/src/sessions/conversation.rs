@@ -23,6 +23,7 @@ use super::liveness::{Liveness, Step};
 use super::member::Member;
 use super::table::Live;
 use super::{PairState, Shared};
+use crate::issuer;
 use crate::refusals::Attempt;
 use crate::registry::{Note, grants};
 use crate::relays::{self, Asked};
@@ -95,6 +96,7 @@ async fn first_announcement(connection: &Connection) -> Result<Option<(Frames<St
             | ToRelay::Renew { .. }
             | ToRelay::Retire { .. }
             | ToRelay::Managed { .. }
+            | ToRelay::ProofKeys { .. }
             | ToRelay::Introduce { .. }
             | ToRelay::Pong { .. }
             | ToRelay::Unsupported { .. }
@@ -252,6 +254,7 @@ impl<'a> Session<'a> {
                 info!(connector = %self.member.id, "connector is leaving");
             }
             ToRelay::Managed { refused } => self.managed(refused),
+            ToRelay::ProofKeys { keys } => self.shared.table().note_proof_keys(&self.member.id, keys),
             ToRelay::Unsupported { what } => debug!(connector = %self.member.id, what, "connector did not understand"),
             ToRelay::Introduce { relay, kem_key } => self.introduce(&relay, &kem_key).await?,
             ToRelay::Rekey(request) => {
@@ -373,6 +376,11 @@ impl<'a> Session<'a> {
             refused,
         };
         self.frames.send(&ToConnector::Welcome(welcome)).await?;
+        let issuer = self.shared.table().issuer.clone();
+        if let Some(base) = issuer {
+            let url = issuer::url(&base, &self.member.tunnel);
+            self.frames.send(&ToConnector::Issuer { url }).await?;
+        }
         if let Some(news) = self.shared.news_of_key(self.member.connection().peer()) {
             self.frames.send(&news).await?;
         }

@@ -56,6 +56,7 @@ async fn answer(shared: &Shared, connection: &Connection, token: &TokenId) -> Re
             | ToRelay::Retire { .. }
             | ToRelay::Introduce { .. }
             | ToRelay::Managed { .. }
+            | ToRelay::ProofKeys { .. }
             | ToRelay::Pong { .. }
             | ToRelay::Unsupported { .. }
             | ToRelay::Unknown => {

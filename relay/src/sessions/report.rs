@@ -8,6 +8,7 @@ use std::time::{Instant, SystemTime};
 
 use culvert_model::id::ConnectorId;
 use culvert_model::name::{Label, ServiceName};
+use culvert_model::proof::ProofKey;
 
 use super::table::Known;
 use super::{PairState, Sessions, Shared};
@@ -25,6 +26,19 @@ impl Sessions {
         let table = self.shared.table();
         let live = table.connectors.iter().filter(|(_, known)| known.live.is_some());
         live.map(|(id, known)| (id.clone(), self.shared.describe(known, now, wall))).collect()
+    }
+
+    /// Tells connectors from now on who this relay answers as to those who verify their tokens.
+    pub(crate) fn set_issuer(&self, url: &str) {
+        self.shared.table().issuer = Some(url.into());
+    }
+
+    /// The keys that the connectors of a tunnel sign tokens with; none where there is no such tunnel.
+    pub(crate) fn proof_keys(&self, tunnel: &str) -> Option<Vec<ProofKey>> {
+        let table = self.shared.table();
+        let tunnel = table.tunnels.iter().find(|one| one.name.as_str() == tunnel)?;
+        let own = table.connectors.values().filter(|known| known.tunnel == tunnel.id);
+        Some(own.flat_map(|known| known.proof_keys.iter().cloned()).collect())
     }
 
     /// Connectors whose key was lately in use in two places at once, and where.

@@ -18,6 +18,10 @@ use super::directory::Pair;
 use super::keys::Keys;
 use super::member::Member;
 use crate::registry::{ConnectorRow, Forgotten, ManagedRow, RelayRow, ServiceRow, Snapshot, Tunnel};
+use culvert_model::proof::ProofKey;
+
+/// Two kinds of key, three of each: one that signs, the next, and one whose tokens still live.
+const PROOF_KEYS_AT_MOST: usize = 6;
 
 /// All of it.
 #[derive(Debug, Default)]
@@ -33,6 +37,8 @@ pub(super) struct Table {
     /// What connectors are told of the relays; none where there is one alone.
     pub(super) told: Option<ToConnector>,
     pub(super) managed: Vec<ManagedRow>,
+    /// `[issuer] url`.
+    pub(super) issuer: Option<Arc<str>>,
 }
 
 /// One connector that may come.
@@ -55,6 +61,8 @@ pub(super) struct Known {
     /// When its key was last found to be used in two places at once, and where.
     pub(super) flapping: Option<(Instant, [SocketAddr; 2])>,
     pub(super) live: Option<Live>,
+    /// What it signs tokens with; kept for as long as the connector is known.
+    pub(super) proof_keys: Vec<ProofKey>,
     /// Since when this relay knows it; its row is older.
     since: Instant,
 }
@@ -91,9 +99,17 @@ impl Table {
                 former: None,
                 flapping: None,
                 live: None,
+                proof_keys: Vec::new(),
                 since: Instant::now(),
             },
         );
+    }
+
+    /// Takes a connector's list of keys: those that are keys, and no more than it can need.
+    pub(super) fn note_proof_keys(&mut self, id: &ConnectorId, keys: Vec<ProofKey>) {
+        if let Some(known) = self.connectors.get_mut(id) {
+            known.proof_keys = keys.into_iter().filter(ProofKey::is_well_formed).take(PROOF_KEYS_AT_MOST).collect();
+        }
     }
 
     /// Forgets one.

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::ConnectorId;
 use crate::key::PublicKey;
 use crate::name::{Label, ServiceName};
+use crate::proof::ProofKey;
 
 /// Version of these messages.
 pub const VERSION: u32 = 1;
@@ -66,6 +67,11 @@ pub enum ToRelay {
     Managed {
         /// Those that it does not serve, and why. What its allow-list forbids is announced too, as down: callers are told.
         refused: Vec<RefusedService>,
+    },
+    /// The keys that this connector signs tokens for its origins with: the whole list each time.
+    ProofKeys {
+        /// All of them, also those that are to sign later and those whose last tokens still live.
+        keys: Vec<ProofKey>,
     },
     /// Asks for a [`ToConnector::Pong`].
     Ping {
@@ -162,6 +168,11 @@ pub enum ToConnector {
     Manage {
         /// All of them.
         services: Vec<ManagedService>,
+    },
+    /// Who this relay answers as to those who verify what the connectors of this tunnel sign. After [`ToConnector::Welcome`].
+    Issuer {
+        /// The URL that tokens name, below which the keys are found.
+        url: String,
     },
     /// Asks for a [`ToRelay::Pong`].
     Ping {

@@ -11,6 +11,7 @@ pub mod id;
 pub mod kem;
 pub mod key;
 pub mod name;
+pub mod proof;
 pub mod reason;
 pub mod token;
 pub mod units;

@@ -1,0 +1,275 @@
+//! A short-lived token (RFC 7519) by which an origin knows that a request came through this connector, and which gateway's.
+//!
+//! Must never let a request pass without one, or one live longer than was asked for.
+
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use culvert_hop::fault::{Fault, Retry, Side};
+use culvert_hop::message::RequestParts;
+use culvert_model::name::ServiceName;
+use culvert_model::proof::Algorithm;
+use culvert_model::reason::Reason;
+use http::{HeaderName, HeaderValue};
+use serde_json::{Map, Value};
+
+use super::Proofs;
+
+/// Claims that are ours to make.
+pub const OWN_CLAIMS: [&str; 10] =
+    ["iss", "sub", "aud", "iat", "nbf", "exp", "jti", "culvert_method", "culvert_path", "culvert_gateway"];
+
+/// What `[service.auth]` of type `jwt` says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JwtSettings {
+    /// What it is signed with.
+    pub algorithm: Algorithm,
+    /// `aud`.
+    pub audience: String,
+    /// `iss`; none: as the relay told.
+    pub issuer: Option<String>,
+    /// `sub`; none: the tunnel's name, a slash, and the service's.
+    pub subject: Option<String>,
+    /// From `iat` to `exp`.
+    pub lifetime: Duration,
+    /// The field that it goes in.
+    pub header: HeaderName,
+    /// What stands before it there.
+    pub prefix: String,
+    /// Whether each request gets its own, for its method and path alone.
+    pub is_bound: bool,
+    /// More claims.
+    pub claims: Map<String, Value>,
+}
+
+/// Makes tokens for one service.
+pub struct Jwt {
+    settings: JwtSettings,
+    cached: Mutex<Option<Cached>>,
+}
+
+struct Cached {
+    value: HeaderValue,
+    /// [`Proofs::version`]
+    version: u64,
+    made: SystemTime,
+}
+
+impl Jwt {
+    /// With nothing made yet.
+    pub const fn new(settings: JwtSettings) -> Self {
+        Self { settings, cached: Mutex::new(None) }
+    }
+
+    /// What it signs with.
+    pub const fn algorithm(&self) -> Algorithm {
+        self.settings.algorithm
+    }
+
+    /// Puts a token into the request. The policy of the service has taken out whatever was there.
+    ///
+    /// # Errors
+    /// A [`Fault`] `origin_auth`.
+    pub fn prove(
+        &self,
+        parts: &mut RequestParts,
+        service: &ServiceName,
+        proofs: &Proofs,
+        now: SystemTime,
+    ) -> Result<(), Fault> {
+        let value = match self.settings.is_bound {
+            true => self.mint(Some(parts), service, proofs, now)?,
+            false => self.cached(service, proofs, now)?,
+        };
+        parts.headers.append(self.settings.header.clone(), value);
+        Ok(())
+    }
+
+    fn cached(&self, service: &ServiceName, proofs: &Proofs, now: SystemTime) -> Result<HeaderValue, Fault> {
+        let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        let version = proofs.version();
+        if let Some(Cached { value, version: of, made }) = &*cached
+            && *of == version
+            // Half of its life is left for the way and for clocks; a clock that went back makes another.
+            && now.duration_since(*made).is_ok_and(|age| age < self.settings.lifetime / 2)
+        {
+            return Ok(value.clone());
+        }
+        let value = self.mint(None, service, proofs, now)?;
+        *cached = Some(Cached { value: value.clone(), version, made: now });
+        Ok(value)
+    }
+
+    fn mint(
+        &self,
+        parts: Option<&RequestParts>,
+        service: &ServiceName,
+        proofs: &Proofs,
+        now: SystemTime,
+    ) -> Result<HeaderValue, Fault> {
+        let settings = &self.settings;
+        let no = |why: &str| Fault::new(Reason::OriginAuth).side(Side::Here).retry(Retry::Safe).log(why);
+        let issuer = settings.issuer.as_deref().map(Into::into).or_else(|| proofs.issuer());
+        let issuer = issuer.ok_or_else(|| {
+            no("no issuer: the relay has none ([issuer] url), and issuer in [service.auth] names none")
+        })?;
+        let subject = match &settings.subject {
+            Some(subject) => subject.clone(),
+            None => match proofs.tunnel() {
+                Some(tunnel) => format!("{tunnel}/{service}"),
+                None => service.as_str().to_owned(),
+            },
+        };
+        let key = proofs.signing(settings.algorithm, now).ok_or_else(|| no("no signing key could be made"))?;
+        let seconds = now.duration_since(SystemTime::UNIX_EPOCH).map_err(|_| no("the clock is before 1970"))?.as_secs();
+        let mut claims = settings.claims.clone();
+        let mut claim = |name: &str, value: Value| claims.insert(name.to_owned(), value);
+        claim("iss", (*issuer).into());
+        claim("sub", subject.into());
+        claim("aud", settings.audience.as_str().into());
+        claim("iat", seconds.into());
+        claim("nbf", seconds.into());
+        claim("exp", (seconds + settings.lifetime.as_secs()).into());
+        claim("jti", URL_SAFE_NO_PAD.encode(rand::random::<[u8; 16]>()).into());
+        if let Some(parts) = parts {
+            claim("culvert_method", parts.method.as_str().into());
+            claim("culvert_path", parts.uri.path_and_query().map_or("/", |path| path.as_str()).into());
+        }
+        let head = format!(r#"{{"alg":"{}","kid":"{}","typ":"JWT"}}"#, settings.algorithm.name(), key.kid);
+        let claims = Value::Object(claims).to_string();
+        let mut token = String::with_capacity(512 + settings.prefix.len());
+        token.push_str(&settings.prefix);
+        URL_SAFE_NO_PAD.encode_string(head, &mut token);
+        token.push('.');
+        URL_SAFE_NO_PAD.encode_string(claims, &mut token);
+        let signed = token.get(settings.prefix.len()..).unwrap_or_default();
+        let signature = key.sign(signed.as_bytes()).ok_or_else(|| no("the token could not be signed"))?;
+        token.push('.');
+        URL_SAFE_NO_PAD.encode_string(signature, &mut token);
+        let mut value = HeaderValue::try_from(token).map_err(|_| no("the prefix holds what no field may hold"))?;
+        value.set_sensitive(true);
+        Ok(value)
+    }
+}
+
+impl PartialEq for Jwt {
+    fn eq(&self, other: &Self) -> bool {
+        self.settings == other.settings
+    }
+}
+
+impl fmt::Debug for Jwt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Jwt").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use culvert_hop::message::Request;
+    use ring::signature::{ECDSA_P256_SHA256_FIXED, ED25519, UnparsedPublicKey, VerificationAlgorithm};
+
+    use super::*;
+
+    fn settings(algorithm: Algorithm, is_bound: bool) -> JwtSettings {
+        JwtSettings {
+            algorithm,
+            audience: "orders-api".to_owned(),
+            issuer: None,
+            subject: None,
+            lifetime: Duration::from_secs(300),
+            header: http::header::AUTHORIZATION,
+            prefix: "Bearer ".to_owned(),
+            is_bound,
+            claims: Map::from_iter([("team".to_owned(), "shop".into())]),
+        }
+    }
+
+    fn proofs() -> Proofs {
+        let proofs = Proofs::default();
+        proofs.need(&BTreeSet::from([Algorithm::EdDsa, Algorithm::Es256]), at(0)).unwrap();
+        proofs
+    }
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs((1 << 30) + seconds)
+    }
+
+    fn token(jwt: &Jwt, proofs: &Proofs, path: &str, now: SystemTime) -> Result<String, Reason> {
+        let mut request = http::Request::new(());
+        *request.uri_mut() = path.parse().unwrap();
+        let (mut parts, ()) = Request::from(request).into_parts();
+        jwt.prove(&mut parts, &"orders".parse().unwrap(), proofs, now).map_err(|fault| fault.reason)?;
+        let value = parts.headers.get("authorization").unwrap().to_str().unwrap();
+        Ok(value.strip_prefix("Bearer ").unwrap().to_owned())
+    }
+
+    fn claims(token: &str) -> Value {
+        let middle = token.split('.').nth(1).unwrap();
+        serde_json::from_slice(&URL_SAFE_NO_PAD.decode(middle).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_token_says_who_for_whom_and_how_long_and_is_signed_by_the_published_key() {
+        for (algorithm, verify) in
+            [(Algorithm::EdDsa, &ED25519 as &dyn VerificationAlgorithm), (Algorithm::Es256, &ECDSA_P256_SHA256_FIXED)]
+        {
+            let (proofs, jwt) = (proofs(), Jwt::new(settings(algorithm, true)));
+            proofs.told("https://id.example/shop", "shop");
+            let token = token(&jwt, &proofs, "/a?b=c", at(0)).unwrap();
+            let said = claims(&token);
+            let seconds = (1 << 30) as u64;
+            for (name, value) in [
+                ("iss", Value::from("https://id.example/shop")),
+                ("sub", "shop/orders".into()),
+                ("aud", "orders-api".into()),
+                ("iat", seconds.into()),
+                ("nbf", seconds.into()),
+                ("exp", (seconds + 300).into()),
+                ("culvert_method", "GET".into()),
+                ("culvert_path", "/a?b=c".into()),
+                ("team", "shop".into()),
+            ] {
+                assert_eq!(said[name], value, "{name}");
+            }
+            let key = proofs.published().into_iter().find(|key| key.alg == algorithm).unwrap();
+            let (signed, signature) = token.rsplit_once('.').unwrap();
+            let number = |text: &str| URL_SAFE_NO_PAD.decode(text).unwrap();
+            let public = match &key.y {
+                None => number(&key.x),
+                Some(y) => [vec![4], number(&key.x), number(y)].concat(),
+            };
+            UnparsedPublicKey::new(verify, public).verify(signed.as_bytes(), &number(signature)).unwrap();
+            let head: Value = serde_json::from_slice(&number(token.split('.').next().unwrap())).unwrap();
+            assert_eq!((head["alg"].as_str(), head["kid"].as_str()), (Some(algorithm.name()), Some(&*key.kid())));
+        }
+    }
+
+    #[test]
+    fn a_token_that_is_not_bound_serves_for_half_its_life_and_no_other_issuer() {
+        let (proofs, jwt) = (proofs(), Jwt::new(settings(Algorithm::EdDsa, false)));
+        proofs.told("https://id.example/shop", "shop");
+        let first = token(&jwt, &proofs, "/a", at(0)).unwrap();
+        assert_eq!(token(&jwt, &proofs, "/b", at(149)).unwrap(), first);
+        assert_ne!(token(&jwt, &proofs, "/b", at(150)).unwrap(), first);
+        assert_ne!(token(&jwt, &proofs, "/b", at(149)).unwrap(), first, "a clock that went back");
+        let before = token(&jwt, &proofs, "/b", at(160)).unwrap();
+        proofs.told("https://other.example/shop", "shop");
+        let after = token(&jwt, &proofs, "/b", at(160)).unwrap();
+        assert!(before != after && claims(&after)["iss"] == "https://other.example/shop");
+    }
+
+    #[test]
+    fn a_token_that_cannot_be_made_is_a_failure_and_not_a_request_without_one() {
+        let jwt = Jwt::new(settings(Algorithm::EdDsa, false));
+        assert_eq!(token(&jwt, &proofs(), "/", at(0)), Err(Reason::OriginAuth), "nobody told of an issuer");
+        let keyless = Proofs::default();
+        keyless.told("https://id.example/shop", "shop");
+        assert_eq!(token(&jwt, &keyless, "/", at(0)), Err(Reason::OriginAuth));
+    }
+}

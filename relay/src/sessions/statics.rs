@@ -3,6 +3,7 @@
 //! Connectors are told of the newest key through their tunnels and shake hands under it by themselves. Must never end a
 //! session before the grace of its key is over.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -26,7 +27,10 @@ use crate::rotation::Retired;
 const LAST_WORD: Duration = Duration::from_millis(100);
 
 /// The relay's static keys, as the engine numbers them.
-pub(super) struct Statics(Mutex<Numbered>);
+pub(super) struct Statics {
+    numbered: Mutex<Numbered>,
+    complained: AtomicBool,
+}
 
 struct Numbered {
     newest: usize,
@@ -37,7 +41,7 @@ struct Numbered {
 impl Statics {
     /// Gives the plane all keys that are answered now.
     pub(super) fn new(plane: &Plane, identity: &Identity, now: SystemTime) -> Self {
-        Self(Mutex::new(Numbered::of(plane, identity, now)))
+        Self { numbered: Mutex::new(Numbered::of(plane, identity, now)), complained: AtomicBool::new(false) }
     }
 
     /// The number of the key that peers are added with.
@@ -67,7 +71,7 @@ impl Statics {
     }
 
     fn lock(&self) -> MutexGuard<'_, Numbered> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.numbered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -156,8 +160,13 @@ pub(super) fn keep(shared: &Arc<Shared>, tasks: &mut JoinSet<()>, now: SystemTim
         });
         match kept.await {
             Ok(Ok(Some(retired))) => shared.retired(&retired, now).await,
-            Ok(Ok(None)) | Err(_) => {}
-            Ok(Err(error)) => warn!(%error, "state of the key's rotation not written"),
+            Ok(Ok(None)) => shared.statics.complained.store(false, Ordering::Relaxed),
+            Err(_) => {}
+            // Tried again every second: said once.
+            Ok(Err(error)) if !shared.statics.complained.swap(true, Ordering::Relaxed) => {
+                warn!(%error, "state of the key's rotation not written");
+            }
+            Ok(Err(error)) => debug!(%error, "state of the key's rotation not written"),
         }
     });
 }

@@ -248,7 +248,8 @@ async fn a_stolen_key_in_two_places_is_noticed_once_and_shown_everywhere() -> Re
     let audit = relay.cli(&["audit"]).await?.stdout;
     let rows: Vec<&str> = audit.lines().filter(|line| line.contains("connector.flapping")).collect();
     assert!(rows.len() == 1 && names_both(rows[0]) && rows[0].contains(id), "{audit}");
-    let said: Vec<String> = relay.output().lines().filter(|line| line.contains("two places")).map(str::to_owned).collect();
-    assert!(said.len() == 1 && names_both(&said[0]) && said[0].contains("WARN"), "{said:?}");
+    let output = relay.output();
+    let said: Vec<&str> = output.lines().filter(|line| line.contains("two places")).collect();
+    assert!(said.len() == 1 && names_both(said[0]) && said[0].contains("WARN"), "{said:?}");
     Ok(())
 }

@@ -450,7 +450,7 @@ fn mac1_names_the_key_and_each_key_has_a_cookie_key_of_its_own() {
     assert!(took.is_some(), "the cookie was sealed for the key that was addressed");
     assert_eq!(pair.sent(RELAY, Kind::Cookie), 1);
     assert_eq!((static_of(&mut pair, RELAY).1, static_of(&mut pair, CONNECTOR).0), (index, new.public_key()));
-    // A response whose mac1 names another key of ours than the one that asked is dropped.
+    // What is meant for a key of somebody else fits none of ours.
     let relay = pair.address(RELAY);
     let response = pair.wire.iter().find(|sent| kind_of(&sent.bytes) == Kind::Response).unwrap().clone();
     pair.inject(response.to, relay, response.bytes);

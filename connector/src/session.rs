@@ -177,7 +177,8 @@ impl Session<'_> {
                 Ok(()) = wishes.changed(), if self.welcomed => self.introduce().await,
                 Ok(()) = refused.changed(), if self.managing.is_asked => self.tell_refused().await,
                 Ok(()) = rotation.changed() => Ok(()),
-                Ok(()) = proofs.changed(), if self.welcomed => self.tell_proof_keys().await,
+                // At once: they are served before the first token reaches an origin.
+                Ok(()) = proofs.changed() => self.tell_proof_keys().await,
                 event = self.way.events.recv() => match event {
                     Some(event) => match self.event(&event) {
                         Some(ended) => return Left::Ended(ended),

@@ -350,6 +350,12 @@ impl<'a> Session<'a> {
         let refused = decision.refused.iter().cloned().chain(beyond_token).chain(beyond);
         let refused: Vec<RefusedService> = refused.map(|(name, why)| RefusedService { name, why }).collect();
         self.say_refused(&refused);
+        // Before requests come, which may have to be proven.
+        let issuer = self.shared.table().issuer.clone();
+        if let Some(base) = issuer {
+            let url = issuer::url(&base, &self.member.tunnel);
+            self.frames.send(&ToConnector::Issuer { url }).await?;
+        }
         let accepted = self.services.iter().filter(|service| decision.accepted.contains(&service.name));
         self.pairs = accepted.map(|service| Arc::new(Pair::new(Arc::clone(&self.member), service))).collect();
         {
@@ -376,11 +382,6 @@ impl<'a> Session<'a> {
             refused,
         };
         self.frames.send(&ToConnector::Welcome(welcome)).await?;
-        let issuer = self.shared.table().issuer.clone();
-        if let Some(base) = issuer {
-            let url = issuer::url(&base, &self.member.tunnel);
-            self.frames.send(&ToConnector::Issuer { url }).await?;
-        }
         if let Some(news) = self.shared.news_of_key(self.member.connection().peer()) {
             self.frames.send(&news).await?;
         }

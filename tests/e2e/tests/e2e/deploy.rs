@@ -23,7 +23,9 @@ async fn every_example_is_a_configuration_that_check_accepts() -> Result<()> {
     let connector = Connector::new("", &[])?;
     let (relays, connectors) = (examples("relay")?, examples("connector")?);
     assert!(!relays.is_empty() && !connectors.is_empty());
-    let all = std::fs::read_dir(binary::project().join("deploy/examples"))?.count();
+    // origins/ is for origins: proof.rs runs it.
+    let all = std::fs::read_dir(binary::project().join("deploy/examples"))?.flatten();
+    let all = all.filter(|entry| entry.path().is_file()).count();
     assert_eq!(all, relays.len() + connectors.len(), "an example that no test parses");
     for path in relays {
         let said = relay.cli(&["check", "--config", &path.display().to_string()]).await?;

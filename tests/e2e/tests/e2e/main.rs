@@ -24,6 +24,7 @@ mod managed;
 mod many;
 mod origins;
 mod promises;
+mod proof;
 mod reasons;
 mod redemptions;
 mod relay_key;

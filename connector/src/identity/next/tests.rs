@@ -57,6 +57,9 @@ impl Host {
     }
 }
 
+/// One change of one file.
+type Step<'a> = Box<dyn Fn(&StateDir) + 'a>;
+
 /// The same directory, elsewhere.
 fn copy(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).unwrap().flatten() {
@@ -118,8 +121,7 @@ fn a_change_of_keys_cut_short_at_any_file_leaves_a_connector_that_comes_back_as_
     let joined = whole.read(JOINED).unwrap().unwrap();
     // Every prefix of its steps, made by hand.
     let of = |relay: &str, file: &str| format!("relays/{relay}/{file}");
-    let mut steps: Vec<Box<dyn Fn(&StateDir)>> =
-        vec![Box::new(|state| state.write("next/joined.json", &joined).unwrap())];
+    let mut steps: Vec<Step<'_>> = vec![Box::new(|state| state.write("next/joined.json", &joined).unwrap())];
     steps.push(Box::new(|state| rename(state, "next/private.key", "private.key").unwrap()));
     for name in
         ["a.example", "b.example"].iter().flat_map(|relay| [of(relay, "preshared.key"), of(relay, "epochs.key")])

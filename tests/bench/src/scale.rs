@@ -44,8 +44,8 @@ pub(crate) struct Arrival {
 
 const SERVICE: &str = "orders";
 /// How long a crowd may take to come: some seconds, and some for each connector.
-const PATIENCE: Duration = Duration::from_secs(60);
-const PATIENCE_EACH: Duration = Duration::from_millis(30);
+const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE_EACH: Duration = Duration::from_millis(60);
 
 /// Measures a crowd of that size, looked at for `idle` once it is there.
 pub(crate) async fn measure(connectors: usize, idle: Duration) -> Scale {

@@ -110,6 +110,9 @@ fn one_work(report: &Report, work: &str, text: &mut String) -> std::fmt::Result 
 }
 
 fn memory(report: &Report, text: &mut String) -> std::fmt::Result {
+    if report.memory.is_empty() {
+        return Ok(());
+    }
     writeln!(text, "\n### Resident memory, MiB\n\n| | idle gw / vpc | peak gw / vpc |\n|---|---|---|")?;
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     for one in &report.memory {

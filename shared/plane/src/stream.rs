@@ -11,7 +11,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Bytes, BytesMut};
 use culvert_engine::PeerId;
 use culvert_model::reason::Reason;
-use quinn::{ReadError, RecvStream, SendStream, VarInt, WriteError};
+use quinn::{ReadError, RecvStream, SendStream, Side, VarInt, WriteError};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -19,6 +19,10 @@ use crate::connection::Link;
 
 /// One vectored write copies at most this much into one allocation.
 const MAX_GATHER: usize = 64 * 1024;
+
+/// The first stream that the dialling end opens carries what both ends have to say to each other, signs of life above all:
+/// on a way that is full it goes before the others (0), or a long transfer would make them silent.
+const FIRST_STREAM: i32 = 1;
 
 /// A bidirectional stream. `poll_shutdown` sends FIN (half-close, it cancels nothing); dropped without it = RESET and
 /// STOP_SENDING.
@@ -77,6 +81,10 @@ impl Stream {
         opened_here: bool,
     ) -> Self {
         let (send_over, receive_over, read) = (false, false, false);
+        if send.id().initiator() == Side::Client && send.id().index() == 0 {
+            // It fails only for a stream that is over, which needs none.
+            let _ = send.set_priority(FIRST_STREAM);
+        }
         Self { send, receive, link, _share: share, opened_here, send_over, receive_over, read }
     }
 

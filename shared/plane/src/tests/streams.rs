@@ -164,3 +164,37 @@ async fn streams_past_the_budget_wait_for_others_to_end() {
     drop(first);
     soon(third).await.unwrap();
 }
+
+#[tokio::test]
+async fn the_first_stream_goes_before_a_long_transfer_that_waits_for_a_slow_way() {
+    let network = Network::new();
+    let (_relay, far, _connector, near, _) = joined(&network).await;
+    let mut control = soon(near.open()).await.unwrap();
+    soon(control.write_all(b"hello")).await.unwrap();
+    let mut control_far = soon(far.accept()).await.unwrap();
+    soon(control_far.read_exact(&mut [0; 5])).await.unwrap();
+    let mut bulk = soon(far.open()).await.unwrap();
+    soon(bulk.write_all(b"x")).await.unwrap();
+    let mut bulk_near = soon(near.accept()).await.unwrap();
+    soon(bulk_near.read_exact(&mut [0; 1])).await.unwrap();
+    // More is queued than the way takes, and only then the word on the first stream.
+    network.set_rule(|_, _, _| false);
+    soon(bulk.write_all(&bytes(240 << 10, 3))).await.unwrap();
+    soon(control_far.write_all(b"alive")).await.unwrap();
+    network.set_rule(|_, _, _| true);
+    let mut before = 0;
+    let mut buffer = [0; 1 << 10];
+    let mut word = [0; 5];
+    let mut said = std::pin::pin!(control.read_exact(&mut word));
+    soon(async {
+        loop {
+            tokio::select! {
+                biased;
+                read = &mut said => break drop(read.unwrap()),
+                read = bulk_near.read(&mut buffer) => before += read.unwrap(),
+            }
+        }
+    })
+    .await;
+    assert!(before < 120 << 10, "{before} bytes of the transfer came first");
+}

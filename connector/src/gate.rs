@@ -19,7 +19,7 @@ use culvert_hop::retry::{Again, is_idempotent};
 use culvert_hop::server::{self, ServerSettings};
 use culvert_hop::upgrade::{OnUpgrade, Protocol, Raw, splice};
 use culvert_hop::{failure, response};
-use culvert_model::control::SERVICE_FIELD;
+use culvert_model::control::{CALLER_FIELD, SERVICE_FIELD};
 use culvert_model::reason::Reason;
 use culvert_ops::drain::{Drain, InFlight};
 use culvert_ops::task::Owner;
@@ -154,13 +154,15 @@ impl Gate {
         upgraded: &Upgraded,
     ) -> Result<Response<Body>, Fault> {
         let service = &upstream.service;
+        // Before it is taken out with everything that is between relay and connector alone.
+        let caller = service.auth.as_ref().and_then(|_| parts.headers.get(CALLER_FIELD).cloned());
         request::deliver(&mut parts, &head);
         match &service.host {
             HostPolicy::Preserve => {}
             HostPolicy::Origin => request::set_host(&mut parts, upstream.authority.clone()),
             HostPolicy::Literal(host) => request::set_host(&mut parts, host.clone()),
         }
-        upstream.prove(&mut parts)?;
+        upstream.prove(&mut parts, caller.as_ref())?;
         let body = match may_have_trailers(&parts, &body) && !service.fields.is_empty() {
             true => Untrailed::of(body, &service.fields),
             false => body,

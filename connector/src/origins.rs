@@ -21,7 +21,7 @@ use crate::metrics::ServiceMetrics;
 use crate::names::Names;
 use crate::origin::{Host, Origin, Scheme};
 use crate::origin_io::OriginIo;
-use crate::proof::Proofs;
+use crate::proof::{About, Proofs};
 use crate::reach::now;
 use crate::service::Service;
 use crate::tls::{Offer, Warnings, refusal};
@@ -140,6 +140,10 @@ impl Origins {
         let table = Arc::new(Table { upstreams: upstreams.collect() });
         *self.table.write().unwrap_or_else(std::sync::PoisonError::into_inner) = table;
         self.tend_keys(SystemTime::now());
+        if self.table().iter().any(|upstream| upstream.service.auth.is_some()) {
+            // Relays hear of services that came to be proven.
+            self.proofs.renew();
+        }
         for (name, upstream) in &old.upstreams {
             if !kept.contains(name) {
                 upstream.pool.close();
@@ -224,14 +228,17 @@ impl Upstream {
         self.pool.opener().admission != Admission::Declared
     }
 
-    /// Makes a request's fields those that the origin is to see, its proof among them.
+    /// Makes a request's fields those that the origin is to see, its proof among them, which names the gateway `caller`.
     ///
     /// # Errors
     /// A [`Fault`] `origin_auth`: nothing may be sent.
-    pub fn prove(&self, parts: &mut RequestParts) -> Result<(), Fault> {
+    pub fn prove(&self, parts: &mut RequestParts, caller: Option<&HeaderValue>) -> Result<(), Fault> {
         self.service.fields.apply(&mut parts.headers);
         match &self.service.auth {
-            Some(auth) => auth.prove(parts, &self.service.name, &self.proofs, SystemTime::now()),
+            Some(auth) => {
+                let about = About { service: &self.service.name, caller: caller.and_then(|name| name.to_str().ok()) };
+                auth.prove(parts, about, &self.proofs, SystemTime::now())
+            }
             None => Ok(()),
         }
     }

@@ -401,12 +401,16 @@ impl Session<'_> {
 
     /// A connector that signs nothing says nothing: an older relay is not asked what it does not know.
     async fn tell_proof_keys(&mut self) -> Result<(), ControlError> {
-        let keys = self.shared.origins.proofs().published();
+        let origins = &self.shared.origins;
+        let keys = origins.proofs().published();
+        let table = origins.table();
+        let proven = table.iter().filter(|upstream| upstream.service.auth.is_some());
+        let callers = proven.map(|upstream| upstream.service.name.clone()).collect();
         if keys.is_empty() && !self.told_proof_keys {
             return Ok(());
         }
         self.told_proof_keys = true;
-        self.send(&ToRelay::ProofKeys { keys }).await
+        self.send(&ToRelay::ProofKeys { keys, callers }).await
     }
 
     async fn announce(&mut self) -> Result<(), ControlError> {

@@ -16,7 +16,7 @@ use culvert_hop::message::{Request, RequestParts as Parts, Response};
 use culvert_hop::request::{self, Caller, ForwardPolicy, Head};
 use culvert_hop::response;
 use culvert_hop::upgrade::{self, Protocol, Spliced};
-use culvert_model::control::{SERVICE_FIELD, TCP_PROTOCOL};
+use culvert_model::control::{CALLER_FIELD, SERVICE_FIELD, TCP_PROTOCOL};
 use culvert_model::name::ServiceName;
 use culvert_model::reason::Reason;
 use culvert_ops::drain::Drain;
@@ -39,6 +39,7 @@ use crate::send::Sender;
 use crate::sessions::{Balance, Directory, Service};
 
 const SERVICE: HeaderName = HeaderName::from_static(SERVICE_FIELD);
+const CALLER: HeaderName = HeaderName::from_static(CALLER_FIELD);
 /// In a drain a WebSocket's other side gets so long to answer the Close frame.
 const FAREWELL_WITHIN: Duration = Duration::from_millis(500);
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -193,6 +194,12 @@ impl Exchanges {
         request::forward(&mut parts, head, caller, door.forward, &self.relay)?;
         let name = HeaderValue::from_str(service.name().as_str()).map_err(|_| Fault::new(Reason::Internal))?;
         parts.headers.insert(SERVICE, name);
+        if let Some(gateway) = &record.gateway
+            && service.tells_caller()
+            && let Ok(name) = HeaderValue::from_str(gateway.name.as_str())
+        {
+            parts.headers.insert(CALLER, name);
+        }
         let started = Instant::now();
         let request = Request::from_parts(parts, body);
         let sent = self.sender.send(&service, request, stick).await;

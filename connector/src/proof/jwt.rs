@@ -2,6 +2,7 @@
 //!
 //! Must never let a request pass without one, or one live longer than was asked for.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -45,10 +46,23 @@ pub struct JwtSettings {
     pub claims: Map<String, Value>,
 }
 
+/// What a token is about.
+#[derive(Debug, Clone, Copy)]
+pub struct About<'a> {
+    /// The service that is called.
+    pub service: &'a ServiceName,
+    /// The gateway that the relay found the caller to be.
+    pub caller: Option<&'a str>,
+}
+
+/// Gateways whose tokens are kept: past so many all are made anew.
+const KEPT: usize = 256;
+
 /// Makes tokens for one service.
 pub struct Jwt {
     settings: JwtSettings,
-    cached: Mutex<Option<Cached>>,
+    /// By gateway; nobody's is under the empty name.
+    cached: Mutex<BTreeMap<Box<str>, Cached>>,
 }
 
 struct Cached {
@@ -61,7 +75,7 @@ struct Cached {
 impl Jwt {
     /// With nothing made yet.
     pub const fn new(settings: JwtSettings) -> Self {
-        Self { settings, cached: Mutex::new(None) }
+        Self { settings, cached: Mutex::new(BTreeMap::new()) }
     }
 
     /// What it signs with.
@@ -76,37 +90,41 @@ impl Jwt {
     pub fn prove(
         &self,
         parts: &mut RequestParts,
-        service: &ServiceName,
+        about: About<'_>,
         proofs: &Proofs,
         now: SystemTime,
     ) -> Result<(), Fault> {
         let value = match self.settings.is_bound {
-            true => self.mint(Some(parts), service, proofs, now)?,
-            false => self.cached(service, proofs, now)?,
+            true => self.mint(Some(parts), about, proofs, now)?,
+            false => self.cached(about, proofs, now)?,
         };
         parts.headers.append(self.settings.header.clone(), value);
         Ok(())
     }
 
-    fn cached(&self, service: &ServiceName, proofs: &Proofs, now: SystemTime) -> Result<HeaderValue, Fault> {
+    fn cached(&self, about: About<'_>, proofs: &Proofs, now: SystemTime) -> Result<HeaderValue, Fault> {
         let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
         let version = proofs.version();
-        if let Some(Cached { value, version: of, made }) = &*cached
+        let caller = about.caller.unwrap_or_default();
+        if let Some(Cached { value, version: of, made }) = cached.get(caller)
             && *of == version
             // Half of its life is left for the way and for clocks; a clock that went back makes another.
             && now.duration_since(*made).is_ok_and(|age| age < self.settings.lifetime / 2)
         {
             return Ok(value.clone());
         }
-        let value = self.mint(None, service, proofs, now)?;
-        *cached = Some(Cached { value: value.clone(), version, made: now });
+        let value = self.mint(None, about, proofs, now)?;
+        if cached.len() >= KEPT {
+            cached.clear();
+        }
+        cached.insert(caller.into(), Cached { value: value.clone(), version, made: now });
         Ok(value)
     }
 
     fn mint(
         &self,
         parts: Option<&RequestParts>,
-        service: &ServiceName,
+        About { service, caller }: About<'_>,
         proofs: &Proofs,
         now: SystemTime,
     ) -> Result<HeaderValue, Fault> {
@@ -134,6 +152,9 @@ impl Jwt {
         claim("nbf", seconds.into());
         claim("exp", (seconds + settings.lifetime.as_secs()).into());
         claim("jti", URL_SAFE_NO_PAD.encode(rand::random::<[u8; 16]>()).into());
+        if let Some(caller) = caller {
+            claim("culvert_gateway", caller.into());
+        }
         if let Some(parts) = parts {
             claim("culvert_method", parts.method.as_str().into());
             claim("culvert_path", parts.uri.path_and_query().map_or("/", |path| path.as_str()).into());
@@ -201,10 +222,22 @@ mod tests {
     }
 
     fn token(jwt: &Jwt, proofs: &Proofs, path: &str, now: SystemTime) -> Result<String, Reason> {
+        token_for(None, jwt, proofs, path, now)
+    }
+
+    fn token_for(
+        caller: Option<&str>,
+        jwt: &Jwt,
+        proofs: &Proofs,
+        path: &str,
+        now: SystemTime,
+    ) -> Result<String, Reason> {
+        let service = "orders".parse().unwrap();
         let mut request = http::Request::new(());
         *request.uri_mut() = path.parse().unwrap();
         let (mut parts, ()) = Request::from(request).into_parts();
-        jwt.prove(&mut parts, &"orders".parse().unwrap(), proofs, now).map_err(|fault| fault.reason)?;
+        let about = About { service: &service, caller };
+        jwt.prove(&mut parts, about, proofs, now).map_err(|fault| fault.reason)?;
         let value = parts.headers.get("authorization").unwrap().to_str().unwrap();
         Ok(value.strip_prefix("Bearer ").unwrap().to_owned())
     }
@@ -262,6 +295,20 @@ mod tests {
         proofs.told("https://other.example/shop", "shop");
         let after = token(&jwt, &proofs, "/b", at(160)).unwrap();
         assert!(before != after && claims(&after)["iss"] == "https://other.example/shop");
+    }
+
+    #[test]
+    fn a_token_names_the_gateway_that_called_and_is_no_other_gateways() {
+        let (proofs, jwt) = (proofs(), Jwt::new(settings(Algorithm::EdDsa, false)));
+        proofs.told("https://id.example/shop", "shop");
+        for caller in [Some("kong"), None, Some("nginx"), Some("kong")] {
+            let token = token_for(caller, &jwt, &proofs, "/", at(0)).unwrap();
+            assert_eq!(claims(&token)["culvert_gateway"].as_str(), caller);
+        }
+        for number in 0..2 * KEPT {
+            token_for(Some(&number.to_string()), &jwt, &proofs, "/", at(0)).unwrap();
+            assert!(jwt.cached.lock().unwrap().len() <= KEPT);
+        }
     }
 
     #[test]

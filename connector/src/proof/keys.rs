@@ -117,6 +117,11 @@ impl Proofs {
         self.0.changed.subscribe()
     }
 
+    /// Has relays told again.
+    pub fn renew(&self) {
+        self.0.changed.send_modify(|version| *version += 1);
+    }
+
     /// How often anything changed.
     pub fn version(&self) -> u64 {
         *self.0.changed.borrow()

@@ -7,5 +7,5 @@ mod jwt;
 mod keys;
 
 pub use fields::{FieldPolicy, SetHeader, Untrailed, may_have_trailers};
-pub use jwt::{Jwt, JwtSettings, OWN_CLAIMS};
+pub use jwt::{About, Jwt, JwtSettings, OWN_CLAIMS};
 pub use keys::{Proofs, SigningKey};

@@ -254,7 +254,11 @@ impl<'a> Session<'a> {
                 info!(connector = %self.member.id, "connector is leaving");
             }
             ToRelay::Managed { refused } => self.managed(refused),
-            ToRelay::ProofKeys { keys } => self.shared.table().note_proof_keys(&self.member.id, keys),
+            ToRelay::ProofKeys { keys, callers } => {
+                self.shared.table().note_proof_keys(&self.member.id, keys);
+                let own = self.pairs.iter().map(|pair| &pair.service).filter(|name| callers.contains(name));
+                self.shared.directory.tell_callers(own);
+            }
             ToRelay::Unsupported { what } => debug!(connector = %self.member.id, what, "connector did not understand"),
             ToRelay::Introduce { relay, kem_key } => self.introduce(&relay, &kem_key).await?,
             ToRelay::Rekey(request) => {

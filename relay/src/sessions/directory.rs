@@ -4,7 +4,7 @@
 //! known service without a live pair is 503 and an unknown one 404.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -69,6 +69,8 @@ pub(crate) struct Service {
     pairs: Mutex<Vec<Arc<Pair>>>,
     expected_until: Mutex<Option<Instant>>,
     turn: AtomicU32,
+    /// A connector of it proves to its origin which gateway called.
+    tells_caller: AtomicBool,
     changed: Notify,
 }
 
@@ -146,6 +148,7 @@ impl Service {
             pairs: Mutex::default(),
             expected_until: Mutex::default(),
             turn: AtomicU32::new(0),
+            tells_caller: AtomicBool::new(false),
             changed: Notify::new(),
         }
     }
@@ -153,6 +156,11 @@ impl Service {
     /// Its name.
     pub(crate) fn name(&self) -> &ServiceName {
         &self.name
+    }
+
+    /// Whether its connectors are to be told who calls.
+    pub(crate) fn tells_caller(&self) -> bool {
+        self.tells_caller.load(Ordering::Relaxed)
     }
 
     /// The key that the service's balance asks for, if it has one.
@@ -285,6 +293,14 @@ impl Directory {
     #[cfg(test)]
     pub(crate) fn know(&self, known: &HashSet<ServiceName>) {
         self.set_known(known);
+    }
+
+    /// Requests of these services tell from now on who calls.
+    pub(super) fn tell_callers<'a>(&self, names: impl IntoIterator<Item = &'a ServiceName>) {
+        let services = lock(&self.services);
+        for service in names.into_iter().filter_map(|name| services.get(name.as_str())) {
+            service.tells_caller.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Replaces all pairs of one live connector.

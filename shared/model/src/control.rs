@@ -22,6 +22,8 @@ pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 pub const SERVICE_FIELD: &str = "culvert-service";
 /// The response field by which a connector tells its own failure: `REASON; sent=0|1`.
 pub const FAILURE_FIELD: &str = "culvert-failure";
+/// The request field by which the relay tells which gateway it has found the caller to be; absent where it asked nobody.
+pub const CALLER_FIELD: &str = "culvert-caller";
 /// What the relay asks to upgrade to when a stream is to carry one TCP connection of a service that is raw TCP.
 pub const TCP_PROTOCOL: &str = "culvert-tcp";
 /// Who connected to a raw TCP service, and where to: two socket addresses with one space between them. For the origin's
@@ -72,6 +74,9 @@ pub enum ToRelay {
     ProofKeys {
         /// All of them, also those that are to sign later and those whose last tokens still live.
         keys: Vec<ProofKey>,
+        /// Services whose proofs name the gateway: their requests are to tell it by [`CALLER_FIELD`].
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        callers: Vec<ServiceName>,
     },
     /// Asks for a [`ToConnector::Pong`].
     Ping {

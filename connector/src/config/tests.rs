@@ -116,7 +116,11 @@ fn what_means_nothing_is_refused_with_its_line() {
         (format!("{service}[service.auth]\ntype = \"saml\"\n"), 5, "jwt"),
         (format!("{service}[service.auth]\ntype = \"jwt\"\naudience = \"a\"\nlifetime = \"2h\"\n"), 7, "10s to 1h"),
         (format!("{service}[service.auth]\ntype = \"jwt\"\naudience = \"a\"\nclaims.iss = \"x\"\n"), 7, "itself"),
-        (format!("{service}authorization = \"remove\"\n[service.auth]\ntype = \"jwt\"\naudience = \"a\"\n"), 7, "elsewhere too"),
+        (
+            format!("{service}authorization = \"remove\"\n[service.auth]\ntype = \"jwt\"\naudience = \"a\"\n"),
+            7,
+            "elsewhere too",
+        ),
         (format!("{service}[service.headers]\nx-a = \"1\"\nx_a = \"2\"\n"), 6, "elsewhere too"),
         (format!("{service}remove_headers = [\"host\"]\n"), 4, "host = "),
         (format!("{service}[[callback]]\nlisten = \"127.0.0.1:1\"\n"), 4, "unknown key"),

@@ -132,7 +132,8 @@ fn transport(limits: &StreamLimits, outer_header: usize) -> TransportConfig {
         // Shared by all streams: a few that nobody reads would stop the rest (wire.md §1).
         .receive_window(VarInt::MAX)
         .send_window(SEND_WINDOW)
-        .send_fairness(false)
+        // Streams take turns packet by packet: a transfer that always has data would keep every other request waiting.
+        .send_fairness(true)
         .packet_threshold(PACKET_THRESHOLD)
         .initial_rtt(INITIAL_RTT)
         .max_idle_timeout(MAX_IDLE.try_into().ok())

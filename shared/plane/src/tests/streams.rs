@@ -167,25 +167,42 @@ async fn streams_past_the_budget_wait_for_others_to_end() {
 
 #[tokio::test]
 async fn the_first_stream_goes_before_a_long_transfer_that_waits_for_a_slow_way() {
+    let before = transferred_before_a_word(0).await;
+    assert!(before < 120 << 10, "{before} bytes of the transfer came first");
+}
+
+#[tokio::test]
+async fn every_stream_gets_its_share_of_a_slow_way_beside_a_long_transfer() {
+    let before = transferred_before_a_word(3).await;
+    assert!(before < 120 << 10, "{before} bytes of the transfer came first");
+}
+
+/// Queues more of a transfer than the way takes, and then a word on another stream, which the dialling end opened as its
+/// first but `nth`; the bytes of the transfer that come before the word.
+async fn transferred_before_a_word(nth: usize) -> usize {
     let network = Network::new();
     let (_relay, far, _connector, near, _) = joined(&network).await;
-    let mut control = soon(near.open()).await.unwrap();
-    soon(control.write_all(b"hello")).await.unwrap();
-    let mut control_far = soon(far.accept()).await.unwrap();
-    soon(control_far.read_exact(&mut [0; 5])).await.unwrap();
+    let mut pairs = Vec::new();
+    for _ in 0..=nth {
+        let mut here = soon(near.open()).await.unwrap();
+        soon(here.write_all(b"hello")).await.unwrap();
+        let mut there = soon(far.accept()).await.unwrap();
+        soon(there.read_exact(&mut [0; 5])).await.unwrap();
+        pairs.push((here, there));
+    }
+    let (mut here, mut there) = pairs.pop().unwrap();
     let mut bulk = soon(far.open()).await.unwrap();
     soon(bulk.write_all(b"x")).await.unwrap();
     let mut bulk_near = soon(near.accept()).await.unwrap();
     soon(bulk_near.read_exact(&mut [0; 1])).await.unwrap();
-    // More is queued than the way takes, and only then the word on the first stream.
     network.set_rule(|_, _, _| false);
     soon(bulk.write_all(&bytes(240 << 10, 3))).await.unwrap();
-    soon(control_far.write_all(b"alive")).await.unwrap();
+    soon(there.write_all(b"alive")).await.unwrap();
     network.set_rule(|_, _, _| true);
     let mut before = 0;
     let mut buffer = [0; 1 << 10];
     let mut word = [0; 5];
-    let mut said = std::pin::pin!(control.read_exact(&mut word));
+    let mut said = std::pin::pin!(here.read_exact(&mut word));
     soon(async {
         loop {
             tokio::select! {
@@ -196,5 +213,5 @@ async fn the_first_stream_goes_before_a_long_transfer_that_waits_for_a_slow_way(
         }
     })
     .await;
-    assert!(before < 120 << 10, "{before} bytes of the transfer came first");
+    before
 }

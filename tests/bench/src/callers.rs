@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use culvert_lab::spawner;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::peers::{Peer, Target};
 use crate::site::Site;
@@ -104,6 +106,31 @@ pub(crate) fn curl(site: &Site, peer: &Peer, is_upload: bool, streams: u32, is_l
         bail!(failure);
     }
     Ok(Told { requests: f64::from(streams), seconds: Some(start.elapsed().as_secs_f64()), ..Told::default() })
+}
+
+/// Somebody who fetches large bodies one after the other until this is dropped.
+pub(crate) struct Other(std::process::Child);
+
+impl Other {
+    pub(crate) fn start(site: &Site, peer: &Peer, is_lossy: bool) -> Result<Self> {
+        let Target { address, host } = &peer.fetch;
+        let mut command = spawner::command("nsenter");
+        command.args(site.gateway.prefix().iter().skip(1));
+        // `timeout` hands a signal on to everything below it.
+        command.args(["timeout", PATIENCE, "sh", "-c"]);
+        command.args(["while curl -s --fail -o /dev/null -H \"Host: $1\" \"$2\"; do :; done", "sh", host]);
+        command.arg(format!("http://{address}/{}", site.bulk(is_lossy).0));
+        Ok(Self(spawner::spawn(command)?))
+    }
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        if let Ok(id) = i32::try_from(self.0.id()) {
+            let _ = kill(Pid::from_raw(id), Signal::SIGTERM);
+        }
+        let _ = self.0.wait();
+    }
 }
 
 fn inside(site: &Site) -> Command {

@@ -105,6 +105,7 @@ fn measured(site: &Site, peer: &Peer, work: Work, run: Duration) -> Result<(Valu
             Load::Bulk { is_upload, streams } => callers::curl(site, peer, is_upload, streams, work.is_lossy),
         }
     };
+    let _other = work.is_beside.then(|| callers::Other::start(site, peer, work.is_lossy)).transpose()?;
     if !matches!(work.load, Load::Bulk { .. }) {
         call(warm_up)?;
     }
@@ -113,7 +114,7 @@ fn measured(site: &Site, peer: &Peer, work: Work, run: Duration) -> Result<(Valu
     let cost = before.until_now(site, peer, &spinners)?;
     let requests = told.requests.max(1.0);
     let bytes = told.requests * body as f64;
-    let took = told.seconds.unwrap_or_else(|| cost.took.as_secs_f64());
+    let took = told.seconds.unwrap_or(cost.took.as_secs_f64());
     let per_request = |cpu: Duration| Some(cpu.as_secs_f64() * 1e6 / requests);
     let both = (cost.gateway + cost.private).as_secs_f64();
     let values = Values {

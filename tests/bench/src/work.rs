@@ -8,6 +8,8 @@ use std::str::FromStr;
 pub(crate) struct Work {
     /// Over the long way, with loss and delay, instead of the veth pair.
     pub(crate) is_lossy: bool,
+    /// While somebody else fetches large bodies, one after the other, over the same peer.
+    pub(crate) is_beside: bool,
     pub(crate) load: Load,
 }
 
@@ -36,7 +38,8 @@ pub(crate) const USUAL: &str = "get-1k-c64,get-1k-c1,down-s1,down-s8,up-s1,up-s8
 /// Everything there is.
 pub(crate) const ALL: &str = "get-1k-c1,get-1k-c16,get-1k-c64,get-1k-c256,get-64k-c16,get-64k-c64,get-1m-c16,get-1m-c64,\
     put-1k-c1,put-1k-c64,put-1k-c256,put-64k-c64,put-1m-c16,h2-1k-c1,h2-1k-c64,h2-1k-c256,h2-64k-c64,\
-    down-s1,down-s8,up-s1,up-s8,lossy-get-1k-c1,lossy-get-1k-c64,lossy-get-64k-c16,lossy-h2-1k-c64,lossy-down-s1,lossy-up-s1";
+    down-s1,down-s8,up-s1,up-s8,lossy-get-1k-c1,lossy-get-1k-c64,lossy-get-64k-c16,lossy-h2-1k-c64,\
+    get-1k-c16-beside,lossy-get-1k-c16-beside,lossy-down-s1,lossy-up-s1";
 
 /// The grammar, for `--help`.
 pub(crate) const GRAMMAR: &str = "\
@@ -104,6 +107,7 @@ impl FromStr for Work {
     fn from_str(text: &str) -> Result<Self, String> {
         let no = || format!("there is no work {text:?}. {GRAMMAR}");
         let (is_lossy, name) = text.strip_prefix("lossy-").map_or((false, text), |rest| (true, rest));
+        let (is_beside, name) = name.strip_suffix("-beside").map_or((false, name), |rest| (true, rest));
         let words: Vec<&str> = name.split('-').collect();
         let count = |word: &str, letter: char| -> Result<u32, String> {
             let number = word.strip_prefix(letter).and_then(|digits| digits.parse().ok());
@@ -122,7 +126,7 @@ impl FromStr for Work {
             ["up", streams] => Load::Bulk { is_upload: true, streams: count(streams, 's')? },
             _ => return Err(no()),
         };
-        Ok(Self { is_lossy, load })
+        Ok(Self { is_lossy, is_beside, load })
     }
 }
 
@@ -137,7 +141,8 @@ impl fmt::Display for Work {
             }
             Load::Http2 { body, at_once } => write!(f, "h2-{}-c{at_once}", body.name()),
             Load::Bulk { is_upload, streams } => write!(f, "{}-s{streams}", if is_upload { "up" } else { "down" }),
-        }
+        }?;
+        f.write_str(if self.is_beside { "-beside" } else { "" })
     }
 }
 
@@ -156,7 +161,8 @@ mod tests {
 
     #[test]
     fn what_is_no_work_is_refused() {
-        for name in ["get", "get-2k-c1", "get-1k-c0", "get-1k-c99999", "down-c1", "lossy-", "h2-1k-64"] {
+        for name in ["get", "get-2k-c1", "get-1k-c0", "get-1k-beside", "get-1k-c99999", "down-c1", "lossy-", "h2-1k-64"]
+        {
             assert!(name.parse::<Work>().is_err(), "{name}");
         }
     }

@@ -16,7 +16,7 @@ pub(super) fn start(name: &str, site: &Site, ports: &Ports) -> Result<Peer> {
     let noise = |field: &str, value: &str| format!("type = \"noise\"\n[SIDE.transport.noise]\n{field} = \"{value}\"\n");
     let mut server = format!(
         "[server]\nbind_addr = \"{control}\"\ndefault_token = \"bench\"\n[server.transport]\n{}",
-        noise("local_private_key", &key.to_base64().to_string()).replace("SIDE", "server")
+        noise("local_private_key", key.to_base64().as_ref()).replace("SIDE", "server")
     );
     let mut client = format!(
         "[client]\nremote_addr = \"{control}\"\ndefault_token = \"bench\"\n[client.transport]\n{}",

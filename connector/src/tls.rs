@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use rustls::client::danger::ServerCertVerifier;
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
+use rustls::sign::SingleCertAndKey;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject as _;
@@ -16,11 +17,13 @@ use zeroize::Zeroizing;
 
 use crate::origin::Host;
 
+mod certified;
 mod expiry;
 mod own;
 mod refusal;
 mod required;
 
+use certified::certified;
 pub use expiry::{Expiry, Warnings};
 use own::OwnCertificates;
 pub use refusal::refusal;
@@ -113,7 +116,7 @@ impl ClientTls {
             }
         };
         let versions = if files.tls13_only { &[&TLS13][..] } else { &[&TLS13, &TLS12] };
-        let builder = ClientConfig::builder_with_provider(provider)
+        let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(versions)
             .map_err(|error| BadTls::Mismatch(error.to_string()))?
             // Not dangerous: below it is the ordinary verifier, shared by services so that the roots are in memory once.
@@ -124,7 +127,8 @@ impl ClientTls {
                 let chain = certificates(cert, "cert")?;
                 expiries.extend(Expiry::of_chain(&chain));
                 let key = private_key(key)?;
-                builder.with_client_auth_cert(chain, key).map_err(|error| BadTls::Mismatch(error.to_string()))?
+                let own = certified(chain, key, &provider).map_err(|error| BadTls::Mismatch(error.to_string()))?;
+                builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(own)))
             }
             (None, None) => builder.with_no_client_auth(),
             _ => return Err(BadTls::Half),

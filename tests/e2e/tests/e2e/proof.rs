@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
+use culvert_lab::client::Answer;
 use culvert_lab::load::Plan;
 use culvert_lab::nginx::Nginx;
 use culvert_lab::skip::{Need, unless};
@@ -159,6 +160,14 @@ async fn a_server_that_demands_a_certificate_gets_ours_and_the_next_one_without_
              server_name = \"asked.internal\"\nverify_names = [\"other.internal\", \"ledger.internal\"]\npins = [\"sha256/{pin}\"]\n"
         )
     };
+    // What openssl makes by default is of version 1, and a key must be the certificate's all the same.
+    replace(&text("two.key")?, &files.path().join("client.key"))?;
+    let mut mixed = Connector::new("", &[])?;
+    mixed.config(&config(text("pin")?.trim()))?;
+    let file = mixed.directory().join("connector.toml").display().to_string();
+    let said = mixed.cli(&["check", "--config", &file]).await?;
+    assert!(said.status == 78 && said.stderr.contains("cert and key cannot be used"), "{said:?}");
+    show("one")?;
     let (relay, mut connector) = behind(&config(text("pin")?.trim())).await?;
     let answer = relay.get("orders", "/").await?;
     assert_eq!((answer.status.as_u16(), answer.text().as_str()), (200, "CN=one asked.internal TLSv1.3"));
@@ -215,13 +224,27 @@ async fn tokens(relay: &Relay, service: &str, path: &str) -> Result<Vec<String>>
     for name in ["authorization", "AUTHORIZATION"] {
         request.headers_mut().append(HeaderName::from_bytes(name.as_bytes())?, "Bearer eyJmb3JnZWQ.eyJ9.x".parse()?);
     }
-    let answer = client::send(relay.http, request).await?;
+    seen_tokens(&client::send(relay.http, request).await?)
+}
+
+/// The tokens that `/head` shows.
+fn seen_tokens(answer: &Answer) -> Result<Vec<String>> {
     ensure!(answer.status == 200, "{}: {}", answer.status, answer.text());
     let head = answer.json()?;
     let fields = head["headers"].as_array().or(head["fields"].as_array()).context("fields")?;
-    let own =
-        fields.iter().filter(|field| field[0].as_str().is_some_and(|name| name.eq_ignore_ascii_case("authorization")));
-    Ok(own.filter_map(|field| field[1].as_str()?.strip_prefix("Bearer ").map(str::to_owned)).collect())
+    let is_own =
+        |field: &&serde_json::Value| field[0].as_str().is_some_and(|name| name.eq_ignore_ascii_case("authorization"));
+    Ok(fields
+        .iter()
+        .filter(is_own)
+        .filter_map(|field| field[1].as_str()?.strip_prefix("Bearer ").map(str::to_owned))
+        .collect())
+}
+
+fn seen_token(answer: &Answer) -> Result<String> {
+    let mut tokens = seen_tokens(answer)?;
+    ensure!(tokens.len() == 1, "{tokens:?}");
+    tokens.pop().context("a token")
 }
 
 #[tokio::test]
@@ -235,7 +258,12 @@ async fn independent_verifiers_take_our_tokens_by_the_keys_that_the_relay_serves
     let at = address::at(address::own_loopback(), 31_482);
     let base = format!("http://{at}");
     let mut relay = Relay::new()?;
-    relay.config(&format!("[issuer]\nurl = \"{base}/\"\nlisten = \"{at}\"\n"))?;
+    let guarded = address::at(relay.http.ip(), 31_082);
+    relay.config(&format!(
+        "[http]\nlisten = [\"{}\"]\n[[http.listener]]\nlisten = \"{guarded}\"\ngateways = [\"kong\"]\n\
+         [issuer]\nurl = \"{base}/\"\nlisten = \"{at}\"\n",
+        relay.http
+    ))?;
     relay.start().await?;
     let token = relay.tunnel("shop", &["orders", "billing"]).await?;
     let mut connector = Connector::new(&token, &[])?;
@@ -277,6 +305,18 @@ async fn independent_verifiers_take_our_tokens_by_the_keys_that_the_relay_serves
     assert_eq!(tokens(&relay, "orders", "/head").await?, *orders, "one serves for a while");
     let (_, path, billing) = &seen[1];
     assert_ne!(tokens(&relay, "billing", path).await?, *billing, "each request has its own");
+
+    let said = relay.cli(&["gateway", "create", "kong", "--service", "orders"]).await?;
+    let mut request = client::request(Method::GET, "orders", "/head", Bytes::new())?;
+    request.headers_mut().insert("culvert-gateway", said.stdout.trim_end().parse()?);
+    request.headers_mut().insert("culvert-caller", "forged".parse()?);
+    let of_kong = seen_token(&client::send(guarded, request).await?)?;
+    let claims = verified(VERIFIERS[0], &of_kong, &issuer, "orders-api").await?.context("taken")?;
+    assert_eq!(claims["culvert_gateway"], "kong");
+    let mut request = client::request(Method::GET, "orders", "/head", Bytes::new())?;
+    request.headers_mut().insert("culvert-caller", "forged".parse()?);
+    let of_nobody = seen_token(&client::send(relay.http, request).await?)?;
+    assert_eq!(of_nobody, orders[0], "whom the relay did not ask is named nowhere");
 
     let keys = |tunnel: &'static str| async move {
         client::get(at, "id.example", &format!("/{tunnel}/.well-known/jwks.json")).await

@@ -11,7 +11,6 @@ use std::time::Duration;
 use culvert_hop::body::Body;
 use culvert_hop::message::{Request, Response};
 use culvert_hop::server::{self, Http2, ServerSettings};
-use culvert_model::name::Label;
 use culvert_ops::task::Owner;
 use http::{HeaderValue, Method, StatusCode, header};
 use serde_json::{Value, json};
@@ -19,7 +18,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tracing::debug;
 
-use crate::sessions::Sessions;
+use crate::sessions::{Sessions, issuer_of};
 
 const DISCOVERY: &str = "/.well-known/openid-configuration";
 const KEYS: &str = "/.well-known/jwks.json";
@@ -29,11 +28,6 @@ const CACHE: HeaderValue = HeaderValue::from_static("public, max-age=300");
 const CONNECTIONS: usize = 256;
 /// How long one may take to ask, and to ask again.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Who signs for a tunnel: `base` is `[issuer] url`, without a slash at its end.
-pub(crate) fn url(base: &str, tunnel: &Label) -> String {
-    format!("{base}/{tunnel}")
-}
 
 /// Answers whoever verifies, until it is dropped.
 pub(crate) async fn serve(listener: TcpListener, base: Arc<str>, sessions: Sessions) {
@@ -98,7 +92,7 @@ fn document(path: &str, base: &str, keys: impl Fn(&str) -> Option<Value>) -> Opt
     if path.ends_with(KEYS) {
         return Some(keys);
     }
-    let issuer = format!("{base}/{tunnel}");
+    let issuer = issuer_of(base, tunnel);
     Some(json!({
         "issuer": issuer,
         "jwks_uri": format!("{issuer}{KEYS}"),

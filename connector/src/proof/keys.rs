@@ -157,7 +157,7 @@ impl Proofs {
         let mut of_kind = keys.iter().filter(|key| key.public.alg == algorithm);
         // Oldest first: the last that was published long enough, else the first.
         let oldest = of_kind.next()?;
-        Some(of_kind.filter(|key| key.made + AHEAD <= now).last().unwrap_or(oldest).clone())
+        Some(of_kind.rfind(|key| key.made + AHEAD <= now).unwrap_or(oldest).clone())
     }
 }
 

@@ -21,9 +21,9 @@ use super::directory::{EXPECTED_FOR, Pair};
 use super::frames::{FrameError, Frames};
 use super::liveness::{Liveness, Step};
 use super::member::Member;
+use super::report::issuer_of;
 use super::table::Live;
 use super::{PairState, Shared};
-use crate::issuer;
 use crate::refusals::Attempt;
 use crate::registry::{Note, grants};
 use crate::relays::{self, Asked};
@@ -357,7 +357,7 @@ impl<'a> Session<'a> {
         // Before requests come, which may have to be proven.
         let issuer = self.shared.table().issuer.clone();
         if let Some(base) = issuer {
-            let url = issuer::url(&base, &self.member.tunnel);
+            let url = issuer_of(&base, self.member.tunnel.as_str());
             self.frames.send(&ToConnector::Issuer { url }).await?;
         }
         let accepted = self.services.iter().filter(|service| decision.accepted.contains(&service.name));

@@ -45,6 +45,7 @@ use clones::Displaced;
 pub(crate) use directory::{Balance, Directory, Pair, PairState, Service};
 pub(crate) use member::Member;
 use notes::Notes;
+pub(crate) use report::issuer_of;
 use statics::Statics;
 use table::Table;
 

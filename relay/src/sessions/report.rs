@@ -19,6 +19,11 @@ const FLAPPING_TOLD_FOR: std::time::Duration = std::time::Duration::from_secs(24
 /// A clock that was behind is told for so long.
 const CLOCK_TOLD_FOR: std::time::Duration = std::time::Duration::from_secs(3_600);
 
+/// Who signs for a tunnel: `base` is `[issuer] url`, without a slash at its end.
+pub(crate) fn issuer_of(base: &str, tunnel: &str) -> String {
+    format!("{base}/{tunnel}")
+}
+
 impl Sessions {
     /// Connectors with a live session.
     pub(crate) fn connectors(&self) -> HashMap<ConnectorId, LiveConnector> {

@@ -187,6 +187,7 @@ impl HttpBody for Untrailed {
 
 #[cfg(test)]
 mod tests {
+    use http_body_util::{BodyExt as _, Full};
     use proptest::prelude::*;
 
     use super::*;
@@ -237,6 +238,34 @@ mod tests {
         assert!(policy.set(named("X_Key"), value("b")).is_err());
         assert!(policy.remove(&named("authorization")).is_err());
         assert!(policy.rename(&named("x-other"), named("x_internal")).is_err());
+    }
+
+    #[tokio::test]
+    async fn what_follows_a_body_is_held_to_the_same_names() {
+        let mut late = http::HeaderMap::new();
+        for (name, text) in [("x-key", "forged"), ("x_key", "forged"), ("x-internal", "1"), ("x-checksum", "7")] {
+            late.append(named(name), value(text));
+        }
+        let body = Full::new(Bytes::from_static(b"data")).with_trailers(std::future::ready(Some(Ok(late))));
+        let whole = Untrailed::of(Body::boxed(body), &policy()).collect().await.unwrap();
+        let left = whole.trailers().unwrap();
+        assert_eq!((left.len(), &left["x-checksum"]), (1, &value("7")));
+        assert_eq!(whole.to_bytes(), "data");
+    }
+
+    #[test]
+    fn a_body_of_a_known_length_on_http_1_has_nothing_behind_it() {
+        let asks = |version: Version, length: bool, body: Body| {
+            let mut request = http::Request::new(body);
+            *request.version_mut() = version;
+            if length {
+                request.headers_mut().insert(header::CONTENT_LENGTH, value("4"));
+            }
+            let (parts, body) = culvert_hop::message::Request::from(request).into_parts();
+            may_have_trailers(&parts, &body)
+        };
+        assert!(asks(Version::HTTP_11, false, Body::full("data")) && asks(Version::HTTP_2, true, Body::full("data")));
+        assert!(!asks(Version::HTTP_11, true, Body::full("data")) && !asks(Version::HTTP_2, false, Body::empty()));
     }
 
     #[test]

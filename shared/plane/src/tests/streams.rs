@@ -207,7 +207,10 @@ async fn transferred_before_a_word(nth: usize) -> usize {
         loop {
             tokio::select! {
                 biased;
-                read = &mut said => break drop(read.unwrap()),
+                read = &mut said => {
+                    read.unwrap();
+                    break;
+                }
                 read = bulk_near.read(&mut buffer) => before += read.unwrap(),
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! A name's pattern bounds the name, a network bounds the address. Must never trust a name alone: the address that will be
 //! dialled is judged too, at every dial, so that a name which is made to point at this host, its link or a cloud's
-//! metadata service leads nowhere ([`SPECIAL`]).
+//! metadata service leads nowhere (`SPECIAL`).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;

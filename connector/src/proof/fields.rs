@@ -51,7 +51,7 @@ impl FieldPolicy {
     /// Sets a field in place of whatever the caller sent under its name.
     ///
     /// # Errors
-    /// [`Twice`]
+    /// `Twice`
     pub fn set(&mut self, name: HeaderName, mut value: HeaderValue) -> Result<(), Twice> {
         self.remove(&name)?;
         value.set_sensitive(true);
@@ -62,7 +62,7 @@ impl FieldPolicy {
     /// Takes a field out.
     ///
     /// # Errors
-    /// [`Twice`]
+    /// `Twice`
     pub fn remove(&mut self, name: &HeaderName) -> Result<(), Twice> {
         let alike = Alike::to(name);
         if self.gone.contains(&alike) {
@@ -75,7 +75,7 @@ impl FieldPolicy {
     /// Gives the caller's field another name, in place of whatever the caller sent under that one.
     ///
     /// # Errors
-    /// [`Twice`]
+    /// `Twice`
     pub fn rename(&mut self, from: &HeaderName, to: HeaderName) -> Result<(), Twice> {
         self.remove(from)?;
         self.remove(&to)?;

@@ -20,7 +20,7 @@ pub(crate) enum ServiceVerb {
         #[command(flatten)]
         ask: Ask,
     },
-    /// Manage a service here: a tunnel's connectors serve it within their [allow] origins
+    /// Manage a service here: a tunnel's connectors serve it within the origins that they allow
     ///
     /// Connectors are told at once; what they do not allow is refused with its reason in `service show`. A connector that
     /// declares the name itself serves its own. Set again, it is replaced as a whole.

@@ -1,6 +1,6 @@
 //! What the relay remembers: tunnels, tokens, connectors, services, gateways and who changed what.
 //!
-//! One trait, so that engines can be exchanged; every rule and every statement is written once ([`write`], [`gateway`],
+//! One trait, so that engines can be exchanged; every rule and every statement is written once ([`mod@write`], [`gateway`],
 //! [`read`]) over a small transaction ([`sql::Transaction`]) that each engine gives; what holds over several rows is
 //! decided inside it, by the pure functions of [`grants`] and [`rows`]. Must never hold a secret in clear: tokens are kept as
 //! verifiers, pre-shared keys sealed with a key that lives elsewhere.

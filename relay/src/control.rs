@@ -176,6 +176,8 @@ impl Control {
     /// Applies what others changed in the registry, as long as it is there.
     pub(crate) async fn follow_registry(&self) {
         let mut changes = self.registry.changes();
+        // Others may have changed something since the relay read it all at its start.
+        changes.mark_changed();
         while changes.changed().await.is_ok() {
             loop {
                 let one = self.changing.lock().await;

@@ -105,9 +105,9 @@ impl<Io: AsyncRead + Unpin> Line<Io> {
         if self.is_ended {
             return Poll::Ready(Ok(0));
         }
-        let before = self.inbox.len();
-        let room = self.inbox.capacity() - before;
-        if room < self.read_size / 4 || room == 0 {
+        // A large body is read in large pieces; a head fits into what another has left.
+        let least = if self.read_size > FIRST_READ { self.read_size } else { FIRST_READ / 4 };
+        if self.inbox.capacity() - self.inbox.len() < least {
             self.inbox.reserve(self.read_size);
         }
         let read = ready!(pin!(self.io.read_buf(&mut self.inbox)).poll(cx))?;

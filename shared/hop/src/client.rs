@@ -82,11 +82,10 @@ impl<O: Opener> Client<O> {
 
     /// Takes a request.
     pub(crate) fn begin(&mut self, request: Request<Body>) {
-        let (mut parts, body) = request.into_parts();
+        let (parts, body) = request.into_parts();
         self.baseline = self.line.written();
         let mut encoder = write_request(&parts, &body, self.line.outbox());
         self.method = parts.method.clone();
-        parts.interim = None;
         if !body.is_end_stream() {
             self.upload = Some(Upload { body, encoder, has_begun: false, is_starved: false });
         } else if encoder.end(None, self.line.outbox()).is_err() {

@@ -115,6 +115,9 @@ impl<Io: AsyncRead + Unpin> Line<Io> {
             self.is_ended = true;
         } else if read >= self.read_size {
             self.read_size = (self.read_size * 2).min(MOST_READ);
+        } else if read < self.read_size / 8 {
+            // A stream that has become slow holds no more than one that always was.
+            self.read_size = (self.read_size / 2).max(FIRST_READ);
         }
         Poll::Ready(Ok(read))
     }

@@ -10,6 +10,8 @@ use culvert_model::key::PublicKey;
 use culvert_ops::admin::{Admin, Answer, Call, Health, Pairs};
 use culvert_ops::exit::Quit;
 use culvert_ops::time::rfc3339;
+use culvert_origin::proxy_protocol::ProxyProtocol;
+use culvert_origin::tls::Expiry;
 use http::Method;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -17,9 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::VERSION;
 use crate::board::RelayState;
 use crate::identity::Identity;
-use crate::proxy_protocol::ProxyProtocol;
 use crate::shared::Shared;
-use crate::tls::Expiry;
 
 /// What somebody asks the running connector for, and waits for.
 #[derive(Debug)]

@@ -12,15 +12,14 @@ use culvert_model::name::{Label, ServiceName};
 use culvert_ops::config::{ConfigError, Flags, Kind, Load, Loaded, Setting, Source};
 use culvert_ops::secret::SecretSource;
 use culvert_ops::{Environment, Program};
+use culvert_origin::allow::Allow;
+use culvert_origin::origin::Origin;
+use culvert_origin::proof::{FieldPolicy, Jwt};
+use culvert_origin::service::{Balance, HealthCheck, Service, Timeouts, health_path};
+use culvert_origin::tls::{ClientTls, Files, Pin};
 use http::header::{self, HeaderName, HeaderValue};
 use rustls_pki_types::ServerName;
 use zeroize::Zeroizing;
-
-use crate::allow::Allow;
-use crate::origin::Origin;
-use crate::proof::{FieldPolicy, Jwt};
-use crate::service::{Balance, HealthCheck, Service, Timeouts, health_path};
-use crate::tls::{ClientTls, Files, Pin};
 
 mod auth;
 mod raw;

@@ -3,13 +3,14 @@
 //! Must never have a label whose values a caller can invent: `service` is from this connector's own table.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use culvert_model::name::ServiceName;
 use culvert_model::reason::Reason;
 use culvert_ops::Program;
-use culvert_ops::metrics::{Counter, Counters, DURATIONS, Gauge, Gauges, Histogram, Histograms, Metrics};
+use culvert_ops::metrics::{Counters, DURATIONS, Gauges, Histograms, Metrics};
+use culvert_origin::figures::ServiceMetrics;
 use http::StatusCode;
 
 use crate::VERSION;
@@ -29,16 +30,6 @@ pub struct ConnectorMetrics {
     last_handshake: Gauges<1>,
     certificate_expiry: Gauges<2>,
     services: Mutex<HashMap<ServiceName, ServiceMetrics>>,
-}
-
-/// The handles of one service: looked up once.
-#[derive(Clone)]
-pub struct ServiceMetrics {
-    name: Arc<str>,
-    duration: Histogram,
-    in_flight: Gauge,
-    /// The counter of the usual answer: a look-up spared for most requests.
-    ok: Counter,
 }
 
 impl ConnectorMetrics {
@@ -131,18 +122,6 @@ impl ConnectorMetrics {
 impl Default for ConnectorMetrics {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-impl ServiceMetrics {
-    /// One more is being served.
-    pub fn enter(&self) {
-        self.in_flight.inc();
-    }
-
-    /// One less.
-    pub fn leave(&self) {
-        self.in_flight.dec();
     }
 }
 

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use culvert_model::proof::Algorithm;
 use culvert_ops::config::ConfigError;
+use culvert_origin::proof::{JwtSettings, OWN_CLAIMS};
 use http::{HeaderValue, header};
 use serde_json::Map;
 
 use super::Place;
 use super::raw::RawAuth;
-use crate::proof::{JwtSettings, OWN_CLAIMS};
 
 /// Keys are published for so long after they signed; and below, clocks and ways take more than a token lives.
 const LIFETIMES: std::ops::RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_secs(3600);

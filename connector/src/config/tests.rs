@@ -1,10 +1,10 @@
 use std::collections::BTreeMap;
 use std::fs;
 
+use culvert_origin::service::HostPolicy;
 use tempfile::TempDir;
 
 use super::*;
-use crate::service::HostPolicy;
 
 struct Host(TempDir);
 
@@ -180,7 +180,7 @@ fn every_kind_of_origin_is_read() {
     let settled = settled(text).unwrap();
     let all: Vec<_> = settled.services.iter().map(|service| service.origin.to_string()).collect();
     assert_eq!(all, ["h2c://grpc.internal:50051", "tcp://db.internal:5432"]);
-    assert_eq!(settled.services[1].proxy_protocol, Some(crate::proxy_protocol::ProxyProtocol::V2));
+    assert_eq!(settled.services[1].proxy_protocol, Some(culvert_origin::proxy_protocol::ProxyProtocol::V2));
 }
 
 #[test]

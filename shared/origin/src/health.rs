@@ -144,7 +144,7 @@ impl Checks {
         let mut owner = Owner::new();
         for upstream in self.origins.table().iter() {
             let name = upstream.service.name.clone();
-            owner.spawn("connector.health", check_for_ever(self.origins.clone(), name, self.news.clone()));
+            owner.spawn("origin.health", check_for_ever(self.origins.clone(), name, self.news.clone()));
         }
         *self.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = owner;
         self.news.send_modify(|version| *version += 1);

@@ -19,6 +19,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::allow::Allow;
 use crate::names::Names;
+use crate::network::{Network, Sockets};
 use crate::origin::{Host, Origin, Scheme};
 use crate::origin_io::{OriginIo, Raw};
 use crate::tls::{ClientTls, Offer, refusal};
@@ -68,8 +69,8 @@ pub struct Way<'a> {
     pub offer: Offer,
     /// Which of its addresses may be dialled.
     pub admission: &'a Admission,
-    /// Who knows its name.
-    pub names: &'a Names,
+    /// Where it is: who knows its name, and who opens sockets there.
+    pub network: &'a Network,
 }
 
 /// Connects within `patience`, TLS included.
@@ -86,7 +87,7 @@ pub async fn connect(way: Way<'_>, patience: Duration) -> Result<OriginIo, Fault
     match origin {
         Origin::Unix(path) => unix(path, deadline).await.map(OriginIo::Unix),
         Origin::Net { scheme, host, port } => {
-            let found = resolve(host, *port, way.names, deadline).await?;
+            let found = resolve(host, *port, &way.network.names, deadline).await?;
             // INVARIANT: what is dialled below is what was judged here, each address of each attempt.
             let (admitted, denied_ones): (Vec<SocketAddr>, Vec<SocketAddr>) =
                 found.into_iter().partition(|address| admission.admits(origin, *address));
@@ -95,12 +96,12 @@ pub async fn connect(way: Way<'_>, patience: Duration) -> Result<OriginIo, Fault
                 let why = format!("{origin} leads to {}: not within [allow] origins", leads_to.join(", "));
                 return Err(denied(&why));
             }
-            let dialled = race(&admitted, deadline).await;
+            let dialled = race(&admitted, &way.network.sockets, deadline).await;
             if dialled.is_err()
                 && let Host::Name(name) = host
             {
                 // It may have moved.
-                way.names.forget(name);
+                way.network.names.forget(name);
             }
             let stream = dialled?;
             match (scheme, way.tls) {
@@ -159,7 +160,7 @@ async fn resolve(host: &Host, port: u16, names: &Names, deadline: Instant) -> Re
 }
 
 /// Dials the addresses one after the other with a head start each; the first that accepts wins, the others are closed.
-async fn race(addresses: &[SocketAddr], deadline: Instant) -> Result<TcpStream, Fault> {
+async fn race(addresses: &[SocketAddr], sockets: &Sockets, deadline: Instant) -> Result<TcpStream, Fault> {
     let mut waiting = addresses.iter().copied();
     let mut dialling = FuturesUnordered::new();
     let mut best: Option<(SocketAddr, io::Error)> = None;
@@ -168,7 +169,7 @@ async fn race(addresses: &[SocketAddr], deadline: Instant) -> Result<TcpStream, 
         if Instant::now() >= next_start || dialling.is_empty() {
             match waiting.next() {
                 Some(address) => {
-                    dialling.push(async move { (address, TcpStream::connect(address).await) });
+                    dialling.push(async move { (address, sockets.connect(address).await) });
                     next_start = Instant::now() + STAGGER;
                 }
                 None if dialling.is_empty() => break,

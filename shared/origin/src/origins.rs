@@ -12,17 +12,18 @@ use culvert_hop::fault::{Fault, Retry, Side};
 use culvert_hop::message::RequestParts;
 use culvert_hop::pool::{Lost, Opener, Pool, PoolSettings, Speak};
 use culvert_model::reason::Reason;
+use culvert_ops::runtime::now;
 use culvert_ops::time::rfc3339;
 use http::HeaderValue;
 
 use crate::connect::{Admission, Way, connect, reason_of};
+use crate::figures::ServiceMetrics;
 use crate::health::Health;
-use crate::metrics::ServiceMetrics;
 use crate::names::Names;
+use crate::network::Network;
 use crate::origin::{Host, Origin, Scheme};
 use crate::origin_io::OriginIo;
 use crate::proof::{About, Proofs};
-use crate::reach::now;
 use crate::service::Service;
 use crate::tls::{Offer, Warnings, refusal};
 
@@ -47,7 +48,7 @@ const MAX_HEAD: usize = 64 * 1024;
 #[derive(Clone, Default)]
 pub struct Origins {
     table: Arc<RwLock<Arc<Table>>>,
-    names: Names,
+    network: Network,
     proofs: Proofs,
 }
 
@@ -89,14 +90,14 @@ pub struct Entry {
 pub struct Dial {
     service: Service,
     admission: Admission,
-    names: Names,
+    network: Network,
     health: Health,
 }
 
 impl Origins {
     /// An empty table; names are asked of `names`.
     pub fn with_names(names: Names) -> Self {
-        Self { table: Arc::default(), names, proofs: Proofs::default() }
+        Self { network: Network { names, ..Network::default() }, ..Self::default() }
     }
 
     /// The keys that proofs are made with.
@@ -132,7 +133,7 @@ impl Origins {
                     Upstream { service, ..upstream.same() }
                 }
                 None => {
-                    Upstream { proofs: self.proofs.clone(), ..Upstream::new(service, admission, self.names.clone()) }
+                    Upstream { proofs: self.proofs.clone(), ..Upstream::new(service, admission, self.network.clone()) }
                 }
             };
             (name, Arc::new(upstream))
@@ -205,12 +206,12 @@ impl Table {
 
 impl Upstream {
     /// A service with no connection yet.
-    pub fn new(service: Service, admission: Admission, names: Names) -> Self {
+    pub fn new(service: Service, admission: Admission, network: Network) -> Self {
         let health = match admission.refusal(&service.origin) {
             None => Health::new(),
             Some(fault) => Health::down(&fault),
         };
-        let dial = Dial { service: service.clone(), admission, names, health: health.clone() };
+        let dial = Dial { service: service.clone(), admission, network, health: health.clone() };
         Self {
             authority: service.origin.authority(),
             pool: pool(dial),
@@ -274,8 +275,7 @@ impl Upstream {
     }
 
     /// As if the last exchange was long ago.
-    #[cfg(test)]
-    pub(crate) fn rest(&self) {
+    pub fn rest(&self) {
         self.last_used.store(NEVER, Ordering::Relaxed);
     }
 
@@ -286,7 +286,7 @@ impl Upstream {
             return None;
         }
         match &self.service.origin {
-            Origin::Net { host: Host::Name(name), .. } => self.pool.opener().names.addresses(name).await.ok(),
+            Origin::Net { host: Host::Name(name), .. } => self.pool.opener().network.names.addresses(name).await.ok(),
             Origin::Net { .. } | Origin::Unix(_) => None,
         }
     }
@@ -333,8 +333,8 @@ impl Dial {
     /// # Errors
     /// As [`connect`].
     pub async fn connect(&self, offer: Offer) -> Result<OriginIo, Fault> {
-        let Self { service, admission, names, .. } = self;
-        let way = Way { origin: &service.origin, tls: service.tls.as_ref(), offer, admission, names };
+        let Self { service, admission, network, .. } = self;
+        let way = Way { origin: &service.origin, tls: service.tls.as_ref(), offer, admission, network };
         connect(way, service.timeouts.connect).await
     }
 

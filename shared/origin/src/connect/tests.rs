@@ -10,9 +10,13 @@ async fn dial(origin: &str) -> Result<OriginIo, Reason> {
 }
 
 async fn dial_within(origin: &str, admission: &Admission) -> Result<OriginIo, Reason> {
-    let (origin, names) = (origin.parse().unwrap(), Names::system());
-    let way = Way { origin: &origin, tls: None, offer: Offer::Either, admission, names: &names };
+    let (origin, network) = (origin.parse().unwrap(), Network::default());
+    let way = Way { origin: &origin, tls: None, offer: Offer::Either, admission, network: &network };
     connect(way, PATIENCE).await.map_err(|fault| fault.reason)
+}
+
+fn network_of(played: Arc<Played>) -> Network {
+    Network { names: Names::by(played), ..Network::default() }
 }
 
 #[tokio::test]
@@ -55,8 +59,9 @@ async fn failures_have_names() {
 async fn dial_name(port: u16, addresses: &[&str]) -> Result<OriginIo, Reason> {
     let played = Arc::new(Played::default());
     played.says("orders", addresses);
-    let (origin, names) = (format!("http://orders:{port}").parse().unwrap(), Names::by(played));
-    let way = Way { origin: &origin, tls: None, offer: Offer::Either, admission: &Admission::Declared, names: &names };
+    let (origin, network) = (format!("http://orders:{port}").parse().unwrap(), network_of(played));
+    let way =
+        Way { origin: &origin, tls: None, offer: Offer::Either, admission: &Admission::Declared, network: &network };
     connect(way, PATIENCE).await.map_err(|fault| fault.reason)
 }
 
@@ -120,10 +125,11 @@ async fn of_several_failures_the_one_that_says_most_is_told() {
 #[tokio::test]
 async fn a_name_whose_addresses_all_failed_is_asked_anew() {
     let played = Arc::new(Played::default());
-    let names = Names::by(played.clone());
+    let network = network_of(played.clone());
     let listener = TcpListener::bind("127.0.0.2:0").await.unwrap();
     let origin = format!("http://orders:{}", listener.local_addr().unwrap().port()).parse().unwrap();
-    let way = Way { origin: &origin, tls: None, offer: Offer::Either, admission: &Admission::Declared, names: &names };
+    let way =
+        Way { origin: &origin, tls: None, offer: Offer::Either, admission: &Admission::Declared, network: &network };
     played.says("orders", &["127.0.0.1"]);
     assert_eq!(connect(way, PATIENCE).await.unwrap_err().reason, Reason::OriginRefused);
     played.says("orders", &["127.0.0.2"]);
@@ -135,8 +141,9 @@ async fn a_resolver_that_does_not_answer_is_given_up_in_time() {
     let played = Arc::new(Played::default());
     played.says("orders", &["127.0.0.1"]);
     played.takes(Duration::from_secs(60));
-    let (origin, names) = ("http://orders:1".parse().unwrap(), Names::by(played));
-    let way = Way { origin: &origin, tls: None, offer: Offer::Either, admission: &Admission::Declared, names: &names };
+    let (origin, network) = ("http://orders:1".parse().unwrap(), network_of(played));
+    let way =
+        Way { origin: &origin, tls: None, offer: Offer::Either, admission: &Admission::Declared, network: &network };
     let started = Instant::now();
     assert_eq!(connect(way, PATIENCE).await.unwrap_err().reason, Reason::OriginDns);
     assert_eq!(started.elapsed(), PATIENCE);
@@ -159,9 +166,14 @@ fn certified(names: &[&str]) -> (Arc<rustls::ServerConfig>, ClientTls) {
 }
 
 async fn dial_tls(origin: &str, tls: &ClientTls) -> Result<OriginIo, Reason> {
-    let (origin, names) = (origin.parse().unwrap(), Names::system());
-    let way =
-        Way { origin: &origin, tls: Some(tls), offer: Offer::Either, admission: &Admission::Declared, names: &names };
+    let (origin, network) = (origin.parse().unwrap(), Network::default());
+    let way = Way {
+        origin: &origin,
+        tls: Some(tls),
+        offer: Offer::Either,
+        admission: &Admission::Declared,
+        network: &network,
+    };
     connect(way, PATIENCE).await.map_err(|fault| fault.reason)
 }
 
@@ -225,27 +237,27 @@ async fn an_address_outside_the_allow_list_is_not_dialled() {
 /// Dials a name that is at these addresses, within this list.
 async fn dial_name_within(
     played: &Arc<Played>,
-    names: &Names,
+    network: &Network,
     port: u16,
     addresses: &[&str],
     allow: &str,
 ) -> Result<String, Reason> {
     played.says("orders", addresses);
-    names.forget("orders");
+    network.names.forget("orders");
     let admission = Admission::Within(Arc::new(Allow::parse(&[allow.to_owned()]).unwrap()));
     let origin = format!("http://orders:{port}").parse().unwrap();
-    let way = Way { origin: &origin, tls: None, offer: Offer::Either, admission: &admission, names };
+    let way = Way { origin: &origin, tls: None, offer: Offer::Either, admission: &admission, network };
     connect(way, PATIENCE).await.map(|io| reached(&io)).map_err(|fault| fault.reason)
 }
 
 #[tokio::test]
 async fn each_address_of_a_name_is_judged_at_each_attempt_and_none_outside_the_list_is_dialled() {
     let played = Arc::new(Played::default());
-    let names = Names::by(played.clone());
+    let network = network_of(played.clone());
     let inside = TcpListener::bind("127.0.0.3:0").await.unwrap();
     let port = inside.local_addr().unwrap().port();
     let outside = TcpListener::bind(("127.0.0.2", port)).await.unwrap();
-    let dial = async |addresses: &[&str]| dial_name_within(&played, &names, port, addresses, "127.0.0.3").await;
+    let dial = async |addresses: &[&str]| dial_name_within(&played, &network, port, addresses, "127.0.0.3").await;
     assert_eq!(dial(&["127.0.0.2", "127.0.0.3"]).await.unwrap(), "127.0.0.3", "whichever comes first");
     assert_eq!(dial(&["127.0.0.3", "127.0.0.2"]).await.unwrap(), "127.0.0.3");
     // The name is bound anew between two attempts.
@@ -261,12 +273,12 @@ async fn each_address_of_a_name_is_judged_at_each_attempt_and_none_outside_the_l
 #[tokio::test]
 async fn a_name_that_no_address_could_permit_is_not_looked_up() {
     let played = Arc::new(Played::default());
-    let names = Names::by(played.clone());
+    let network = network_of(played.clone());
     for allow in ["http://*.internal:8080", "10.0.0.0/8:443", "unix:/run/*"] {
-        let denied = dial_name_within(&played, &names, 80, &["10.0.0.1"], allow).await;
+        let denied = dial_name_within(&played, &network, 80, &["10.0.0.1"], allow).await;
         assert_eq!(denied, Err(Reason::OriginDenied), "{allow}");
     }
     assert_eq!(played.questions(), 0);
-    let loopback = dial_name_within(&played, &names, 80, &["127.0.0.1"], "http://order*:80").await;
+    let loopback = dial_name_within(&played, &network, 80, &["127.0.0.1"], "http://order*:80").await;
     assert_eq!((loopback, played.questions()), (Err(Reason::OriginDenied), 1), "its name alone is within the list");
 }

@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 
 use crate::allow::Allow;
 use crate::origin::Origin;
-use crate::proof::{FieldPolicy, Jwt};
+use crate::proof::FieldPolicy;
 use crate::service::{Balance, HealthCheck, Service, Timeouts, health_path};
 use crate::tls::{ClientTls, Files, Pin};
 
@@ -299,10 +299,13 @@ impl Place<'_> {
         }
         self.field_policy(key, raw, &mut service.fields)?;
         if let Some(auth) = &raw.auth {
-            let settings = self.auth(&format!("{key}.auth"), auth)?;
-            let twice = service.fields.remove(&settings.header);
-            twice.map_err(|twice| self.loaded.wrong(&format!("{key}.auth.header"), twice))?;
-            service.auth = Some(Arc::new(Jwt::new(settings)));
+            let proof = self.auth(&format!("{key}.auth"), auth)?;
+            for name in proof.fields() {
+                let twice = service.fields.remove(&name);
+                let what = if auth.contains_key("header") { "auth.header" } else { "auth" };
+                twice.map_err(|twice| self.loaded.wrong(&format!("{key}.{what}"), twice))?;
+            }
+            service.auth = Some(Arc::new(proof));
         }
         service.health = self.health(&format!("{key}.health"), &raw.health)?;
         if let Some(balance) = &raw.balance {

@@ -14,7 +14,7 @@ use culvert_ops::secret::SecretSource;
 use culvert_ops::{Environment, Program};
 use culvert_origin::allow::Allow;
 use culvert_origin::origin::Origin;
-use culvert_origin::proof::{FieldPolicy, Jwt};
+use culvert_origin::proof::FieldPolicy;
 use culvert_origin::service::{Balance, HealthCheck, Service, Timeouts, health_path};
 use culvert_origin::tls::{ClientTls, Files, Pin};
 use http::header::{self, HeaderName, HeaderValue};
@@ -298,10 +298,13 @@ impl Place<'_> {
         }
         self.field_policy(key, raw, &mut service.fields)?;
         if let Some(auth) = &raw.auth {
-            let settings = self.auth(&format!("{key}.auth"), auth)?;
-            let twice = service.fields.remove(&settings.header);
-            twice.map_err(|twice| self.loaded.wrong(&format!("{key}.auth.header"), twice))?;
-            service.auth = Some(Arc::new(Jwt::new(settings)));
+            let proof = self.auth(&format!("{key}.auth"), auth)?;
+            for name in proof.fields() {
+                let twice = service.fields.remove(&name);
+                let what = if auth.contains_key("header") { "auth.header" } else { "auth" };
+                twice.map_err(|twice| self.loaded.wrong(&format!("{key}.{what}"), twice))?;
+            }
+            service.auth = Some(Arc::new(proof));
         }
         service.health = self.health(&format!("{key}.health"), &raw.health)?;
         if let Some(balance) = &raw.balance {

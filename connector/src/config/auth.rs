@@ -1,52 +1,74 @@
-//! What `[service.auth]` means.
+//! What `[service.auth]` means: a file for each type.
+//!
+//! Must never let a key pass in silence that the type knows nothing of.
 
-use std::time::Duration;
+use std::fmt::Display;
 
-use culvert_model::proof::Algorithm;
 use culvert_ops::config::ConfigError;
-use culvert_origin::proof::{JwtSettings, OWN_CLAIMS};
-use http::{HeaderValue, header};
-use serde_json::Map;
+use culvert_origin::proof::Proof;
+use http::{HeaderName, HeaderValue, header};
+use serde::de::DeserializeOwned;
 
 use super::Place;
-use super::raw::RawAuth;
 
-/// Keys are published for so long after they signed; and below, clocks and ways take more than a token lives.
-const LIFETIMES: std::ops::RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_secs(3600);
+mod jwt;
+
+/// One service's `[service.auth]`, and where it stands.
+struct Auth<'a, 'b> {
+    place: &'a Place<'b>,
+    key: &'a str,
+    table: &'a toml::Table,
+}
 
 impl Place<'_> {
-    pub(super) fn auth(&self, key: &str, raw: &RawAuth) -> Result<JwtSettings, ConfigError> {
-        let wrong = |what: &str, why: &str| self.loaded.wrong(&format!("{key}.{what}"), why);
-        if raw.kind.is_none() {
-            return Err(wrong("type", "is missing"));
+    pub(super) fn auth(&self, key: &str, table: &toml::Table) -> Result<Proof, ConfigError> {
+        let auth = Auth { place: self, key, table };
+        match table.get("type").and_then(toml::Value::as_str) {
+            Some("jwt") => auth.keeps_to("jwt", &jwt::KEYS).and_then(|()| jwt::settle(&auth).map(Proof::Jwt)),
+            Some(other) => Err(auth.wrong("type", format_args!("{other:?} is none that this version knows"))),
+            None => Err(auth.wrong("type", "is missing")),
         }
-        let audience = raw.audience.clone().filter(|text| !text.is_empty());
-        let lifetime = raw.lifetime.unwrap_or(Duration::from_secs(300));
-        if !LIFETIMES.contains(&lifetime) {
-            return Err(wrong("lifetime", "must be from 10s to 1h"));
+    }
+}
+
+impl Auth<'_, '_> {
+    fn wrong(&self, what: &str, why: impl Display) -> ConfigError {
+        self.place.loaded.wrong(&format!("{}.{what}", self.key), why)
+    }
+
+    /// Refuses keys that are another type's.
+    fn keeps_to(&self, kind: &str, keys: &[&str]) -> Result<(), ConfigError> {
+        match self.table.keys().find(|given| *given != "type" && !keys.contains(&given.as_str())) {
+            Some(other) => Err(self.wrong(other, format_args!("is not for type {kind:?}: take it out"))),
+            None => Ok(()),
         }
-        let header = match &raw.header {
-            Some(name) => self.header_name(&format!("{key}.header"), name)?,
+    }
+
+    /// The keys of a type with their types, which were checked before.
+    fn read<T: DeserializeOwned>(&self) -> Result<T, ConfigError> {
+        self.table.clone().try_into().map_err(|error| self.place.loaded.wrong(self.key, error))
+    }
+
+    fn needed(&self, what: &str, given: Option<String>, why: &str) -> Result<String, ConfigError> {
+        let given = given.filter(|text| !text.is_empty());
+        given.ok_or_else(|| self.wrong(what, format_args!("is missing: {why}")))
+    }
+
+    /// The field that a token goes in, and what stands before it there.
+    fn header_and_prefix(
+        &self,
+        header: Option<&str>,
+        prefix: Option<String>,
+    ) -> Result<(HeaderName, String), ConfigError> {
+        let header = match header {
+            Some(name) => self.place.header_name(&format!("{}.header", self.key), name)?,
             None => header::AUTHORIZATION,
         };
         let usual = if header == header::AUTHORIZATION { "Bearer " } else { "" };
-        let prefix = raw.prefix.clone().unwrap_or_else(|| usual.to_owned());
+        let prefix = prefix.unwrap_or_else(|| usual.to_owned());
         if HeaderValue::from_str(&prefix).is_err() {
-            return Err(wrong("prefix", "holds characters that no header field may hold"));
+            return Err(self.wrong("prefix", "holds characters that no header field may hold"));
         }
-        if let Some(own) = raw.claims.keys().find(|name| OWN_CLAIMS.contains(&name.as_str())) {
-            return Err(wrong(&format!("claims.{own}"), "is a claim that the connector makes itself"));
-        }
-        Ok(JwtSettings {
-            algorithm: raw.algorithm.unwrap_or(Algorithm::EdDsa),
-            audience: audience.ok_or_else(|| wrong("audience", "is missing: whom tokens are for"))?,
-            issuer: raw.issuer.clone(),
-            subject: raw.subject.clone(),
-            lifetime,
-            header,
-            prefix,
-            is_bound: raw.bind.as_deref() == Some("request"),
-            claims: raw.claims.iter().map(|(name, text)| (name.clone(), text.as_str().into())).collect::<Map<_, _>>(),
-        })
+        Ok((header, prefix))
     }
 }

@@ -114,6 +114,7 @@ fn what_means_nothing_is_refused_with_its_line() {
         (format!("{service}{service}"), 5, "twice"),
         (format!("{service}[service.auth]\ntype = \"jwt\"\n"), 5, "audience: is missing"),
         (format!("{service}[service.auth]\ntype = \"saml\"\n"), 5, "jwt"),
+        (format!("{service}[service.auth]\naudience = \"a\"\n"), 5, "auth.type: is missing"),
         (format!("{service}[service.auth]\ntype = \"jwt\"\naudience = \"a\"\nlifetime = \"2h\"\n"), 7, "10s to 1h"),
         (format!("{service}[service.auth]\ntype = \"jwt\"\naudience = \"a\"\nclaims.iss = \"x\"\n"), 7, "itself"),
         (

@@ -57,7 +57,7 @@ pub async fn exchange(upstream: &Upstream, mut parts: Parts, head: Head, body: B
         HostPolicy::Origin => request::set_host(&mut parts, upstream.authority.clone()),
         HostPolicy::Literal(host) => request::set_host(&mut parts, host.clone()),
     }
-    upstream.prove(&mut parts, caller.as_ref())?;
+    let body = upstream.prove(&mut parts, body, caller.as_ref()).await?;
     let body = match may_have_trailers(&parts, &body) && !service.fields.is_empty() {
         true => Untrailed::of(body, &service.fields),
         false => body,

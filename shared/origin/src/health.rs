@@ -245,7 +245,7 @@ async fn ask(upstream: &Upstream, path: &http::uri::PathAndQuery) -> Result<(), 
     *request.uri_mut() = http::Uri::from(path.clone());
     request.headers_mut().insert(header::HOST, host);
     let (mut parts, body) = request.into_parts();
-    upstream.prove(&mut parts, None).map_err(|fault| Down::by(&fault))?;
+    let body = upstream.prove(&mut parts, body, None).await.map_err(|fault| Down::by(&fault))?;
     let request = Request::from_parts(parts, body);
     let deadlines = Deadlines { first_byte: service.health.timeout, idle: service.health.timeout, request: None };
     match upstream.pool.send(request, &deadlines).await {

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
+use culvert_hop::body::Body;
 use culvert_hop::fault::{Fault, Retry, Side};
 use culvert_hop::message::RequestParts;
 use culvert_hop::pool::{Lost, Opener, Pool, PoolSettings, Speak};
@@ -107,7 +108,7 @@ impl Origins {
 
     /// Makes the keys that the services need and have not, and lets the others grow old.
     pub fn tend_keys(&self, now: SystemTime) {
-        let algorithms = self.table().iter().filter_map(|up| Some(up.service.auth.as_ref()?.algorithm())).collect();
+        let algorithms = self.table().iter().filter_map(|up| up.service.auth.as_ref()?.algorithm()).collect();
         if let Err(error) = self.proofs.need(&algorithms, now) {
             tracing::error!(%error, "signing keys cannot be kept");
         }
@@ -230,18 +231,20 @@ impl Upstream {
     }
 
     /// Makes a request's fields those that the origin is to see, its proof among them, which names the gateway `caller`.
+    /// The body comes back as it is to be sent.
     ///
     /// # Errors
     /// A [`Fault`] `origin_auth`: nothing may be sent.
-    pub fn prove(&self, parts: &mut RequestParts, caller: Option<&HeaderValue>) -> Result<(), Fault> {
+    pub async fn prove(
+        &self,
+        parts: &mut RequestParts,
+        body: Body,
+        caller: Option<&HeaderValue>,
+    ) -> Result<Body, Fault> {
         self.service.fields.apply(&mut parts.headers);
-        match &self.service.auth {
-            Some(auth) => {
-                let about = About { service: &self.service.name, caller: caller.and_then(|name| name.to_str().ok()) };
-                auth.prove(parts, about, &self.proofs, SystemTime::now())
-            }
-            None => Ok(()),
-        }
+        let Some(auth) = &self.service.auth else { return Ok(body) };
+        let about = About { service: &self.service.name, caller: caller.and_then(|name| name.to_str().ok()) };
+        auth.prove(parts, body, about, &self.proofs, SystemTime::now()).await
     }
 
     /// A connection of its own, which no pool keeps.

@@ -12,7 +12,7 @@ use culvert_model::name::ServiceName;
 use http::{HeaderName, HeaderValue};
 
 use crate::origin::{Origin, split_authority};
-use crate::proof::{FieldPolicy, Jwt};
+use crate::proof::{FieldPolicy, Proof};
 use crate::proxy_protocol::ProxyProtocol;
 use crate::tls::ClientTls;
 
@@ -28,7 +28,7 @@ pub struct Service {
     /// What becomes of requests' fields.
     pub fields: FieldPolicy,
     /// What proves to the origin that a request came through here; none: nothing beside `fields` and `tls`.
-    pub auth: Option<Arc<Jwt>>,
+    pub auth: Option<Arc<Proof>>,
     /// How an https origin is verified; none for the others.
     pub tls: Option<ClientTls>,
     /// What a raw TCP origin is told of who connected.

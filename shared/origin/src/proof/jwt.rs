@@ -9,15 +9,13 @@ use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use culvert_hop::fault::{Fault, Retry, Side};
+use culvert_hop::fault::Fault;
 use culvert_hop::message::RequestParts;
-use culvert_model::name::ServiceName;
 use culvert_model::proof::Algorithm;
-use culvert_model::reason::Reason;
 use http::{HeaderName, HeaderValue};
 use serde_json::{Map, Value};
 
-use super::Proofs;
+use super::{About, Proofs, cannot};
 
 /// Claims that are ours to make.
 pub const OWN_CLAIMS: [&str; 10] =
@@ -46,15 +44,6 @@ pub struct JwtSettings {
     pub claims: Map<String, Value>,
 }
 
-/// What a token is about.
-#[derive(Debug, Clone, Copy)]
-pub struct About<'a> {
-    /// The service that is called.
-    pub service: &'a ServiceName,
-    /// The gateway that the relay found the caller to be.
-    pub caller: Option<&'a str>,
-}
-
 /// Gateways whose tokens are kept: past so many all are made anew.
 const KEPT: usize = 256;
 
@@ -81,6 +70,11 @@ impl Jwt {
     /// What it signs with.
     pub const fn algorithm(&self) -> Algorithm {
         self.settings.algorithm
+    }
+
+    /// The field that tokens go in.
+    pub const fn header(&self) -> &HeaderName {
+        &self.settings.header
     }
 
     /// Puts a token into the request. The policy of the service has taken out whatever was there.
@@ -129,10 +123,9 @@ impl Jwt {
         now: SystemTime,
     ) -> Result<HeaderValue, Fault> {
         let settings = &self.settings;
-        let no = |why: &str| Fault::new(Reason::OriginAuth).side(Side::Here).retry(Retry::Safe).log(why);
         let issuer = settings.issuer.as_deref().map(Into::into).or_else(|| proofs.issuer());
         let issuer = issuer.ok_or_else(|| {
-            no("no issuer: the relay has none ([issuer] url), and issuer in [service.auth] names none")
+            cannot("no issuer: the relay has none ([issuer] url), and issuer in [service.auth] names none")
         })?;
         let subject = match &settings.subject {
             Some(subject) => subject.clone(),
@@ -141,8 +134,9 @@ impl Jwt {
                 None => service.as_str().to_owned(),
             },
         };
-        let key = proofs.signing(settings.algorithm, now).ok_or_else(|| no("no signing key could be made"))?;
-        let seconds = now.duration_since(SystemTime::UNIX_EPOCH).map_err(|_| no("the clock is before 1970"))?.as_secs();
+        let key = proofs.signing(settings.algorithm, now).ok_or_else(|| cannot("no signing key could be made"))?;
+        let seconds =
+            now.duration_since(SystemTime::UNIX_EPOCH).map_err(|_| cannot("the clock is before 1970"))?.as_secs();
         let mut claims = settings.claims.clone();
         let mut claim = |name: &str, value: Value| claims.insert(name.to_owned(), value);
         claim("iss", (*issuer).into());
@@ -167,10 +161,10 @@ impl Jwt {
         token.push('.');
         URL_SAFE_NO_PAD.encode_string(claims, &mut token);
         let signed = token.get(settings.prefix.len()..).unwrap_or_default();
-        let signature = key.sign(signed.as_bytes()).ok_or_else(|| no("the token could not be signed"))?;
+        let signature = key.sign(signed.as_bytes()).ok_or_else(|| cannot("the token could not be signed"))?;
         token.push('.');
         URL_SAFE_NO_PAD.encode_string(signature, &mut token);
-        let mut value = HeaderValue::try_from(token).map_err(|_| no("the prefix holds what no field may hold"))?;
+        let mut value = HeaderValue::try_from(token).map_err(|_| cannot("the prefix holds what no field may hold"))?;
         value.set_sensitive(true);
         Ok(value)
     }
@@ -193,6 +187,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use culvert_hop::message::Request;
+    use culvert_model::reason::Reason;
     use ring::signature::{ECDSA_P256_SHA256_FIXED, ED25519, UnparsedPublicKey, VerificationAlgorithm};
 
     use super::*;

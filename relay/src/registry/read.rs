@@ -11,6 +11,7 @@ use culvert_model::name::Grant;
 use super::failure::Failure;
 use super::keys;
 use super::managed;
+use super::peers;
 use super::relays;
 use super::rows::{
     AuditRow, Certificate, ConnectorRow, GatewayRow, Heard, NextKey, Sealed, SealedPsk, SecretRow, ServiceRow,
@@ -36,6 +37,9 @@ pub(super) fn snapshot(db: &dyn Transaction) -> Result<Snapshot> {
         gateways: gateways(db)?,
         relays: relays::relays(db)?,
         token_seals: relays::token_seals(db)?,
+        peers: peers::all(db)?,
+        peer_services: peers::services(db)?,
+        peer_seals: peers::seals(db)?,
     })
 }
 

@@ -344,7 +344,7 @@ impl<'a> Session<'a> {
                 self.shared.decided_alone.store(true, Ordering::Relaxed);
                 let table = self.shared.table();
                 match table.tunnel(&self.tunnel) {
-                    Some(tunnel) => grants::decide(tunnel, &names, &table.tunnels, &table.services),
+                    Some(tunnel) => grants::decide(tunnel, &names, &table.tunnels, &table.services, &table.of_peers),
                     None => grants::Decision::default(),
                 }
             }

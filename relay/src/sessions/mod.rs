@@ -39,7 +39,7 @@ use tracing::{debug, info, warn};
 use crate::enrol;
 use crate::identity::Identity;
 use crate::refusals::{Attempt, Refusals};
-use crate::registry::{ConnectorRow, Forgotten, Note, Registry, RelayRow, Snapshot, TokenRow, TokenSealRow};
+use crate::registry::{ConnectorRow, Forgotten, Note, Registry, RelayRow, Snapshot, TokenRow, TokenSealRow, peers};
 use crate::relays;
 use clones::Displaced;
 pub(crate) use directory::{Balance, Directory, Pair, PairState, Service};
@@ -157,13 +157,14 @@ impl Sessions {
         let own = shared.identity.relay_tag();
         let told = relays::told(&snapshot.relays, &own, now);
         let missing = relays::missing_seals(&snapshot, &shared.identity, now);
-        let Snapshot { tunnels, tokens, connectors, services, relays, token_seals, managed, gateways: _ } = snapshot;
+        let of_peers = peers::owned(&snapshot.peers, &snapshot.peer_services);
+        let Snapshot { tunnels, tokens, connectors, services, relays, token_seals, managed, .. } = snapshot;
         let owners_changed;
         let mut expected = Vec::new();
         {
             let mut table = shared.table();
-            owners_changed = table.tunnels != tunnels;
-            (table.tunnels, table.services) = (tunnels, services);
+            owners_changed = table.tunnels != tunnels || table.of_peers != of_peers;
+            (table.tunnels, table.services, table.of_peers) = (tunnels, services, of_peers);
             let revoked = connectors.iter().filter(|row| row.revoked.is_some());
             table.revoked = revoked.map(|row| (row.public_key, row.id.clone())).collect();
             table.relays.clone_from(&relays);

@@ -26,6 +26,7 @@ mod socket;
 mod stream;
 #[cfg(test)]
 mod tests;
+pub mod tun;
 mod udp;
 mod wrap;
 

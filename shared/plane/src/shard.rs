@@ -24,6 +24,7 @@ use crate::inbox::Inbox;
 use crate::outbox::Outbox;
 use crate::peers::{Instance, Peers};
 use crate::plane::{PlaneStats, Role};
+use crate::tun::TunStats;
 use crate::wrap::{self, Addresses, HELLO_PORT, NEXT_FRAGMENT, NEXT_ICMPV6, NEXT_UDP, QUIC_PORT};
 
 mod owner;
@@ -76,6 +77,7 @@ pub(crate) struct Shard {
     pub(crate) work: Arc<Notify>,
     pub(crate) told: Arc<Notify>,
     pub(crate) stats: PlaneStats,
+    pub(crate) tun_stats: TunStats,
     #[cfg(test)]
     pub(crate) tap: Option<Arc<std::sync::Mutex<Vec<Vec<u8>>>>>,
 }
@@ -118,6 +120,7 @@ impl Shard {
             work: Arc::default(),
             told: Arc::default(),
             stats: PlaneStats::default(),
+            tun_stats: TunStats::default(),
             #[cfg(test)]
             tap: None,
         }

@@ -389,7 +389,7 @@ impl Plane {
         self.shared().shard().outbox.waiting()
     }
 
-    fn shared(&self) -> &Shared {
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.inner.maker.shared
     }
 

@@ -156,6 +156,7 @@ impl Shard {
     pub(super) fn forget(&mut self, id: PeerId) {
         self.abandon_handshake(id);
         self.reassembly.forget(id);
+        self.refuse_parked(id);
         if let Some(peer) = self.peers.remove(id) {
             self.closing.extend(peer.link.upgrade().map(|link| (link, Ending::Gone)));
             peer.changed.notify_waiters();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use culvert_model::gateway::Credential;
-use culvert_model::id::{ConnectorId, GatewayId};
+use culvert_model::id::{ConnectorId, GatewayId, StockPeerId};
 use culvert_model::key::PublicKey;
 use culvert_model::name::ServiceName;
 use culvert_model::token::Token;
@@ -357,6 +357,8 @@ struct Made {
     connectors: HashMap<ConnectorId, LiveConnector>,
     services: BTreeMap<ServiceName, LiveService>,
     gateways: HashMap<GatewayId, SystemTime>,
+    peers: HashMap<StockPeerId, LivePeer>,
+    tun_unavailable: Option<String>,
     flapping: HashMap<ConnectorId, [std::net::SocketAddr; 2]>,
 }
 
@@ -443,7 +445,7 @@ impl Relay {
     }
 
     async fn ask_at(&self, command: Command, at: SystemTime) -> Result<Outcome, CommandError> {
-        let facts = Facts { identity: &self.identity, endpoints: self.endpoints.clone() };
+        let facts = Facts { endpoints: self.endpoints.clone(), ..Facts::plain(&self.identity) };
         let request = Request { actor: "uid 0".to_owned(), command };
         carry_out(request, self.registry.as_ref(), &self.live, &facts, at).await
     }
@@ -518,6 +520,14 @@ impl Live for Made {
 
     fn gateways(&self) -> HashMap<GatewayId, SystemTime> {
         self.gateways.clone()
+    }
+
+    fn peers(&self) -> HashMap<StockPeerId, LivePeer> {
+        self.peers.clone()
+    }
+
+    fn tun_unavailable(&self) -> Option<String> {
+        self.tun_unavailable.clone()
     }
 }
 

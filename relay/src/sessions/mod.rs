@@ -18,7 +18,7 @@ mod statics;
 mod table;
 
 use std::collections::HashSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -38,6 +38,8 @@ use tracing::{debug, info, warn};
 
 use crate::enrol;
 use crate::identity::Identity;
+use crate::paths::{local_of, path_to};
+use crate::peers::Peers;
 use crate::refusals::{Attempt, Refusals};
 use crate::registry::{ConnectorRow, Forgotten, Note, Registry, RelayRow, Snapshot, TokenRow, TokenSealRow, peers};
 use crate::relays;
@@ -79,6 +81,7 @@ struct Shared {
     directory: Arc<Directory>,
     refusals: Refusals,
     statics: Statics,
+    peers: Peers,
     table: Mutex<Table>,
     notes: Notes,
     /// Sessions that share the budget of pings.
@@ -98,8 +101,10 @@ impl Sessions {
         snapshot: Snapshot,
     ) -> Self {
         let statics = Statics::new(&plane, &identity, SystemTime::now());
+        let peers = Peers::new(plane.clone(), Arc::clone(&identity));
         let shared = Shared {
             statics,
+            peers,
             plane,
             registry,
             identity,
@@ -157,6 +162,8 @@ impl Sessions {
         let own = shared.identity.relay_tag();
         let told = relays::told(&snapshot.relays, &own, now);
         let missing = relays::missing_seals(&snapshot, &shared.identity, now);
+        let missing_of_peers = relays::missing_peer_seals(&snapshot, &shared.identity);
+        shared.peers.resync(&snapshot, shared.statics.answered()).await;
         let of_peers = peers::owned(&snapshot.peers, &snapshot.peer_services);
         let Snapshot { tunnels, tokens, connectors, services, relays, token_seals, managed, .. } = snapshot;
         let owners_changed;
@@ -202,10 +209,20 @@ impl Sessions {
         {
             warn!(%error, "tokens not shared with the other relays");
         }
+        if !missing_of_peers.is_empty()
+            && let Err(error) = shared.registry.seal_peers(missing_of_peers).await
+        {
+            warn!(%error, "stock peers' keys not shared with the other relays");
+        }
         shared.forget(missing_rows).await;
         join_all(revoked.into_iter().map(|peer| shared.plane.remove_peer(peer, CloseCode::Revoked))).await;
         join_all(strangers.into_iter().map(|peer| shared.plane.remove_peer(peer, CloseCode::Shutdown))).await;
         shared.decided_alone.swap(false, Ordering::Relaxed) || owners_changed
+    }
+
+    /// The stock peers beside the connectors.
+    pub(crate) fn peers(&self) -> &Peers {
+        &self.shared.peers
     }
 
     /// Has every live connector announced anew: who owns which name may have changed.
@@ -234,6 +251,9 @@ impl Shared {
 
     fn take(self: &Arc<Self>, event: Event, tasks: &mut JoinSet<()>) {
         let now = Instant::now();
+        if let Some(notes) = self.peers.take(&event, SystemTime::now()) {
+            return notes.into_iter().for_each(|note| self.notes.add(note));
+        }
         match event {
             Event::Connected(connection) => self.connected(connection, tasks, now),
             Event::SessionUp { peer, path, first, bootstrap } => {
@@ -323,8 +343,16 @@ impl Shared {
 
     /// A key that nobody has: only that of a connector that was revoked is worth a word. The answer is silence.
     fn stranger(&self, public_key: &PublicKey, path: Path) {
-        let Some(id) = self.table().revoked.get(public_key).cloned() else { return };
         let from = path.remote.ip();
+        if let Some(name) = self.peers.deleted(public_key) {
+            return self.refusals.note(Attempt {
+                action: "peer.refused",
+                actor: name.to_string(),
+                subject: name.to_string(),
+                detail: format!("a handshake under the key of a deleted peer, from {from}"),
+            });
+        }
+        let Some(id) = self.table().revoked.get(public_key).cloned() else { return };
         debug!(connector = %id, from = %from, "a revoked key was named");
         self.refusals.note(Attempt {
             action: "connector.refused",
@@ -516,6 +544,7 @@ impl Shared {
     }
 
     fn sweep(&self, now: tokio::time::Instant) {
+        self.peers.sweep();
         for live in self.table().connectors.values().filter_map(|known| known.live.as_ref()) {
             live.member.upstream.sweep(now);
         }
@@ -536,6 +565,7 @@ fn note_displaced(id: &ConnectorId, displaced: Displaced) {
 
 /// Initiates toward the last known endpoint of every connector, so that tunnels are back in a round trip.
 async fn call_back(shared: Arc<Shared>) {
+    shared.peers.call_back();
     let peers: Vec<PeerId> =
         shared.table().connectors.values().filter(|known| known.endpoint.is_some()).map(|known| known.peer).collect();
     if !peers.is_empty() {
@@ -571,25 +601,6 @@ async fn forget_old(shared: Arc<Shared>) {
         Ok(forgotten) => shared.forget(forgotten).await,
         Err(error) => debug!(%error, "nothing forgotten"),
     }
-}
-
-/// The way to an endpoint that a row remembers, over the socket that it came by.
-fn path_to(plane: &Plane, remote: SocketAddr, local: Option<SocketAddr>) -> Option<Path> {
-    let addrs = plane.local_addrs();
-    let of_family = |addr: &&SocketAddr| addr.is_ipv4() == remote.is_ipv4();
-    let same_port = local.and_then(|local| addrs.iter().filter(of_family).position(|addr| addr.port() == local.port()));
-    let place = match same_port {
-        Some(place) => addrs.iter().enumerate().filter(|(_, addr)| of_family(addr)).nth(place)?.0,
-        None => addrs.iter().position(|addr| of_family(&addr))?,
-    };
-    let local = local.map(|local| local.ip()).filter(|ip| !ip.is_unspecified() && ip.is_ipv4() == remote.is_ipv4());
-    Some(Path { remote, local, socket: u8::try_from(place).ok()? })
-}
-
-fn local_of(plane: &Plane, path: Path) -> SocketAddr {
-    let bound = plane.local_addrs().get(usize::from(path.socket)).copied();
-    let bound = bound.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
-    SocketAddr::new(path.local.unwrap_or(bound.ip()), bound.port())
 }
 
 #[cfg(test)]

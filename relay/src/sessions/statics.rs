@@ -20,6 +20,7 @@ use tracing::{debug, info, warn};
 use super::table::Known;
 use super::{Sessions, Shared};
 use crate::identity::Identity;
+use crate::peers::OwnKeys;
 use crate::registry::AuditRow;
 use crate::rotation::Retired;
 
@@ -47,6 +48,13 @@ impl Statics {
     /// The number of the key that peers are added with.
     pub(super) fn newest(&self) -> usize {
         self.lock().newest
+    }
+
+    /// All that are answered.
+    pub(super) fn answered(&self) -> OwnKeys {
+        let own = self.lock();
+        let previous = own.keys.iter().map(|(index, _)| *index).find(|index| *index != own.newest);
+        OwnKeys { newest: own.newest, previous }
     }
 
     /// The key of a number.

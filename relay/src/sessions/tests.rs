@@ -246,7 +246,7 @@ impl Rig {
         let services = services.iter().map(|name| name.parse().unwrap()).collect();
         let name = "dc1".parse().unwrap();
         let create = Command::TunnelCreate { name, services, shared: false, token: terms };
-        let facts = Facts { identity: &identity, endpoints: Vec::new() };
+        let facts = Facts::plain(&identity);
         let request = command::Request { actor: "test".to_owned(), command: create };
         let made = command::carry_out(request, &*registry, &Offline, &facts, SystemTime::now()).await.unwrap();
         let key = identity.private_key();
@@ -304,7 +304,7 @@ impl Rig {
     }
 
     async fn command(&self, command: Command) {
-        let facts = Facts { identity: &self.identity, endpoints: Vec::new() };
+        let facts = Facts::plain(&self.identity);
         let request = command::Request { actor: "test".to_owned(), command };
         let outcome = command::carry_out(request, &*self.registry, &Offline, &facts, SystemTime::now()).await.unwrap();
         if outcome.changes.contains(&command::Change::KeyRotated) {

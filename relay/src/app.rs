@@ -31,6 +31,7 @@ use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use crate::access_log::AccessLog;
+use crate::behind;
 use crate::bind;
 use crate::cli::RunArgs;
 use crate::config::{self, Settled, WireGuard};
@@ -259,6 +260,8 @@ impl Relay {
         let (reload, reloads) = mpsc::channel(1);
         let mut owner = Owner::new();
         owner.spawn("relay.sessions", control.sessions.clone().run(events));
+        let peers = control.sessions.peers().clone();
+        owner.spawn("relay.branches", behind::follow(peers, Arc::clone(&control.exchanges.directory)));
         owner.spawn("relay.refusals", control.refusals.clone().write(Arc::clone(&control.registry)));
         owner.spawn("relay.admin", admin::serve_tcp(admin, Arc::clone(&control)));
         owner.spawn("relay.admin_socket", admin::serve_socket(admin_socket, Arc::clone(&control)));

@@ -45,7 +45,7 @@ use crate::registry::{ConnectorRow, Forgotten, Note, Registry, RelayRow, Snapsho
 use crate::relays;
 use clones::Displaced;
 pub(crate) use directory::{Balance, Directory, Pair, PairState, Service};
-pub(crate) use member::Member;
+pub(crate) use member::{Member, Via};
 use notes::Notes;
 pub(crate) use report::issuer_of;
 use statics::Statics;
@@ -516,9 +516,8 @@ impl Shared {
     fn ended(&self, member: &Arc<Member>, expected_until: Option<Instant>) {
         member.set_ended();
         self.directory.remove(member, expected_until);
-        member.upstream.close();
         let mut table = self.table();
-        if let Some(known) = table.connectors.get_mut(&member.id)
+        if let Some(known) = member.connector().and_then(|id| table.connectors.get_mut(id))
             && known.live.as_ref().is_some_and(|live| Arc::ptr_eq(&live.member, member))
         {
             known.live = None;
@@ -546,7 +545,7 @@ impl Shared {
     fn sweep(&self, now: tokio::time::Instant) {
         self.peers.sweep();
         for live in self.table().connectors.values().filter_map(|known| known.live.as_ref()) {
-            live.member.upstream.sweep(now);
+            live.member.sweep(now);
         }
     }
 

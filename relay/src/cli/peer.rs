@@ -134,6 +134,12 @@ fn psk(path: &Path) -> Result<GivenPsk, Quit> {
         std::fs::File::open(path).and_then(|file| file.take(KEY_FILE_BYTES).read_to_string(&mut text))
     };
     let shown = path.display();
+    if read.is_err() && path.to_str().is_some_and(|text| text.parse::<Psk>().is_ok()) {
+        return Err(Quit::usage(
+            "--preshared-key names a file; a key on the command line can be read by everybody here",
+        )
+        .hint("write it into a file of mode 0600, or hand it over on stdin: --preshared-key -"));
+    }
     read.map_err(|error| Quit::failed(format!("the pre-shared key's file {shown} cannot be read: {error}")))?;
     let psk: Psk = text.trim().parse().map_err(|error| {
         Quit::failed(format!("{shown} holds no pre-shared key: {error}")).hint("`culvert-relay genpsk` makes one")

@@ -49,7 +49,7 @@ pub(crate) enum ServiceVerb {
         #[arg(long, value_name = "PATH", value_parser = path)]
         health_path: Option<String>,
         /// Authorities that verify an https:// origin behind a peer (PEM) [default: the system's]
-        #[arg(long, value_name = "FILE", requires = "peer")]
+        #[arg(long, value_name = "FILE", conflicts_with = "tunnel")]
         ca: Option<PathBuf>,
         #[command(flatten)]
         ask: Ask,

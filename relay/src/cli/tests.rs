@@ -165,6 +165,21 @@ fn nonsense_is_wrong_usage() {
         "gateway rotate kong --grace never",
         "gateway rotate kong --grace 366d",
         "audit --since never",
+        "service set legacy --origin http://10.20.0.5:8080",
+        "service set legacy --tunnel dc1 --peer branch --origin http://10.20.0.5:8080",
+        "service set legacy --tunnel dc1 --origin https://a --ca ca.pem",
+        "peer",
+        "peer add branch --allowed-ips 10.20.0.0/16",
+        "peer add branch --public-key short --allowed-ips 10.20.0.0/16",
+        "peer add branch --public-key xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg= --generate-key --allowed-ips 10.20.0.0/16",
+        "peer add branch --generate-key",
+        "peer add branch --generate-key --allowed-ips 10.20.0.0/33",
+        "peer add branch --generate-key --allowed-ips ,",
+        "peer add branch --generate-key --allowed-ips 10.20.0.0/16 --persistent-keepalive 0",
+        "peer add branch --generate-key --allowed-ips 10.20.0.0/16 --persistent-keepalive 70000",
+        "peer add branch --generate-key --allowed-ips 10.20.0.0/16 --endpoint branch.example",
+        "peer add branch --generate-key --allowed-ips 10.20.0.0/16 --dns resolver.internal",
+        "peer add UPPER_case --generate-key --allowed-ips 10.20.0.0/16",
     ] {
         let words = std::iter::once("culvert-relay").chain(line.split(' ').filter(|word| !word.is_empty()));
         let error = Cli::try_parse_from(words).unwrap_err();

@@ -21,6 +21,7 @@ use golden::golden;
 #[path = "../../tests/golden/compare.rs"]
 mod golden;
 mod managed;
+mod peers;
 
 const DAY: u64 = 86_400;
 
@@ -474,7 +475,7 @@ impl Relay {
     /// Without what differs from run to run; as wide as before.
     fn made_plain(&self, text: &str) -> String {
         let mut plain = text.replace(&self.identity.public_key().to_string(), &"k".repeat(44));
-        for prefix in ["tnl_", "tok_", "con_", "gtw_"] {
+        for prefix in ["tnl_", "tok_", "con_", "gtw_", "per_"] {
             let parts: Vec<String> = plain.split(prefix).map(str::to_owned).collect();
             let rest = parts.iter().skip(1).map(|part| format!("{prefix}{}{}", "x".repeat(16), &part[16..]));
             plain = parts[0].clone() + &rest.collect::<String>();

@@ -9,7 +9,7 @@ mod tun;
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Instant, SystemTime};
 
 use culvert_model::close::CloseCode;
@@ -41,6 +41,8 @@ struct Shared {
     tun: tun::TunPlane,
     table: Mutex<Table>,
     changes: watch::Sender<u64>,
+    /// Sees to it that a TUN plane that ends is started again.
+    watching: Mutex<Owner>,
 }
 
 #[derive(Default)]
@@ -88,8 +90,8 @@ impl Peers {
     /// None yet: [`Peers::resync`] brings them.
     pub(crate) fn new(plane: Plane, identity: Arc<Identity>) -> Self {
         let tun = tun::TunPlane::default();
-        let (table, changes) = (Mutex::default(), watch::Sender::new(0));
-        Self { shared: Arc::new(Shared { plane, identity, tun, table, changes }) }
+        let (table, changes, watching) = (Mutex::default(), watch::Sender::new(0), Mutex::default());
+        Self { shared: Arc::new(Shared { plane, identity, tun, table, changes, watching }) }
     }
 
     /// Makes what runs agree with the registry, and starts the TUN plane with the first peer.
@@ -122,19 +124,17 @@ impl Peers {
         for row in new.collect::<Vec<_>>() {
             changed |= shared.add(row, snapshot, own);
         }
-        let any = !shared.table().known.is_empty();
-        changed |= shared.tun.follow(&shared.plane, any).await;
+        changed |= shared.follow_tun().await;
         if changed {
-            shared.changes.send_modify(|changes| *changes += 1);
+            shared.tell();
         }
     }
 
     /// What the TUN plane is made of; it starts now if there is a peer, else with the first one.
     pub(crate) async fn start_tun(&self, config: TunConfig) {
         self.shared.tun.set(config);
-        let any = !self.shared.table().known.is_empty();
-        if self.shared.tun.follow(&self.shared.plane, any).await {
-            self.shared.changes.send_modify(|changes| *changes += 1);
+        if self.shared.follow_tun().await {
+            self.shared.tell();
         }
     }
 
@@ -282,6 +282,24 @@ impl Shared {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn tell(&self) {
+        self.changes.send_modify(|changes| *changes += 1);
+    }
+
+    /// Starts or ends the TUN plane, and has it watched. Returns whether it is another one now.
+    async fn follow_tun(self: &Arc<Self>) -> bool {
+        let any = !self.table().known.is_empty();
+        if !self.tun.follow(&self.plane, any).await {
+            return false;
+        }
+        let mut owner = Owner::new();
+        if let Some(tun) = self.tun.running() {
+            owner.spawn("relay.tun", watch_tun(Arc::downgrade(self), tun));
+        }
+        *self.watching.lock().unwrap_or_else(PoisonError::into_inner) = owner;
+        true
+    }
+
     /// Adds one to the engine; false where it was left out before for the same reason.
     fn add(&self, row: &PeerRow, snapshot: &Snapshot, own: OwnKeys) -> bool {
         let psk = match relays::peer_psk(row, &snapshot.peer_seals, &self.identity) {
@@ -423,6 +441,29 @@ impl Known {
             (false, Some(_)) => "lost",
             (false, None) => "never",
         }
+    }
+}
+
+/// A TUN plane that ends, because somebody ended the process that keeps it, is started again as long as there is a peer.
+async fn watch_tun(shared: Weak<Shared>, mut tun: Tun) {
+    loop {
+        tun.ended().await;
+        let Some(shared) = shared.upgrade() else { return };
+        warn!("the TUN plane has ended, it is started again");
+        shared.tun.lost();
+        drop(tun);
+        shared.tell();
+        tun = loop {
+            tokio::time::sleep(tun::AGAIN_AFTER).await;
+            let any = !shared.table().known.is_empty();
+            shared.tun.follow(&shared.plane, any).await;
+            match shared.tun.running() {
+                Some(tun) => break tun,
+                None if any => {}
+                None => return,
+            }
+        };
+        shared.tell();
     }
 }
 

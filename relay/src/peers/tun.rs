@@ -3,10 +3,14 @@
 //! The only file that starts one. Must never end the relay for want of one: why there is none is kept, to be told.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use culvert_plane::Plane;
 use culvert_plane::tun::{Tun, TunConfig, Way};
 use tracing::{info, warn};
+
+/// Somebody who kills the namespace's process again and again gets no more than this of the relay.
+pub(super) const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// How the TUN plane is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +30,8 @@ pub(crate) enum TunState {
 pub(super) struct TunPlane {
     config: Mutex<Option<TunConfig>>,
     now: Mutex<Option<Result<Tun, String>>>,
+    /// One start after the other.
+    starting: tokio::sync::Mutex<()>,
 }
 
 impl TunPlane {
@@ -37,6 +43,7 @@ impl TunPlane {
     ///
     /// What failed before is tried again: the machine may be another meanwhile.
     pub(super) async fn follow(&self, plane: &Plane, is_wanted: bool) -> bool {
+        let _one = self.starting.lock().await;
         if !is_wanted {
             return lock(&self.now).take().is_some();
         }
@@ -54,6 +61,11 @@ impl TunPlane {
             (Err(_), true) => return false,
         }
         true
+    }
+
+    /// It has ended by itself: its handle goes, or no other could be started.
+    pub(super) fn lost(&self) {
+        *lock(&self.now) = Some(Err("the process that keeps its network namespace was ended".to_owned()));
     }
 
     pub(super) fn running(&self) -> Option<Tun> {

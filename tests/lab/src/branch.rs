@@ -114,6 +114,25 @@ impl Branch {
         let _ = std::fs::remove_file(format!("/var/run/wireguard/{}.sock", self.interface));
     }
 
+    /// Has the router break silence every so many seconds.
+    ///
+    /// # Errors
+    /// It was refused.
+    pub fn keepalive(&self, seconds: u16) -> Result<()> {
+        let peer = self.run("wg", &["show", &self.interface, "peers"])?;
+        let seconds = seconds.to_string();
+        self.run("wg", &["set", &self.interface, "peer", peer.trim(), "persistent-keepalive", &seconds]).map(drop)
+    }
+
+    /// Gives the router's WireGuard another port. It also forgets the address that it sent from, which `wireguard-go` else
+    /// keeps until nothing was heard for 15 s.
+    ///
+    /// # Errors
+    /// It was refused.
+    pub fn rebind(&self, port: u16) -> Result<()> {
+        self.run("wg", &["set", &self.interface, "listen-port", &port.to_string()]).map(drop)
+    }
+
     /// The interface that leads to the relay.
     pub fn interface(&self) -> &str {
         &self.interface

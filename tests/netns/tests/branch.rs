@@ -329,7 +329,8 @@ async fn a_restart_of_either_side_and_a_move_end_in_the_same_service() -> Result
     });
     hello.await.with_context(|| site.relay.last_words())?;
 
-    // Its host gets another address, and another one from the NAT: the next packet tells the relay.
+    // The router gets another address, and another one from the NAT: the next packet tells the relay.
+    site.branch.keepalive(1)?;
     let gateway = site.gateway;
     let (tell, told) = tokio::sync::oneshot::channel();
     let load = site.internet.gateway.begin(move || async move {
@@ -341,6 +342,7 @@ async fn a_restart_of_either_side_and_a_move_end_in_the_same_service() -> Result
     })?;
     told.await?;
     site.internet.roam()?;
+    site.branch.rebind(51_999)?;
     let report = load.await??;
     eprintln!("roamed: {} answered, slowest {:?}", report.answered, report.slowest);
     report.all_well(150).with_context(|| site.relay.last_words())?;
@@ -438,8 +440,8 @@ async fn nothing_leads_from_a_peer_anywhere(site: &Site, other: &Branch) -> Resu
     }
     // The other branch hears nothing of it.
     let count = format!(
-        "table inet seen {{ chain all {{ type filter hook prerouting priority raw;
-           iifname \"{}\" meta l4proto icmp counter }} }}",
+        "table inet seen {{ chain arrivals {{ type filter hook prerouting priority raw;
+           iifname \"{}\" meta l4proto icmp counter; }}; }}",
         other.interface()
     );
     other.run("nft", &[&count])?;

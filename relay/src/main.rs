@@ -37,6 +37,7 @@ use culvert_ops::process;
 use culvert_ops::program::Program;
 use culvert_ops::runtime;
 use culvert_ops::secret;
+use culvert_plane::tun;
 
 use cli::{Cli, Verb};
 use command::{ask, keys};
@@ -45,6 +46,10 @@ use command::{ask, keys};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    // The keeper of stock peers' network namespace is this program again: neither for users nor for `--help`.
+    if std::env::args_os().skip(1).eq([tun::CHILD_ARGUMENT]) {
+        return tun::child_main();
+    }
     exit::finish(Program::Relay.binary(), start())
 }
 

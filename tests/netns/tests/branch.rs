@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use culvert_lab::branch::Branch;
+use culvert_lab::certificate::Certificate;
 use culvert_lab::load::Plan;
 use culvert_lab::netns::{self, Namespace};
 use culvert_lab::nginx::Nginx;
@@ -33,8 +34,7 @@ const NEEDS: [Need; 7] = [
 ];
 const SOON: Duration = Duration::from_secs(20);
 const HOST: &str = "10.20.0.5";
-/// Of each transfer: debug builds are slow.
-const MIB: u64 = if cfg!(debug_assertions) { 64 } else { 1024 };
+const CONFIG: &str = "[http]\nlisten = [\"127.0.0.1:8080\"]\n[[tcp]]\nlisten = \"127.0.0.1:7000\"\nservice = \"raw\"\n";
 
 /// Everything up: gateway nginx, relay, NAT, the branch's router, origins.
 struct Site {
@@ -96,6 +96,7 @@ impl Site {
         )
         .await?;
         let mut relay = Relay::within(&internet.gateway, RELAY_V4)?;
+        relay.config(CONFIG)?;
         if !prefix.is_empty() {
             relay.use_public_copy()?;
             let state = relay.directory().join("own");
@@ -107,7 +108,8 @@ impl Site {
         }
         relay.launch()?;
         answers(&internet, relay.admin, "/readyz").await.with_context(|| relay.last_words())?;
-        let add = ["peer", "add", "branch", "--generate-key", "--allowed-ips", "10.20.0.0/16,fd00:20::/48"];
+        let add = ["peer", "add", "branch", "--generate-key", "--dns", HOST];
+        let add = [&add[..], &["--allowed-ips", "10.20.0.0/16,fd00:20::/48"]].concat();
         let config = asked(&relay, &add).await?;
         let mut site = Self {
             internet,
@@ -131,17 +133,9 @@ impl Site {
         asked(&self.relay, &[&["service", "set", service, "--peer", "branch"], more].concat()).await
     }
 
-    async fn is_up(&self, service: &'static str) -> Result<()> {
-        let path = match service {
-            "legacy" => "/readyz?service=legacy",
-            "six" => "/readyz?service=six",
-            "grpc" => "/readyz?service=grpc",
-            "raw" => "/readyz?service=raw",
-            _ => "/readyz?service=other",
-        };
-        answers(&self.internet, self.relay.admin, path)
-            .await
-            .with_context(|| format!("{}\n{}", self.relay.last_words(), self.origin.output()))
+    async fn is_up(&self, service: &str) -> Result<()> {
+        let up = answers(&self.internet, self.relay.admin, &format!("/readyz?service={service}")).await;
+        up.with_context(|| format!("{}\n{}", self.relay.last_words(), self.origin.output()))
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -179,10 +173,11 @@ impl Site {
     }
 }
 
-async fn answers(internet: &Internet, to: SocketAddr, path: &'static str) -> Result<()> {
+async fn answers(internet: &Internet, to: SocketAddr, path: &str) -> Result<()> {
+    let path = path.to_owned();
     let waiting = move || async move {
-        wait::until(path, SOON, || async {
-            let answer = client::get(to, "localhost", path).await.ok()?;
+        wait::until(&path, SOON, || async {
+            let answer = client::get(to, "localhost", &path).await.ok()?;
             (answer.status == 200).then_some(())
         })
         .await
@@ -216,7 +211,9 @@ async fn everything_passes(prefix: &[&str]) -> Result<()> {
     let own = site.internet.gateway.run("curl", &["-sS", "http://10.20.0.5:8081/hello"])?;
     assert_eq!(own, "the wrong host\n");
 
-    let expected = site.make("big", MIB)?;
+    // A debug build is slow.
+    let is_release = binary::own("culvert-relay")?.components().any(|part| part.as_os_str() == "release");
+    let expected = site.make("big", if is_release { 1024 } else { 64 })?;
     let got = site.curl("http://127.0.0.1:8000/big | sha256sum")?;
     assert_eq!(got.split(' ').next(), Some(expected.as_str()), "down");
     site.curl(&format!("-T {} http://127.0.0.1:8000/store", site.file("big").display()))?;
@@ -309,6 +306,58 @@ async fn everything_passes_without_any_privilege_of_the_relays() -> Result<()> {
         return Ok(());
     }
     everything_passes(&whole).await
+}
+
+#[tokio::test]
+async fn names_are_the_peers_own_resolvers_and_lead_nowhere_but_into_its_networks() -> Result<()> {
+    if skip::unless("names behind a stock peer", &[&NEEDS[..], &[Need::Program("dnsmasq")]].concat()) {
+        return Ok(());
+    }
+    let site = Site::build(&[]).await?;
+    let certificate = Certificate::make(site.files.path(), "branch", "app.branch").await?;
+    let tls = format!(
+        "server {{ listen 10.20.0.5:8443 ssl; ssl_certificate {}; ssl_certificate_key {}; return 200 \"$ssl_server_name\"; }}",
+        certificate.cert.display(),
+        certificate.key.display()
+    );
+    let _tls = Nginx::start(Some(&site.branch.inside), ([10, 20, 0, 5], 8443).into(), &tls).await?;
+    let prefix = site.branch.inside.prefix();
+    let mut command = spawner::command(&prefix[0]);
+    command.args(&prefix[1..]).args(["dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--user=root"]);
+    command.args([
+        "--no-resolv",
+        "--no-hosts",
+        "--pid-file=",
+        "--bind-interfaces",
+        "--log-facility=-",
+        "--log-queries",
+    ]);
+    command.arg(format!("--listen-address={HOST}")).arg("--host-record=real.branch,10.20.0.5,fd00:20::5");
+    command.args(["--cname=app.branch,real.branch", "--host-record=away.branch,203.0.113.2"]);
+    let mut names = Process::start("dnsmasq", command)?;
+    names.line("started", SOON).await?;
+
+    let ca = certificate.cert.display().to_string();
+    site.set("secure", &["--origin", "https://app.branch:8443", "--ca", &ca]).await?;
+    site.is_up("secure").await.with_context(|| names.output())?;
+    assert_eq!(site.get("secure", "/").await?.text(), "app.branch");
+    site.set("raw", &["--origin", "tcp://app.branch:8081"]).await?;
+    site.is_up("raw").await?;
+    let raw = || async { client::get(([127, 0, 0, 1], 7000).into(), "anybody", "/hello").await };
+    assert_eq!(site.internet.gateway.within(raw).await?.text(), "hello from the branch\n");
+    assert_eq!(site.get("raw", "/").await?.status, 404, "raw TCP is nothing for HTTP");
+    for (service, origin, reason) in [
+        ("away", "http://away.branch", "origin_denied"),
+        ("nobody", "http://nobody.branch", "origin_dns"),
+        // The relay's own resolver is not asked.
+        ("local", "http://localhost.localdomain", "origin_dns"),
+    ] {
+        site.set(service, &["--origin", origin]).await?;
+        let answer = site.get(service, "/").await?;
+        assert!(answer.text().contains(reason), "{origin}: {}", answer.text());
+    }
+    site.no_panic();
+    Ok(())
 }
 
 #[tokio::test]

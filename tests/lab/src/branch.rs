@@ -66,6 +66,8 @@ impl Branch {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let inside = Namespace::new("in")?;
         netns::join((router, "office", addresses), (&inside, "eth0", host))?;
+        // An IPv6 address is not to be had in the moment after its link came up.
+        inside.sysctl("net.ipv6.ip_nonlocal_bind=1")?;
         for address in addresses {
             let gateway = address.split('/').next().context("an address")?;
             let family = if gateway.contains(':') { "-6" } else { "-4" };

@@ -19,7 +19,7 @@ mod fields;
 mod jwt;
 mod keys;
 
-pub use fields::{FieldPolicy, SetHeader, Untrailed, may_have_trailers};
+pub use fields::{FieldPolicy, SetHeader, Untrailed, may_have_trailers, settable};
 pub use jwt::{Jwt, JwtSettings, OWN_CLAIMS};
 pub use keys::{Proofs, SigningKey};
 

@@ -10,6 +10,7 @@ use culvert_model::gateway::SecretVerifier;
 use culvert_model::id::{ConnectorId, GatewayId, TokenId, TunnelId};
 use culvert_model::key::PublicKey;
 use culvert_model::name::{Grant, Label, ServiceName};
+use culvert_model::proof::ProofKey;
 use ipnet::IpNet;
 
 use super::TOMBSTONE;
@@ -159,6 +160,8 @@ pub(crate) struct ConnectorRow {
     pub(crate) last_local: Option<SocketAddr>,
     /// Its last handshake that was noted.
     pub(crate) last_handshake: Option<SystemTime>,
+    /// The public keys of what it signs for its origins.
+    pub(crate) proof_keys: Vec<ProofKey>,
     /// Program version.
     pub(crate) version: Option<String>,
 }

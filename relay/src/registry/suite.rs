@@ -3,6 +3,7 @@
 mod gateways;
 mod keys;
 mod managed;
+mod proofs;
 mod recovery;
 mod relays;
 
@@ -50,6 +51,7 @@ macro_rules! suite {
             a_key_that_anybody_has_is_nobody_elses_next_one,
             a_connector_that_changes_again_goes_on_from_the_key_it_uses,
             since_when_traffic_is_safe_is_remembered_from_the_first_handshake,
+            what_connectors_sign_with_is_kept_as_it_was_told_last_until_they_are_revoked,
             a_restored_registry_offers_each_connector_its_first_pre_shared_key_too,
             a_tunnel_has_room_for_so_many_services_and_a_deleted_one_makes_room,
             a_managed_service_is_loaded_as_it_was_set_last_and_forgotten_when_deleted,
@@ -92,6 +94,7 @@ pub(super) use managed::{
     a_token_for_some_services_narrows_who_joins_with_it_and_counts_its_uses,
     a_tunnel_is_given_no_managed_service_that_it_may_not_serve, managed_services_of_a_tunnel_fit_one_message,
 };
+pub(super) use proofs::what_connectors_sign_with_is_kept_as_it_was_told_last_until_they_are_revoked;
 pub(super) use recovery::a_restored_registry_offers_each_connector_its_first_pre_shared_key_too;
 pub(super) use relays::{
     a_connector_is_made_known_to_a_relay_of_the_registry_under_its_own_key,
@@ -512,7 +515,7 @@ pub(super) async fn create(registry: &Subject, name: &str, patterns: &[&str]) ->
     (tunnel, token)
 }
 
-async fn join(registry: &Subject, candidate: Candidate) -> ConnectorId {
+pub(super) async fn join(registry: &Subject, candidate: Candidate) -> ConnectorId {
     match registry.enrol(candidate).await.unwrap() {
         Enrolment::Joined { connector, .. } => connector.id,
         other => panic!("{other:?}"),

@@ -15,6 +15,7 @@ mod gateways;
 mod grants;
 mod grpc;
 mod health;
+mod issuer;
 mod joining;
 mod limits;
 mod listeners;

@@ -97,7 +97,7 @@ pub struct Dial {
 impl Origins {
     /// An empty table; names are asked of `names`.
     pub fn with_names(names: Names) -> Self {
-        Self { table: Arc::default(), names, proofs: Proofs::default() }
+        Self { table: Arc::default(), proofs: Proofs::with_names(names.clone()), names }
     }
 
     /// The keys that proofs are made with.

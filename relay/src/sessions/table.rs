@@ -18,10 +18,10 @@ use super::directory::Pair;
 use super::keys::Keys;
 use super::member::Member;
 use crate::registry::{ConnectorRow, Forgotten, ManagedRow, RelayRow, ServiceRow, Snapshot, Tunnel};
-use culvert_model::proof::ProofKey;
+use culvert_model::proof::{Algorithm, ProofKey};
 
-/// Two kinds of key, three of each: one that signs, the next, and one whose tokens still live.
-const PROOF_KEYS_AT_MOST: usize = 6;
+/// Of each kind three: one that signs, the next, and one whose tokens still live.
+const PROOF_KEYS_AT_MOST: usize = 3 * Algorithm::ALL.len();
 
 /// All of it.
 #[derive(Debug, Default)]

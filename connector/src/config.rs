@@ -69,7 +69,11 @@ pub const SETTINGS: &[Setting] = &[
         "whether the caller's Authorization reaches the origin; to replace it, set it under headers",
     ),
     Setting::new("service[].auth.type", Kind::Choice(&["jwt"]), "how a request is proven to have come through here"),
-    Setting::new("service[].auth.algorithm", Kind::Choice(&["EdDSA", "ES256"]), "what tokens are signed with (EdDSA)"),
+    Setting::new(
+        "service[].auth.algorithm",
+        Kind::Choice(&["EdDSA", "ES256", "RS256"]),
+        "what tokens are signed with (EdDSA)",
+    ),
     Setting::new("service[].auth.audience", Kind::Text, "aud: whom they are for"),
     Setting::new("service[].auth.issuer", Kind::Url, "iss, in place of what the relay's [issuer] says"),
     Setting::new("service[].auth.subject", Kind::Text, "sub (TUNNEL/SERVICE)"),

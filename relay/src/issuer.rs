@@ -11,6 +11,7 @@ use std::time::Duration;
 use culvert_hop::body::Body;
 use culvert_hop::message::{Request, Response};
 use culvert_hop::server::{self, Http2, ServerSettings};
+use culvert_model::proof::{Algorithm, ProofKey};
 use culvert_ops::task::Owner;
 use http::{HeaderValue, Method, StatusCode, header};
 use serde_json::{Value, json};
@@ -86,7 +87,7 @@ pub(crate) async fn serve(listener: TcpListener, told: Told, sessions: Sessions)
 
 fn jwks(sessions: &Sessions, tunnel: &str) -> Option<Value> {
     let keys = sessions.proof_keys(tunnel)?;
-    Some(json!({ "keys": keys.iter().map(culvert_model::proof::ProofKey::jwk).collect::<Vec<_>>() }))
+    Some(json!({ "keys": keys.iter().map(ProofKey::jwk).collect::<Vec<_>>() }))
 }
 
 fn answer(method: &Method, path: &str, base: &str, keys: impl Fn(&str) -> Option<Value>) -> Response<Body> {
@@ -120,7 +121,7 @@ fn document(path: &str, base: &str, keys: impl Fn(&str) -> Option<Value>) -> Opt
         "jwks_uri": format!("{issuer}{KEYS}"),
         "response_types_supported": ["id_token"],
         "subject_types_supported": ["public"],
-        "id_token_signing_alg_values_supported": ["EdDSA", "ES256"],
+        "id_token_signing_alg_values_supported": Algorithm::ALL,
         "claims_supported": ["iss", "sub", "aud", "iat", "nbf", "exp", "jti"],
     }))
 }

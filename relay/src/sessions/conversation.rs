@@ -13,7 +13,7 @@ use culvert_model::control::{
 };
 use culvert_model::id::{ConnectorId, TunnelId};
 use culvert_model::name::{Grant, ServiceName};
-use culvert_model::proof::ProofKey;
+use culvert_model::proof::{Algorithm, ProofKey};
 use culvert_plane::{Closed, Connection, Stream};
 use tokio::time::{sleep_until, timeout};
 use tracing::{debug, info, warn};
@@ -368,7 +368,8 @@ impl<'a> Session<'a> {
         let issuer = self.shared.table().issuer.clone();
         if let Some(base) = issuer {
             let url = issuer_of(&base, self.member.tunnel.as_str());
-            self.frames.send(&ToConnector::Issuer { url }).await?;
+            let algorithms = Algorithm::ALL.iter().map(|algorithm| algorithm.name().to_owned()).collect();
+            self.frames.send(&ToConnector::Issuer { url, algorithms }).await?;
         }
         let accepted = self.services.iter().filter(|service| decision.accepted.contains(&service.name));
         self.pairs = accepted.map(|service| Arc::new(Pair::new(Arc::clone(&self.member), service))).collect();

@@ -6,12 +6,12 @@
 use std::collections::HashMap;
 
 use culvert_model::id::{ConnectorId, TunnelId};
-use culvert_model::proof::ProofKey;
+use culvert_model::proof::{Algorithm, ProofKey};
 
 use crate::registry::ConnectorRow;
 
-/// Two kinds of key, three of each: one that signs, the next, and one whose tokens still live.
-const KEYS_AT_MOST: usize = 6;
+/// Of each kind three: one that signs, the next, and one whose tokens still live.
+const KEYS_AT_MOST: usize = 3 * Algorithm::ALL.len();
 
 /// All of them.
 #[derive(Debug, Default)]
@@ -60,8 +60,6 @@ impl ProofKeys {
 
 #[cfg(test)]
 mod tests {
-    use culvert_model::proof::Algorithm;
-
     use super::*;
 
     fn key(byte: u8) -> ProofKey {

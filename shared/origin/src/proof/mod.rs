@@ -15,13 +15,19 @@ use culvert_model::reason::Reason;
 use http::HeaderName;
 use tokio::time::timeout;
 
+pub mod exchange;
 mod fields;
+mod held;
 mod jwt;
 mod keys;
+mod rsa;
+mod trouble;
 
 pub use fields::{FieldPolicy, SetHeader, Untrailed, may_have_trailers};
+pub use held::{Fresh, Holder, Holding, Source};
 pub use jwt::{Jwt, JwtSettings, OWN_CLAIMS};
 pub use keys::{Proofs, SigningKey};
+pub use trouble::Trouble;
 
 /// How long a request waits for a proof that others have a part in: then it fails.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -72,7 +78,14 @@ impl Proof {
     ) -> Result<Body, Fault> {
         // Every request passes here: what is rare goes in a box, by `in_time`.
         match self {
-            Self::Jwt(jwt) => jwt.prove(parts, about, proofs, now)?,
+            Self::Jwt(jwt) => match jwt.prove(parts, about, proofs, now) {
+                Err(_) if proofs.is_making() => {
+                    // Whether it is there the next line says.
+                    let _ = timeout(PATIENCE, Box::pin(proofs.key_is_made(jwt.algorithm(), now))).await;
+                    jwt.prove(parts, about, proofs, now)?;
+                }
+                proven => proven?,
+            },
         }
         Ok(body)
     }

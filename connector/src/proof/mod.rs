@@ -16,12 +16,15 @@ use http::HeaderName;
 use tokio::time::timeout;
 
 pub mod exchange;
+mod aws;
 mod fields;
 mod held;
 mod jwt;
 mod keys;
 mod rsa;
 mod trouble;
+mod payload;
+mod signature;
 
 pub use fields::{FieldPolicy, SetHeader, Untrailed, may_have_trailers};
 pub use held::{Fresh, Holder, Holding, Source};

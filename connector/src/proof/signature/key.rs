@@ -44,9 +44,7 @@ pub enum BadKey {
     #[error("holds no base64, which `encoding` says it does")]
     Base64,
     /// Guessable.
-    #[error(
-        "is shorter than 32 bytes: a shared secret must be as long as its hash. Make one with: openssl rand -base64 32"
-    )]
+    #[error("is shorter than 16 bytes, which can be guessed. Make one with: openssl rand -base64 32")]
     Short,
     /// No key of this kind.
     #[error("holds no PKCS#8 private key of this algorithm in PEM. Make one with: openssl genpkey -algorithm {0}")]
@@ -89,7 +87,7 @@ impl KeySource {
             false => text.as_bytes().to_vec(),
         };
         let bytes = Zeroizing::new(bytes);
-        if bytes.len() < 32 { Err(BadKey::Short) } else { Ok(Self::Shared(bytes)) }
+        if bytes.len() < 16 { Err(BadKey::Short) } else { Ok(Self::Shared(bytes)) }
     }
 }
 

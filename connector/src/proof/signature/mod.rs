@@ -13,10 +13,9 @@ use std::time::{Duration, SystemTime};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use culvert_hop::body::Body;
-use culvert_hop::fault::{Fault, Retry, Side};
+use culvert_hop::fault::Fault;
 use culvert_hop::message::RequestParts;
 use culvert_model::proof::Algorithm;
-use culvert_model::reason::Reason;
 use http::{HeaderName, HeaderValue};
 use ring::digest;
 use ring::rand::SystemRandom;
@@ -26,15 +25,17 @@ pub use key::{BadKey, KeySource, SignatureAlgorithm};
 
 use self::base::{Base, Params};
 use self::key::Key;
-use super::{Proofs, payload};
+use super::{Proofs, cannot, payload};
 
 /// `Signature`
-pub const SIGNATURE: HeaderName = HeaderName::from_static("signature");
+const SIGNATURE: HeaderName = HeaderName::from_static("signature");
 /// `Signature-Input`
-pub const SIGNATURE_INPUT: HeaderName = HeaderName::from_static("signature-input");
+const SIGNATURE_INPUT: HeaderName = HeaderName::from_static("signature-input");
 /// `Content-Digest` (RFC 9530)
-pub const CONTENT_DIGEST: HeaderName = HeaderName::from_static("content-digest");
+const CONTENT_DIGEST: HeaderName = HeaderName::from_static("content-digest");
 
+/// `keyid` of a key that has no name of its own: common verifiers ask for one.
+const USUAL_KEYID: &str = "culvert";
 /// What is covered unless a setting says otherwise: what a request asks for, and its body.
 pub const USUAL_COMPONENTS: [&str; 6] = ["@method", "@authority", "@path", "@query", "content-digest", "content-type"];
 
@@ -47,7 +48,7 @@ pub struct SignatureSettings {
     pub algorithm: SignatureAlgorithm,
     /// Its key.
     pub key: KeySource,
-    /// `keyid`; none: the own key's, or none at all.
+    /// `keyid`; none: the own key's, or `culvert`.
     pub keyid: Option<String>,
     /// What it covers, of that what a request has.
     pub components: Vec<Component>,
@@ -88,11 +89,11 @@ impl HttpSignature {
     }
 
     /// The names under which no line of a caller's may be left.
-    pub fn owned_fields(&self) -> impl Iterator<Item = HeaderName> + use<> {
-        [SIGNATURE, SIGNATURE_INPUT].into_iter().chain(self.settings.digests.then_some(CONTENT_DIGEST))
+    pub fn fields(&self) -> Vec<HeaderName> {
+        [SIGNATURE, SIGNATURE_INPUT].into_iter().chain(self.settings.digests.then_some(CONTENT_DIGEST)).collect()
     }
 
-    /// Signs a request whose fields are final. The policy of the service has taken out what [`HttpSignature::owned_fields`]
+    /// Signs a request whose fields are final. The policy of the service has taken out what [`HttpSignature::fields`]
     /// names.
     ///
     /// A request that has to be sent once more goes with the same nonce: what was sent before was not looked at.
@@ -109,7 +110,7 @@ impl HttpSignature {
         let body = if self.settings.digests && payload::is_there(parts, &body) {
             let whole = payload::read(parts, body, self.settings.payload_limit).await?;
             let hash = STANDARD.encode(digest::digest(&digest::SHA256, &whole.bytes));
-            let value = HeaderValue::try_from(format!("sha-256=:{hash}:")).map_err(|_| no("no digest"))?;
+            let value = HeaderValue::try_from(format!("sha-256=:{hash}:")).map_err(|_| cannot("no digest"))?;
             parts.headers.append(CONTENT_DIGEST, value);
             whole.body
         } else {
@@ -129,14 +130,15 @@ impl HttpSignature {
     ) -> Result<(), Fault> {
         let settings = &self.settings;
         let own = match self.key {
-            Key::Own(kind) => Some(proofs.signing(kind, now).ok_or_else(|| no("no signing key could be made"))?),
+            Key::Own(kind) => Some(proofs.signing(kind, now).ok_or_else(|| cannot("no signing key could be made"))?),
             Key::Hmac(_) | Key::Ed25519(_) | Key::Ecdsa(_) => None,
         };
-        let created = now.duration_since(SystemTime::UNIX_EPOCH).map_err(|_| no("the clock is before 1970"))?.as_secs();
+        let created =
+            now.duration_since(SystemTime::UNIX_EPOCH).map_err(|_| cannot("the clock is before 1970"))?.as_secs();
         let params = Params {
             created: Some(created),
             expires: Some(created + settings.lifetime.as_secs()),
-            keyid: settings.keyid.as_deref().or(own.as_ref().map(|key| key.kid.as_str())),
+            keyid: settings.keyid.as_deref().or(own.as_ref().map(|key| key.kid.as_str())).or(Some(USUAL_KEYID)),
             alg: Some(settings.algorithm.name()),
             nonce,
             tag: settings.tag.as_deref(),
@@ -146,7 +148,7 @@ impl HttpSignature {
             Key::Own(_) => own.and_then(|key| key.sign(&base.text)),
             key => key.sign(&base.text),
         };
-        let signature = signature.ok_or_else(|| no("the request could not be signed"))?;
+        let signature = signature.ok_or_else(|| cannot("the request could not be signed"))?;
         let label = &settings.label;
         for (name, text) in [
             (SIGNATURE_INPUT, format!("{label}={}", base.input)),
@@ -154,7 +156,7 @@ impl HttpSignature {
         ] {
             parts
                 .headers
-                .append(name, HeaderValue::try_from(text).map_err(|_| no("keyid or tag is no field's value"))?);
+                .append(name, HeaderValue::try_from(text).map_err(|_| cannot("keyid or tag is no field's value"))?);
         }
         Ok(())
     }
@@ -172,10 +174,6 @@ impl Key {
             Self::Own(_) => None,
         }
     }
-}
-
-fn no(why: &str) -> Fault {
-    Fault::new(Reason::OriginAuth).side(Side::Here).retry(Retry::Safe).log(why)
 }
 
 impl PartialEq for HttpSignature {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use culvert_hop::message::Request;
+use culvert_model::reason::Reason;
 use culvert_ops::secret::Secret;
 use ring::signature::{ECDSA_P256_SHA256_FIXED, ED25519, UnparsedPublicKey};
 

@@ -34,6 +34,7 @@ mod revoked;
 mod rotation;
 mod secrets;
 mod settings;
+mod signatures;
 mod silence;
 mod slow_callers;
 mod state_directory;

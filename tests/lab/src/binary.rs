@@ -36,6 +36,17 @@ pub fn on_path(name: &str) -> Option<PathBuf> {
     path.split(':').chain(extra).map(|directory| Path::new(directory).join(name)).find(|path| path.exists())
 }
 
+/// What npm installed for the tests: `tests/run` does, and a registry that is away is no failure.
+pub fn node_modules() -> PathBuf {
+    project().join("target/test-packages/node_modules")
+}
+
+/// Go's compiler, of either kind, and what makes it write a program.
+pub fn go() -> Option<(PathBuf, &'static [&'static str])> {
+    let own = on_path("go").map(|go| (go, &["build", "-o"][..]));
+    own.or_else(|| on_path("gccgo").map(|gccgo| (gccgo, &["-o"][..])))
+}
+
 /// The project's top directory.
 pub fn project() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).map(Path::to_path_buf).unwrap_or_default()

@@ -23,6 +23,7 @@ mod long_answers;
 mod main_path;
 mod managed;
 mod many;
+mod origin_examples;
 mod origins;
 mod promises;
 mod proof;

@@ -21,7 +21,9 @@ use culvert_ops::program::Program;
 use culvert_ops::state::{Lock, Search, StateDir};
 use culvert_ops::systemd::{Notifier, Sockets};
 use culvert_ops::task::Owner;
+use culvert_plane::tun::TunConfig;
 use culvert_plane::{Events, Plane, Role, StreamLimits};
+use ipnet::Ipv4Net;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -29,9 +31,10 @@ use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use crate::access_log::AccessLog;
+use crate::behind;
 use crate::bind;
 use crate::cli::RunArgs;
-use crate::config::{self, Settled};
+use crate::config::{self, Settled, WireGuard};
 use crate::control::{Control, Reload, note_reload};
 use crate::door::{Door, IssuerDoor, TcpDoor, tls_of};
 use crate::exchange::{Exchanges, MessageBounds};
@@ -170,6 +173,9 @@ impl Relay {
         if let Some(issuer) = &settled.issuer {
             sessions.set_issuer(&issuer.url);
         }
+        let WireGuard { inner_ipv4, peer_mtu, .. } = settled.wireguard;
+        let own = Ipv4Net::new_assert(inner_ipv4.addr(), 32);
+        sessions.peers().start_tun(TunConfig { mtu: peer_mtu, ..TunConfig::new(Some(own)) }).await;
         let drain = Drain::new();
         let exchanges = Arc::new(Exchanges {
             directory,
@@ -255,6 +261,8 @@ impl Relay {
         let (reload, reloads) = mpsc::channel(1);
         let mut owner = Owner::new();
         owner.spawn("relay.sessions", control.sessions.clone().run(events));
+        let peers = control.sessions.peers().clone();
+        owner.spawn("relay.branches", behind::follow(peers, Arc::clone(&control.exchanges.directory)));
         owner.spawn("relay.refusals", control.refusals.clone().write(Arc::clone(&control.registry)));
         owner.spawn("relay.admin", admin::serve_tcp(admin, Arc::clone(&control)));
         owner.spawn("relay.admin_socket", admin::serve_socket(admin_socket, Arc::clone(&control)));

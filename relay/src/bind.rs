@@ -272,7 +272,13 @@ mod tests {
     fn a_default_that_the_host_cannot_have_is_skipped_and_a_written_one_is_not() {
         // An address that no host has stands for IPv6 that this one may have.
         let listen = vec!["127.0.0.1:0".parse().unwrap(), "[2001:db8::1]:0".parse().unwrap()];
-        let settings = |is_default| WireGuard { listen: listen.clone(), is_default, endpoints: Vec::new() };
+        let settings = |is_default| WireGuard {
+            listen: listen.clone(),
+            is_default,
+            endpoints: Vec::new(),
+            inner_ipv4: "100.127.80.1/20".parse().unwrap(),
+            peer_mtu: 1408,
+        };
         assert_eq!(wireguard(&settings(true), false).unwrap().len(), 1);
         assert_eq!(wireguard(&settings(false), false).unwrap_err().exit, Exit::Config);
     }

@@ -5,6 +5,7 @@
 
 mod backup;
 mod gateway;
+mod peer;
 mod service;
 
 use std::net::IpAddr;
@@ -17,11 +18,13 @@ use clap_complete::Shell;
 use culvert_model::name::{Grant, Label, ServiceName};
 use culvert_model::token::Endpoint;
 use culvert_model::units::{parse_duration, parse_optional_duration};
+use culvert_ops::exit::Quit;
 use ipnet::IpNet;
 
 use crate::command::{Command, TokenTerms};
 pub(crate) use backup::{BackupArgs, RestoreArgs};
 use gateway::GatewayVerb;
+use peer::PeerVerb;
 use service::ServiceVerb;
 
 /// How long the relay's key before the newest may be answered.
@@ -91,6 +94,9 @@ pub(crate) enum RelayVerb {
     /// Define who may call, and what
     #[command(subcommand)]
     Gateway(GatewayVerb),
+    /// Reach networks that have a WireGuard of their own and no connector
+    #[command(subcommand)]
+    Peer(PeerVerb),
     /// The relay's own key
     #[command(subcommand)]
     Key(KeyVerb),
@@ -363,12 +369,16 @@ pub(crate) enum KeyVerb {
 
 impl RelayVerb {
     /// The command, and which relay is to carry it out.
-    pub(crate) fn into_command(self) -> (Command, Ask) {
-        match self {
+    ///
+    /// # Errors
+    /// A file that it names cannot be read.
+    pub(crate) fn into_command(self) -> Result<(Command, Ask), Quit> {
+        Ok(match self {
             Self::Tunnel(verb) => verb.into_command(),
             Self::Token(verb) => verb.into_command(),
             Self::Connector(verb) => verb.into_command(),
-            Self::Service(verb) => verb.into_command(),
+            Self::Service(verb) => return verb.into_command(),
+            Self::Peer(verb) => return verb.into_command(),
             Self::Gateway(verb) => verb.into_command(),
             Self::Key(KeyVerb::Show(ask)) => (Command::KeyShow, ask),
             Self::Key(KeyVerb::Rotate { grace, force, ask }) => {
@@ -376,7 +386,7 @@ impl RelayVerb {
             }
             Self::Audit { since, ask } => (Command::Audit { since_seconds: since.as_secs() }, ask),
             Self::Status(ask) => (Command::Status, ask),
-        }
+        })
     }
 }
 

@@ -6,7 +6,7 @@ mod listeners;
 mod settings;
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -21,6 +21,7 @@ use culvert_ops::exit::Quit;
 use culvert_ops::load::Environment;
 use culvert_ops::log;
 use culvert_ops::program::Program;
+use ipnet::Ipv4Net;
 
 use crate::access_log::Target;
 use crate::cli::RunArgs;
@@ -29,6 +30,8 @@ use crate::router::{Route, Router, Select};
 pub(crate) use listeners::listener_of;
 pub(crate) use settings::SETTINGS;
 
+/// The network of `wireguard.inner_ipv4` where an address stands alone.
+const INNER_PREFIX: u8 = 24;
 /// Bytes that a head may be allowed: with less some gateways cannot work, and each connection may hold as much.
 const HEADS: RangeInclusive<usize> = 8 << 10..=1 << 20;
 
@@ -59,6 +62,10 @@ pub(crate) struct WireGuard {
     /// Nobody wrote them: one that this host cannot bind for want of IPv6 is left out.
     pub(crate) is_default: bool,
     pub(crate) endpoints: Vec<Endpoint>,
+    /// The relay's address toward stock peers, and the network that they get theirs from.
+    pub(crate) inner_ipv4: Ipv4Net,
+    /// The longest packet inside the tunnels of stock peers.
+    pub(crate) peer_mtu: u16,
 }
 
 /// Where callers come in.
@@ -203,6 +210,8 @@ pub(crate) fn settle(loaded: &Loaded) -> Result<Settled, Quit> {
         listen: Vec::new(),
         is_default: loaded.source("wireguard.listen") == Source::Default,
         endpoints: Vec::new(),
+        inner_ipv4: inner_ipv4(loaded, &raw.wireguard.inner_ipv4)?,
+        peer_mtu: raw.wireguard.peer_mtu,
     };
     for text in &raw.wireguard.listen {
         wireguard.listen.push(socket(loaded, "wireguard.listen", text)?);
@@ -313,6 +322,22 @@ fn socket(loaded: &Loaded, key: &str, text: &str) -> Result<SocketAddr, Quit> {
     let parsed = local.as_deref().unwrap_or(text).parse();
     let expected = "an address and a port are expected, as 127.0.0.1:8080 or [::1]:8080";
     parsed.map_err(|_| loaded.wrong(key, format_args!("{text:?}: {expected}")).into())
+}
+
+fn inner_ipv4(loaded: &Loaded, text: &str) -> Result<Ipv4Net, Quit> {
+    let wrong = |what: String| Quit::from(loaded.wrong("wireguard.inner_ipv4", what));
+    let expected = || wrong(format!("{text:?}: an address and its network are expected, as 100.127.80.1/20"));
+    let net: Ipv4Net = match text.parse::<Ipv4Addr>() {
+        Ok(address) => Ipv4Net::new_assert(address, INNER_PREFIX),
+        Err(_) => text.parse().map_err(|_| expected())?,
+    };
+    if !(8..=30).contains(&net.prefix_len()) || [net.network(), net.broadcast()].contains(&net.addr()) {
+        return Err(wrong(format!("{text}: a host's address in a network of /8 to /30 is expected")));
+    }
+    if net.addr().is_loopback() || net.addr().is_multicast() || net.addr().is_link_local() {
+        return Err(wrong(format!("{text}: such addresses are no host's in another network")));
+    }
+    Ok(net)
 }
 
 fn route(loaded: &Loaded, place: usize, raw: &settings::RawRoute) -> Result<Route, Quit> {

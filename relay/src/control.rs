@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use culvert_model::id::{ConnectorId, GatewayId};
+use culvert_model::id::{ConnectorId, GatewayId, StockPeerId};
 use culvert_model::name::ServiceName;
 use culvert_model::token::Endpoint;
 use culvert_ops::admin::{Admin, Answer, Call, Caller, Health, Pairs};
@@ -20,7 +20,7 @@ use http::Method;
 use tracing::{debug, info, warn};
 
 use crate::command::{
-    self, Change, Command, Facts, Live, LiveConnector, LiveService, LiveStatus, Outcome, Reply, Request,
+    self, Change, Command, Facts, Live, LiveConnector, LivePeer, LiveService, LiveStatus, Outcome, Reply, Request,
 };
 use crate::config::Settled;
 use crate::door::{Door, IssuerDoor, Shown, TcpDoor, tls_of};
@@ -28,6 +28,7 @@ use crate::exchange::Exchanges;
 use crate::front::Front;
 use crate::identity::Identity;
 use crate::metrics::{Gathered, RelayMetrics};
+use crate::peers::TunState;
 use crate::refusals::{Attempt, Refusals};
 use crate::registry::{Registry, RegistryError};
 use crate::relays;
@@ -68,8 +69,8 @@ pub(crate) struct Control {
 impl Control {
     /// Carries out a command and applies what it changed.
     pub(crate) async fn carry_out(&self, request: Request) -> Reply {
-        let endpoints = self.endpoints();
-        let facts = Facts { identity: &self.identity, endpoints };
+        let wireguard = self.current().1.wireguard.clone();
+        let facts = Facts::new(&self.identity, &wireguard);
         let _one = self.changing.lock().await;
         let (actor, name) = (request.actor.clone(), request.command.name());
         let mut result = command::carry_out(request, &*self.registry, self, &facts, SystemTime::now()).await;
@@ -202,9 +203,18 @@ impl Control {
     }
 
     async fn apply(&self, outcome: &mut Outcome) {
-        if let Err(error) = self.take_over().await {
-            warn!(%error, "change not applied to the running relay");
-            outcome.notes.push(format!("the running relay could not read it back: {error}"));
+        let owners_changed = match self.take_over().await {
+            Ok(owners_changed) => owners_changed,
+            Err(error) => {
+                warn!(%error, "change not applied to the running relay");
+                outcome.notes.push(format!("the running relay could not read it back: {error}"));
+                false
+            }
+        };
+        for change in &outcome.changes {
+            if let Change::PeerAdded(id) | Change::PeerChanged(id) = change {
+                outcome.notes.extend(self.amiss_with(id));
+            }
         }
         if outcome.changes.contains(&Change::KeyRotated) {
             self.sessions.rotated();
@@ -222,11 +232,21 @@ impl Control {
             | Change::ServiceSet(_)
             | Change::ServiceDeleted(_)
             | Change::GatewayChanged(_)
+            | Change::PeerAdded(_)
+            | Change::PeerChanged(_)
+            | Change::PeerDeleted(_)
             | Change::KeyRotated => false,
         };
-        if outcome.changes.iter().any(grants) {
+        if owners_changed || outcome.changes.iter().any(grants) {
             self.sessions.decide_anew();
         }
+    }
+
+    /// Why a stock peer cannot be used here, as far as that is known at once.
+    fn amiss_with(&self, peer: &StockPeerId) -> Vec<String> {
+        let live = self.peers().remove(peer);
+        let own = live.into_iter().filter(|live| !live.runs).flat_map(|live| live.notes);
+        own.chain(self.tun_unavailable().map(|why| format!("nothing behind peers can be reached yet: {why}"))).collect()
     }
 
     /// Where connectors reach this relay.
@@ -275,17 +295,27 @@ impl Admin for Control {
 
     fn metrics(&self) -> String {
         let services = self.exchanges.directory.all();
+        let stats = self.plane.stats();
         let gathered = Gathered {
             inflight: services.iter().map(|one| (one.name().clone(), one.lane.in_flight.running())).collect(),
             up: services.iter().map(|one| (one.name().clone(), one.count().up > 0)).collect(),
             connectors: self.sessions.count_by_tunnel().into_iter().map(|((t, s), n)| (t.into(), s, n)).collect(),
             handshakes: self.sessions.last_handshakes().into_iter().map(|(id, at)| (id.into(), at)).collect(),
+            peers: self.sessions.peers().count().to_vec(),
+            peer_handshakes: self
+                .sessions
+                .peers()
+                .last_handshakes()
+                .into_iter()
+                .map(|(n, at)| (n.into(), at))
+                .collect(),
+            tun: stats.tun,
             registry: self.registry.degraded().is_none(),
             callers: self.front.open(),
             turned_away: self.front.turned_away().all(),
             certificates: self.certificates(),
             log_lines_dropped: self.exchanges.log.dropped(),
-            engine: self.plane.stats().engine,
+            engine: stats.engine,
         };
         self.metrics.text(&gathered, SystemTime::now())
     }
@@ -313,6 +343,7 @@ impl Admin for Control {
             (&Method::GET, "/api/v1/connectors", _) => self.read(Command::ConnectorList { tunnel: None }).await,
             (&Method::GET, "/api/v1/services", _) => self.read(Command::ServiceList).await,
             (&Method::GET, "/api/v1/gateways", _) => self.read(Command::GatewayList).await,
+            (&Method::GET, "/api/v1/peers", _) => self.read(Command::PeerList).await,
             (_, command::PATH | command::RELOAD_PATH, _) => Answer::wrong_method(),
             (_, path, _) => Answer::not_found(format!("nothing at {path}")),
         }
@@ -350,6 +381,17 @@ impl Live for Control {
 
     fn gateways(&self) -> HashMap<GatewayId, SystemTime> {
         self.exchanges.gateways.last_used()
+    }
+
+    fn peers(&self) -> HashMap<StockPeerId, LivePeer> {
+        self.sessions.peers().live()
+    }
+
+    fn tun_unavailable(&self) -> Option<String> {
+        match self.sessions.peers().tun_state() {
+            TunState::Unavailable(why) => Some(why),
+            TunState::Off | TunState::Runs { .. } => None,
+        }
     }
 }
 

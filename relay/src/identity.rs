@@ -42,6 +42,8 @@ pub(crate) enum SealedFor<'a> {
     Token(&'a PublicKey),
     /// A connector's pre-shared key.
     Connector(&'a PublicKey),
+    /// A stock peer's pre-shared key.
+    Peer(&'a PublicKey),
 }
 
 /// Why there is no identity.
@@ -209,7 +211,7 @@ impl fmt::Debug for Identity {
 impl SealedFor<'_> {
     fn key(&self) -> &PublicKey {
         match self {
-            Self::Token(key) | Self::Connector(key) => key,
+            Self::Token(key) | Self::Connector(key) | Self::Peer(key) => key,
         }
     }
 
@@ -218,6 +220,7 @@ impl SealedFor<'_> {
         match self {
             Self::Token(key) => [b"culvert token psk".as_slice(), key.as_bytes()].concat(),
             Self::Connector(key) => [b"culvert connector psk".as_slice(), key.as_bytes()].concat(),
+            Self::Peer(key) => [b"culvert peer psk".as_slice(), key.as_bytes()].concat(),
         }
     }
 }

@@ -3,6 +3,7 @@
 mod access_log;
 mod app;
 mod backup;
+mod behind;
 mod bind;
 mod cli;
 mod command;
@@ -12,12 +13,15 @@ mod dev;
 mod door;
 mod enrol;
 mod exchange;
+mod far_end;
 mod front;
 mod gateways;
 mod identity;
 mod issuer;
 mod lane;
 mod metrics;
+mod paths;
+mod peers;
 mod pick;
 mod record;
 mod refusals;
@@ -37,6 +41,7 @@ use culvert_ops::process;
 use culvert_ops::program::Program;
 use culvert_ops::runtime;
 use culvert_ops::secret;
+use culvert_plane::tun;
 
 use cli::{Cli, Verb};
 use command::{ask, keys};
@@ -45,6 +50,11 @@ use command::{ask, keys};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    // The process that keeps the network namespace of stock peers is this program too; it is nothing for users.
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == tun::CHILD_ARGUMENT) && arguments.next().is_none() {
+        return tun::child_main();
+    }
     exit::finish(Program::Relay.binary(), start())
 }
 
@@ -70,7 +80,7 @@ async fn dispatch(verb: Verb) -> Result<Exit, Quit> {
         Verb::Run(args) => app::run(*args).await,
         Verb::Dev(args) => dev::dev(args).await,
         Verb::Relay(verb) => {
-            let (command, how) = verb.into_command();
+            let (command, how) = verb.into_command()?;
             ask::ask(command, how).await
         }
         Verb::Backup(args) => backup::backup(args).await,

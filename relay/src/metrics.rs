@@ -10,6 +10,7 @@ use culvert_model::name::ServiceName;
 use culvert_model::reason::Reason;
 use culvert_ops::metrics::{Counter, Counters, DURATIONS, Gauge, Gauges, Histogram, Histograms, Metrics};
 use culvert_ops::program::Program;
+use culvert_plane::tun::TunStats;
 
 /// The label of requests that name no known service.
 const NO_SERVICE: &str = "";
@@ -24,6 +25,11 @@ pub(crate) struct RelayMetrics {
     connectors: Gauges<2>,
     service_up: Gauges<1>,
     last_handshake: Gauges<1>,
+    peers: Gauges<1>,
+    peer_last_handshake: Gauges<1>,
+    tun_packets: Counters<1>,
+    tun_bytes: Counters<1>,
+    tun_dropped: Counters<1>,
     registry_up: Gauge,
     callers: Gauge,
     turned_away: Counters<1>,
@@ -54,6 +60,12 @@ pub(crate) struct Gathered {
     pub(crate) connectors: Vec<(String, &'static str, i64)>,
     /// When each connector last shook hands.
     pub(crate) handshakes: Vec<(String, SystemTime)>,
+    /// Stock peers by state.
+    pub(crate) peers: Vec<(&'static str, i64)>,
+    /// When each stock peer last shook hands.
+    pub(crate) peer_handshakes: Vec<(String, SystemTime)>,
+    /// Packets between the relay and what is behind stock peers.
+    pub(crate) tun: TunStats,
     /// Whether the registry can be reached.
     pub(crate) registry: bool,
     /// Connections of callers.
@@ -89,6 +101,23 @@ impl RelayMetrics {
                 ["service"],
             ),
             last_handshake: all.gauges("culvert_last_handshake_seconds", "Since the last handshake", ["connector"]),
+            peers: all.gauges("culvert_peers", "Stock peers by state", ["state"]),
+            peer_last_handshake: all.gauges(
+                "culvert_peer_last_handshake_seconds",
+                "Since the last handshake of a stock peer",
+                ["peer"],
+            ),
+            tun_packets: all.counters(
+                "culvert_tun_packets_total",
+                "Packets from and to what is behind stock peers",
+                ["direction"],
+            ),
+            tun_bytes: all.counters("culvert_tun_bytes_total", "Bytes of those packets", ["direction"]),
+            tun_dropped: all.counters(
+                "culvert_tun_packets_dropped_total",
+                "Packets from and to what is behind stock peers that came to nothing",
+                ["reason"],
+            ),
             registry_up: all.gauge("culvert_registry_up", "Whether the registry can be reached"),
             callers: all.gauge("culvert_caller_connections", "Connections of callers"),
             turned_away: all.counters(
@@ -128,6 +157,25 @@ impl RelayMetrics {
         let connectors = gathered.connectors.iter();
         self.connectors.replace(connectors.map(|(tunnel, state, count)| ([tunnel.as_str(), state], *count as f64)));
         self.last_handshake.replace(gathered.handshakes.iter().map(|(id, at)| ([id.as_str()], since(at))));
+        self.peers.replace(gathered.peers.iter().map(|(state, count)| ([*state], *count as f64)));
+        self.peer_last_handshake
+            .replace(gathered.peer_handshakes.iter().map(|(name, at)| ([name.as_str()], since(at))));
+        let tun = &gathered.tun;
+        for (direction, packets, bytes) in
+            [("in", tun.packets_in, tun.bytes_in), ("out", tun.packets_out, tun.bytes_out)]
+        {
+            self.tun_packets.with([direction]).raise_to(packets);
+            self.tun_bytes.with([direction]).raise_to(bytes);
+        }
+        for (reason, count) in [
+            ("unroutable", tun.unroutable),
+            ("waited", tun.waited),
+            ("foreign", tun.foreign),
+            ("malformed", tun.malformed),
+            ("refused", tun.refused),
+        ] {
+            self.tun_dropped.with([reason]).raise_to(count);
+        }
         self.registry_up.set(f64::from(u8::from(gathered.registry)));
         self.callers.set(as_f64(gathered.callers));
         for (reason, count) in gathered.turned_away {
@@ -205,6 +253,9 @@ mod tests {
             up: vec![(orders, true)],
             connectors: vec![("dc1".to_owned(), "up", 1)],
             handshakes: vec![("con_a".to_owned(), now - Duration::from_secs(30))],
+            peers: vec![("up", 1), ("lost", 0), ("never", 2)],
+            peer_handshakes: vec![("branch".to_owned(), now - Duration::from_secs(40))],
+            tun: TunStats::default(),
             registry: true,
             callers: 4,
             turned_away: [("proxy_header", 0), ("tls", 2), ("slow", 0), ("crowded", 0)],
@@ -224,6 +275,11 @@ mod tests {
             "culvert_connectors{tunnel=\"dc1\",state=\"up\"} 1",
             "culvert_service_up{service=\"orders\"} 1",
             "culvert_last_handshake_seconds{connector=\"con_a\"} 30",
+            "culvert_peers{state=\"up\"} 1",
+            "culvert_peers{state=\"never\"} 2",
+            "culvert_peer_last_handshake_seconds{peer=\"branch\"} 40",
+            "culvert_tun_packets_total{direction=\"in\"} 0",
+            "culvert_tun_packets_dropped_total{reason=\"foreign\"} 0",
             "culvert_registry_up 1",
             "culvert_certificate_expiry_seconds{listener=\"0.0.0.0:443\"} 60",
             "culvert_caller_connections_turned_away_total{reason=\"tls\"} 2",

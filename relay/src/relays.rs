@@ -14,7 +14,7 @@ use culvert_model::token::{Endpoint, MAX_RELAYS, RelayRef};
 use tracing::{debug, info};
 
 use crate::identity::{Identity, SealedFor, Unsealable, seal_for};
-use crate::registry::{Introduction, Registry, RelayRow, Snapshot, TokenRow, TokenSealRow};
+use crate::registry::{Introduction, PeerRow, PeerSealRow, Registry, RelayRow, Snapshot, TokenRow, TokenSealRow};
 
 /// A relay that was not there for so long is named to nobody; it is learned again when it is back.
 const LATELY: Duration = Duration::from_secs(86_400);
@@ -91,6 +91,42 @@ pub(crate) fn missing_seals(snapshot: &Snapshot, identity: &Identity, now: Syste
         }
     }
     missing
+}
+
+/// As [`missing_seals`], of stock peers' pre-shared keys.
+pub(crate) fn missing_peer_seals(snapshot: &Snapshot, identity: &Identity) -> Vec<PeerSealRow> {
+    let own = identity.relay_tag();
+    let others = || snapshot.relays.iter().filter(|relay| relay.tag != own);
+    let mut missing = Vec::new();
+    for peer in snapshot.peers.iter().filter(|peer| peer.revoked.is_none() && peer.psk.is_some()) {
+        let has =
+            |relay: &RelayRow| snapshot.peer_seals.iter().any(|seal| seal.peer == peer.id && seal.relay == relay.tag);
+        let without: Vec<&RelayRow> = others().filter(|relay| !has(relay)).collect();
+        if without.is_empty() {
+            continue;
+        }
+        let Ok(Some(psk)) = peer_psk(peer, &snapshot.peer_seals, identity) else { continue };
+        for relay in without {
+            match seal_for(&relay.kem_key, &psk, SealedFor::Peer(&peer.public_key)) {
+                Ok(sealed) => {
+                    missing.push(PeerSealRow { peer: peer.id.clone(), relay: relay.tag.clone(), sealed });
+                }
+                Err(error) => debug!(relay = relay.tag, %error, "a peer's key cannot be shared"),
+            }
+        }
+    }
+    missing
+}
+
+/// A stock peer's pre-shared key, whichever relay was told it; none where it has none.
+///
+/// # Errors
+/// [`Unsealable`]: not shared with this relay yet, or the registry is another relay's.
+pub(crate) fn peer_psk(peer: &PeerRow, seals: &[PeerSealRow], identity: &Identity) -> Result<Option<Psk>, Unsealable> {
+    let Some(sealed) = &peer.psk else { return Ok(None) };
+    let own = identity.relay_tag();
+    let shared = seals.iter().find(|seal| seal.peer == peer.id && seal.relay == own).map(|seal| &seal.sealed);
+    identity.unseal(shared.unwrap_or(sealed), SealedFor::Peer(&peer.public_key)).map(Some)
 }
 
 /// A token's pre-shared key, whichever relay made it.

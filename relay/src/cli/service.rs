@@ -1,7 +1,10 @@
 //! `service …`: what is served, as typed.
 
+use std::path::{Path, PathBuf};
+
 use clap::Subcommand;
 use culvert_model::name::ServiceName;
+use culvert_ops::exit::Quit;
 
 use super::Ask;
 use crate::command::Command;
@@ -20,16 +23,22 @@ pub(crate) enum ServiceVerb {
         #[command(flatten)]
         ask: Ask,
     },
-    /// Manage a service here: a tunnel's connectors serve it within the origins that they allow
+    /// Manage a service here: a tunnel's connectors serve it within the origins that they allow, or it is behind a peer
     ///
     /// Connectors are told at once; what they do not allow is refused with its reason in `service show`. A connector that
-    /// declares the name itself serves its own. Set again, it is replaced as a whole.
+    /// declares the name itself serves its own. Behind a peer the relay itself sends to the origin, which has an address in the
+    /// peer's allowed IPs, or a name if the peer has a resolver; the name is the peer's alone then. Set again, a service is
+    /// replaced as a whole.
+    #[command(group = clap::ArgGroup::new("owner").required(true).multiple(false))]
     Set {
         /// Its name
         name: ServiceName,
         /// The tunnel whose connectors serve it, by name or id
-        #[arg(long, value_name = "TUNNEL")]
-        tunnel: String,
+        #[arg(long, value_name = "TUNNEL", group = "owner")]
+        tunnel: Option<String>,
+        /// The peer that it is behind, by name or id
+        #[arg(long, value_name = "PEER", group = "owner")]
+        peer: Option<String>,
         /// The origin as the connectors reach it: http://, https://, h2c:// or tcp:// and HOST:PORT, or unix:/PATH
         #[arg(long, value_name = "URL", value_parser = origin)]
         origin: String,
@@ -39,6 +48,9 @@ pub(crate) enum ServiceVerb {
         /// GET this path to see whether the origin is up [default: a TCP connection is enough]
         #[arg(long, value_name = "PATH", value_parser = path)]
         health_path: Option<String>,
+        /// Authorities that verify an https:// origin behind a peer (PEM) [default: the system's]
+        #[arg(long, value_name = "FILE", conflicts_with = "tunnel")]
+        ca: Option<PathBuf>,
         #[command(flatten)]
         ask: Ask,
     },
@@ -53,16 +65,25 @@ pub(crate) enum ServiceVerb {
 }
 
 impl ServiceVerb {
-    pub(super) fn into_command(self) -> (Command, Ask) {
-        match self {
+    /// # Errors
+    /// A file that it names cannot be read.
+    pub(super) fn into_command(self) -> Result<(Command, Ask), Quit> {
+        Ok(match self {
             Self::List(ask) => (Command::ServiceList, ask),
             Self::Show { name, ask } => (Command::ServiceShow { service: name }, ask),
-            Self::Set { name, tunnel, origin, host, health_path, ask } => {
-                (Command::ServiceSet { service: name, tunnel, origin, host, health_path }, ask)
+            Self::Set { name, tunnel, peer, origin, host, health_path, ca, ask } => {
+                let ca = ca.as_deref().map(authorities).transpose()?;
+                (Command::ServiceSet { service: name, tunnel, peer, origin, host, health_path, ca }, ask)
             }
             Self::Delete { name, ask } => (Command::ServiceDelete { service: name }, ask),
-        }
+        })
     }
+}
+
+/// Whether it is one is the relay's to say.
+fn authorities(path: &Path) -> Result<String, Quit> {
+    std::fs::read_to_string(path)
+        .map_err(|error| Quit::failed(format!("the authorities' file {} cannot be read: {error}", path.display())))
 }
 
 /// What cannot be an origin is told before any connector is asked; whether it is one of theirs, only they know.

@@ -3,7 +3,7 @@
 use clap::CommandFactory as _;
 
 use super::*;
-use crate::command::GatewaySet;
+use crate::command::{GatewaySet, PeerConfigWanted, PeerWanted};
 use crate::registry::Certificate;
 
 #[test]
@@ -54,6 +54,45 @@ fn commands_read_as_they_are_typed() {
         ("connector undrain con_x --json", Command::ConnectorUndrain { connector: id() }),
         ("service ls", Command::ServiceList),
         ("service rm orders", Command::ServiceDelete { service: "orders".to_owned() }),
+        (
+            "service set legacy --peer branch --origin http://10.20.0.5:8080",
+            Command::ServiceSet {
+                service: "legacy".parse().unwrap(),
+                tunnel: None,
+                peer: Some("branch".to_owned()),
+                origin: "http://10.20.0.5:8080".to_owned(),
+                host: None,
+                health_path: None,
+                ca: None,
+            },
+        ),
+        (
+            "peer add branch --public-key xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg= --allowed-ips \
+             10.20.0.0/16,fd00:20::/48 --allowed-ips 10.21.0.7 --endpoint branch.example:51820 \
+             --persistent-keepalive 25 --dns 10.20.0.53",
+            Command::PeerAdd {
+                peer: PeerWanted {
+                    name: "branch".parse().unwrap(),
+                    public_key: Some("xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=".parse().unwrap()),
+                    allowed_ips: ["10.20.0.0/16", "fd00:20::/48", "10.21.0.7/32"].map(|n| n.parse().unwrap()).into(),
+                    endpoint: Some("branch.example:51820".to_owned()),
+                    psk: None,
+                    keepalive: std::num::NonZeroU16::new(25),
+                    dns: Some("10.20.0.53".parse().unwrap()),
+                },
+            },
+        ),
+        ("peer ls", Command::PeerList),
+        ("peer describe branch --json", Command::PeerShow { peer: "branch".to_owned() }),
+        (
+            "peer config branch --generate-key",
+            Command::PeerConfig {
+                peer: "branch".to_owned(),
+                wanted: PeerConfigWanted { generate_key: true, ..PeerConfigWanted::default() },
+            },
+        ),
+        ("peer rm branch", Command::PeerDelete { peer: "branch".to_owned() }),
+        ("peer remove branch", Command::PeerDelete { peer: "branch".to_owned() }),
         ("status", Command::Status),
         ("audit", Command::Audit { since_seconds: 86_400 }),
         ("audit --since 30d --json", Command::Audit { since_seconds: 30 * 86_400 }),
@@ -97,7 +136,7 @@ fn commands_read_as_they_are_typed() {
     ] {
         let words = std::iter::once("culvert-relay").chain(line.split(' '));
         let Verb::Relay(verb) = Cli::try_parse_from(words).unwrap().verb else { panic!("{line}") };
-        let (command, _) = verb.into_command();
+        let (command, _) = verb.into_command().unwrap();
         assert_eq!(command, expected, "{line}");
     }
 }
@@ -126,6 +165,21 @@ fn nonsense_is_wrong_usage() {
         "gateway rotate kong --grace never",
         "gateway rotate kong --grace 366d",
         "audit --since never",
+        "service set legacy --origin http://10.20.0.5:8080",
+        "service set legacy --tunnel dc1 --peer branch --origin http://10.20.0.5:8080",
+        "service set legacy --tunnel dc1 --origin https://a --ca ca.pem",
+        "peer",
+        "peer add branch --allowed-ips 10.20.0.0/16",
+        "peer add branch --public-key short --allowed-ips 10.20.0.0/16",
+        "peer add branch --public-key xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg= --generate-key --allowed-ips 10.20.0.0/16",
+        "peer add branch --generate-key",
+        "peer add branch --generate-key --allowed-ips 10.20.0.0/33",
+        "peer add branch --generate-key --allowed-ips ,",
+        "peer add branch --generate-key --allowed-ips 10.20.0.0/16 --persistent-keepalive 0",
+        "peer add branch --generate-key --allowed-ips 10.20.0.0/16 --persistent-keepalive 70000",
+        "peer add branch --generate-key --allowed-ips 10.20.0.0/16 --endpoint branch.example",
+        "peer add branch --generate-key --allowed-ips 10.20.0.0/16 --dns resolver.internal",
+        "peer add UPPER_case --generate-key --allowed-ips 10.20.0.0/16",
     ] {
         let words = std::iter::once("culvert-relay").chain(line.split(' ').filter(|word| !word.is_empty()));
         let error = Cli::try_parse_from(words).unwrap_err();

@@ -159,7 +159,7 @@ async fn by_itself(request: Request, place: &Place, state: &StateDir, lock: Lock
     let args = RunArgs { place: place.clone(), ..RunArgs::default() };
     let (_, settled) = config::load(&args, &ProcessEnvironment)?;
     let (identity, registry) = identity::open_state(state, &settled.registry)?;
-    let facts = Facts { identity: &identity, endpoints: settled.wireguard.endpoints };
+    let facts = Facts::new(&identity, &settled.wireguard);
     let result = carry_out(request, registry.as_ref(), &Offline, &facts, SystemTime::now()).await;
     // The write-ahead log is folded into the file before the next process may open it.
     drop(registry);

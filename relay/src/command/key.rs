@@ -136,7 +136,7 @@ mod tests {
         }
 
         async fn ask(&self, command: Command) -> Result<Outcome, CommandError> {
-            let facts = Facts { identity: &self.identity, endpoints: Vec::new() };
+            let facts = Facts::plain(&self.identity);
             let request = Request { actor: "uid 7".to_owned(), command };
             carry_out(request, &*self.registry, &Offline, &facts, std::time::SystemTime::now()).await
         }

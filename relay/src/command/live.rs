@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::SystemTime;
 
 use culvert_model::control::RefusedService;
-use culvert_model::id::{ConnectorId, GatewayId};
+use culvert_model::id::{ConnectorId, GatewayId, StockPeerId};
 use culvert_model::name::{Label, ServiceName};
 use serde::Serialize;
 
@@ -21,6 +21,29 @@ pub(crate) trait Live: Send + Sync {
     fn flapping(&self) -> HashMap<ConnectorId, [SocketAddr; 2]>;
     /// When gateways called last, where that is not written yet.
     fn gateways(&self) -> HashMap<GatewayId, SystemTime>;
+    /// Stock peers, also those that could not be started.
+    fn peers(&self) -> HashMap<StockPeerId, LivePeer>;
+    /// Why what is behind stock peers cannot be reached; none where it can, or where there is no peer.
+    fn tun_unavailable(&self) -> Option<String>;
+}
+
+/// A stock peer in a running relay.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct LivePeer {
+    /// Whether it could be started here.
+    pub(crate) runs: bool,
+    /// Whether it has a live session.
+    pub(crate) up: bool,
+    /// Where it is.
+    pub(crate) endpoint: Option<SocketAddr>,
+    /// Its last handshake.
+    pub(crate) last_handshake: Option<SystemTime>,
+    /// Bytes received, inside the tunnel.
+    pub(crate) rx_bytes: u64,
+    /// Bytes sent, inside the tunnel.
+    pub(crate) tx_bytes: u64,
+    /// What an operator should know.
+    pub(crate) notes: Vec<String>,
 }
 
 /// A relay process.
@@ -119,5 +142,13 @@ impl Live for Offline {
 
     fn gateways(&self) -> HashMap<GatewayId, SystemTime> {
         HashMap::new()
+    }
+
+    fn peers(&self) -> HashMap<StockPeerId, LivePeer> {
+        HashMap::new()
+    }
+
+    fn tun_unavailable(&self) -> Option<String> {
+        None
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A [`Request`] goes as JSON through `POST /api/v1/command` of `admin.sock`, or is carried out by the command line itself
 //! when no relay runs; either way [`carry_out`] does it. Must never put a secret into anything but the answer that asks
-//! for it.
+//! for it, or the request that hands one over.
 
 pub(crate) mod ask;
 mod audit;
@@ -11,6 +11,9 @@ mod gateway;
 mod key;
 pub(crate) mod keys;
 pub(crate) mod live;
+mod peer;
+mod peer_config;
+mod peer_service;
 pub(crate) mod reply;
 mod service;
 mod status;
@@ -23,17 +26,19 @@ mod view;
 
 use std::time::{Duration, SystemTime};
 
-use culvert_model::id::{ConnectorId, GatewayId, TokenId, TunnelId};
+use culvert_model::id::{ConnectorId, GatewayId, StockPeerId, TokenId, TunnelId};
 use culvert_model::key::PublicKey;
 use culvert_model::name::{Grant, Label, ServiceName};
 use culvert_model::token::Endpoint;
 use culvert_ops::exit::{Exit, Quit};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
 
+use crate::config::WireGuard;
 use crate::identity::Identity;
 use crate::registry::{Actor, Certificate, Registry, RegistryError};
-pub(crate) use live::{Live, LiveConnector, LiveService, LiveServiceOfConnector, LiveStatus, Offline};
+pub(crate) use live::{Live, LiveConnector, LivePeer, LiveService, LiveServiceOfConnector, LiveStatus, Offline};
+pub(crate) use peer::{GivenPsk, PeerConfigWanted, PeerWanted};
 pub(crate) use reply::Reply;
 use view::View;
 
@@ -105,10 +110,15 @@ pub(crate) enum Command {
     },
     ServiceSet {
         service: ServiceName,
-        tunnel: String,
+        #[serde(default)]
+        tunnel: Option<String>,
+        #[serde(default)]
+        peer: Option<String>,
         origin: String,
         host: Option<String>,
         health_path: Option<String>,
+        #[serde(default)]
+        ca: Option<String>,
     },
     ServiceDelete {
         service: String,
@@ -129,6 +139,20 @@ pub(crate) enum Command {
     GatewayList,
     GatewayRevoke {
         gateway: String,
+    },
+    PeerAdd {
+        peer: PeerWanted,
+    },
+    PeerList,
+    PeerShow {
+        peer: String,
+    },
+    PeerConfig {
+        peer: String,
+        wanted: PeerConfigWanted,
+    },
+    PeerDelete {
+        peer: String,
     },
     KeyShow,
     KeyRotate {
@@ -210,6 +234,12 @@ pub(crate) enum Change {
     ServiceDeleted(ServiceName),
     /// Who may call, or what, is different.
     GatewayChanged(GatewayId),
+    /// A stock peer is there that was not.
+    PeerAdded(StockPeerId),
+    /// It has other keys: what runs over it ends.
+    PeerChanged(StockPeerId),
+    /// What runs over it ends, and the names of its services are free.
+    PeerDeleted(StockPeerId),
     /// The relay's own key is another one: connectors have to be told.
     KeyRotated,
 }
@@ -220,6 +250,10 @@ pub(crate) struct Facts<'a> {
     pub(crate) identity: &'a Identity,
     /// Where connectors dial, as configured.
     pub(crate) endpoints: Vec<Endpoint>,
+    /// The relay's address toward stock peers, and the network that they get theirs from.
+    pub(crate) inner_ipv4: Ipv4Net,
+    /// The longest packet inside stock peers' tunnels.
+    pub(crate) peer_mtu: u16,
 }
 
 /// Why a command was not carried out.
@@ -292,10 +326,18 @@ async fn on(
         Command::ConnectorRevoke { connector } => connector::revoke(&connector, view, registry, by).await,
         Command::ServiceList => Ok(service::show_all(view)),
         Command::ServiceShow { service } => service::show(&service, view),
-        Command::ServiceSet { service, tunnel, origin, host, health_path } => {
-            let wanted = service::Wanted { name: service, tunnel, origin, host, health_path };
-            service::set(wanted, view, registry, by).await
-        }
+        Command::ServiceSet { service: name, tunnel, peer, origin, host, health_path, ca } => match (tunnel, peer) {
+            (Some(tunnel), None) => {
+                service::set(service::Wanted { name, tunnel, origin, host, health_path }, view, registry, by).await
+            }
+            (None, Some(peer)) => {
+                let wanted = peer_service::Wanted { name, peer, origin, host, health_path, ca };
+                peer_service::set(wanted, view, registry, by).await
+            }
+            (None, None) | (Some(_), Some(_)) => {
+                Err(CommandError::failed(format!("service {name} needs either a tunnel or a peer")))
+            }
+        },
         Command::ServiceDelete { service } => service::delete(&service, view, registry, by).await,
         Command::GatewayCreate { name, services, certificate } => {
             gateway::create(name, services, certificate, view, registry, by).await
@@ -306,6 +348,11 @@ async fn on(
         }
         Command::GatewayList => Ok(gateway::show_all(view)),
         Command::GatewayRevoke { gateway } => gateway::revoke(&gateway, view, registry, by).await,
+        Command::PeerAdd { peer } => peer::add(peer, view, registry, facts, by).await,
+        Command::PeerList => Ok(peer::show_all(view)),
+        Command::PeerShow { peer } => peer::show(&peer, view),
+        Command::PeerConfig { peer, wanted } => peer::config(&peer, wanted, view, registry, facts, by).await,
+        Command::PeerDelete { peer } => peer::delete(&peer, view, registry, by).await,
         Command::KeyShow => Ok(key::show(view, facts)),
         Command::KeyRotate { grace_seconds, force } => {
             key::rotate(Duration::from_secs(grace_seconds), force, view, registry, facts, by).await
@@ -372,6 +419,21 @@ impl From<CommandError> for Quit {
             CommandError::Registry(error) => return error.into(),
         };
         Self { exit, message, hint }
+    }
+}
+
+impl<'a> Facts<'a> {
+    /// Of a relay that is set up like this.
+    pub(crate) fn new(identity: &'a Identity, wireguard: &WireGuard) -> Self {
+        let WireGuard { endpoints, inner_ipv4, peer_mtu, .. } = wireguard.clone();
+        Self { identity, endpoints, inner_ipv4, peer_mtu }
+    }
+
+    /// Of a relay without an endpoint or a setting of its own.
+    #[cfg(test)]
+    pub(crate) fn plain(identity: &'a Identity) -> Self {
+        let inner_ipv4 = Ipv4Net::new_assert(std::net::Ipv4Addr::new(100, 127, 80, 1), 20);
+        Self { identity, endpoints: Vec::new(), inner_ipv4, peer_mtu: 1408 }
     }
 }
 

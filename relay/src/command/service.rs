@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::table::{facts, or_dash, table};
 use super::view::{KnownService, Part, View};
-use super::{Change, CommandError, Outcome};
+use super::{Change, CommandError, Outcome, peer_service};
 use crate::registry::{Actor, ManagedRow, Registry, RegistryError, Rule};
 
 /// A service as it is to be managed.
@@ -23,10 +23,10 @@ pub(super) fn show_all(view: &View) -> Outcome {
     let parts: Vec<(&KnownService, Part)> =
         services.iter().flat_map(|service| service.parts().into_iter().map(move |part| (service, part))).collect();
     let row = |(service, part): &(&KnownService, Part)| {
-        [service.name.to_string(), part.source.to_owned(), tunnels(service), pairs(part)]
+        [service.name.to_string(), part.source.to_owned(), owners(view, service), pairs(part)]
     };
     let rows: Vec<_> = parts.iter().map(row).collect();
-    let json = parts.iter().map(|(service, part)| service.part_json(part)).collect();
+    let json = parts.iter().map(|(service, part)| with_peer(view, service, service.part_json(part))).collect();
     Outcome::listing(json, table(["SERVICE", "SOURCE", "TUNNELS", "UP"], &rows), || {
         "no service is known yet: a tunnel's grants and its connectors make them".to_owned()
     })
@@ -64,7 +64,8 @@ pub(super) fn show(named: &str, view: &View) -> Result<Outcome, CommandError> {
         }
     }
     let parts = service.parts();
-    let mut json = service.json();
+    let mut json = with_peer(view, service, service.json());
+    json["behind"] = service.behind.as_ref().map(|row| peer_service::json(view, row)).into();
     json["connectors"] = Value::Array(found);
     json["managed"] = service.managed.iter().map(|row| managed_json(view, row)).collect();
     json["refused"] = Value::Array(refused);
@@ -74,7 +75,9 @@ pub(super) fn show(named: &str, view: &View) -> Result<Outcome, CommandError> {
     let mut text = facts(&[
         ("name", service.name.to_string()),
         ("source", parts.iter().map(|part| part.source).collect::<Vec<_>>().join(", ")),
-        ("tunnels", tunnels(service)),
+        ("tunnels", if service.behind.is_some() { String::new() } else { owners(view, service) }),
+        ("peer", service.behind.as_ref().map(|row| view.peer_name(&row.peer)).unwrap_or_default()),
+        ("origin", service.behind.as_ref().map(ToString::to_string).unwrap_or_default()),
         ("up", format!("{}/{}", service.live.up, service.live.total)),
         ("managed", managed.join("\n")),
         ("not served", words.join("\n")),
@@ -95,10 +98,7 @@ pub(super) async fn set(
 ) -> Result<Outcome, CommandError> {
     let Wanted { name, tunnel, origin, host, health_path } = wanted;
     let tunnel = view.tunnel(&tunnel)?;
-    if origin.starts_with("tcp:") && (host.is_some() || health_path.is_some()) {
-        let message = format!("{origin} gets no requests: it has neither a Host nor a health path");
-        return Err(CommandError::failed(message).hint("leave --host and --health-path out"));
-    }
+    fits(&origin, host.as_deref(), health_path.as_deref())?;
     let row = ManagedRow { name: name.clone(), tunnel: tunnel.id.clone(), origin, host, health_path, since: view.now };
     registry.set_managed(row.clone(), by).await.map_err(|error| match error {
         RegistryError::Rule(Rule::MayNotServe(why)) if !tunnel.grants.iter().any(|grant| grant.matches(&row.name)) => {
@@ -120,6 +120,15 @@ pub(super) async fn set(
     })
 }
 
+/// What is carried as bytes has neither a Host nor a path.
+pub(super) fn fits(origin: &str, host: Option<&str>, health_path: Option<&str>) -> Result<(), CommandError> {
+    if origin.to_ascii_lowercase().starts_with("tcp:") && (host.is_some() || health_path.is_some()) {
+        let message = format!("{origin} gets no requests: it has neither a Host nor a health path");
+        return Err(CommandError::failed(message).hint("leave --host and --health-path out"));
+    }
+    Ok(())
+}
+
 /// Forgets a service that is managed here, or that nobody serves any more.
 pub(super) async fn delete(
     named: &str,
@@ -131,6 +140,13 @@ pub(super) async fn delete(
     let service = find(named, &services)?;
     let name = &service.name;
     let declared = service.live.total - service.live.managed;
+    if let Some(row) = &service.behind {
+        registry.delete_service(name.clone(), by, view.now).await?;
+        let mut json = with_peer(view, service, service.json());
+        json["deleted"] = true.into();
+        let notes = vec![format!("service {name} behind peer {} forgotten", view.peer_name(&row.peer))];
+        return Ok(Outcome { json, text: String::new(), notes, changes: vec![Change::ServiceDeleted(name.clone())] });
+    }
     if declared > 0 && service.managed.is_empty() {
         let message = format!("service {name} is announced by {declared} live connectors");
         return Err(CommandError::failed(message).hint("take it out of their configuration, or revoke them, first"));
@@ -179,7 +195,18 @@ fn managed_json(view: &View, row: &ManagedRow) -> Value {
     })
 }
 
-fn tunnels(service: &KnownService) -> String {
+/// Names the peer that a service is behind.
+fn with_peer(view: &View, service: &KnownService, mut json: Value) -> Value {
+    if let Some(row) = &service.behind {
+        json["peer"] = json!(view.peer_name(&row.peer));
+    }
+    json
+}
+
+fn owners(view: &View, service: &KnownService) -> String {
+    if let Some(row) = &service.behind {
+        return format!("peer {}", view.peer_name(&row.peer));
+    }
     let names: Vec<&str> = service.tunnels.iter().map(Label::as_str).collect();
     if names.is_empty() { "-".to_owned() } else { names.join(" ") }
 }

@@ -22,7 +22,10 @@ pub(super) fn status(
     let connectors = view.connectors_of(None);
     let members = connectors.iter().filter(|connector| connector.revoked.is_none()).count();
     let up = connectors.iter().filter(|connector| view.state(connector) == "up").count();
-    let alarms = super::connector::alarms(view, &connectors);
+    let mut alarms = super::connector::alarms(view, &connectors);
+    alarms.extend(view.tun_alarm());
+    let peers_total = view.peers().count();
+    let peers_up = view.peers().filter(|peer| view.peer_state(peer) == "up").count();
     let uptime = view.now.duration_since(process.started).unwrap_or_default();
     let endpoints: Vec<String> = known.endpoints.iter().map(ToString::to_string).collect();
     let (degraded, (engine, place)) = (registry.degraded(), registry.place());
@@ -62,6 +65,8 @@ pub(super) fn status(
         "tunnels": view.snapshot.tunnels.len(),
         "connectors_up": up,
         "connectors_total": members,
+        "peers_up": peers_up,
+        "peers_total": peers_total,
         "services": per_service,
         "alarms": alarms,
     });
@@ -84,6 +89,7 @@ pub(super) fn status(
         ("relays", others.collect::<Vec<_>>().join("\n")),
         ("tunnels", view.snapshot.tunnels.len().to_string()),
         ("connectors", format!("{up} of {members} up")),
+        ("peers", if peers_total > 0 { format!("{peers_up} of {peers_total} up") } else { String::new() }),
         ("services", format!("{whole} of {} up", services.len())),
     ]);
     Ok(Outcome { json, text, ..Outcome::default() })

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use culvert_model::gateway::Credential;
-use culvert_model::id::{ConnectorId, GatewayId};
+use culvert_model::id::{ConnectorId, GatewayId, StockPeerId};
 use culvert_model::key::PublicKey;
 use culvert_model::name::ServiceName;
 use culvert_model::token::Token;
@@ -21,6 +21,7 @@ use golden::golden;
 #[path = "../../tests/golden/compare.rs"]
 mod golden;
 mod managed;
+mod peers;
 
 const DAY: u64 = 86_400;
 
@@ -357,6 +358,8 @@ struct Made {
     connectors: HashMap<ConnectorId, LiveConnector>,
     services: BTreeMap<ServiceName, LiveService>,
     gateways: HashMap<GatewayId, SystemTime>,
+    peers: HashMap<StockPeerId, LivePeer>,
+    tun_unavailable: Option<String>,
     flapping: HashMap<ConnectorId, [std::net::SocketAddr; 2]>,
 }
 
@@ -443,7 +446,7 @@ impl Relay {
     }
 
     async fn ask_at(&self, command: Command, at: SystemTime) -> Result<Outcome, CommandError> {
-        let facts = Facts { identity: &self.identity, endpoints: self.endpoints.clone() };
+        let facts = Facts { endpoints: self.endpoints.clone(), ..Facts::plain(&self.identity) };
         let request = Request { actor: "uid 0".to_owned(), command };
         carry_out(request, self.registry.as_ref(), &self.live, &facts, at).await
     }
@@ -472,7 +475,7 @@ impl Relay {
     /// Without what differs from run to run; as wide as before.
     fn made_plain(&self, text: &str) -> String {
         let mut plain = text.replace(&self.identity.public_key().to_string(), &"k".repeat(44));
-        for prefix in ["tnl_", "tok_", "con_", "gtw_"] {
+        for prefix in ["tnl_", "tok_", "con_", "gtw_", "per_"] {
             let parts: Vec<String> = plain.split(prefix).map(str::to_owned).collect();
             let rest = parts.iter().skip(1).map(|part| format!("{prefix}{}{}", "x".repeat(16), &part[16..]));
             plain = parts[0].clone() + &rest.collect::<String>();
@@ -518,6 +521,14 @@ impl Live for Made {
 
     fn gateways(&self) -> HashMap<GatewayId, SystemTime> {
         self.gateways.clone()
+    }
+
+    fn peers(&self) -> HashMap<StockPeerId, LivePeer> {
+        self.peers.clone()
+    }
+
+    fn tun_unavailable(&self) -> Option<String> {
+        self.tun_unavailable.clone()
     }
 }
 

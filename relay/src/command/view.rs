@@ -4,15 +4,17 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::time::SystemTime;
 
-use culvert_model::id::{ConnectorId, GatewayId, TokenId, TunnelId};
+use culvert_model::id::{ConnectorId, GatewayId, StockPeerId, TokenId, TunnelId};
 use culvert_model::name::{Label, ServiceName};
 use culvert_ops::time::rfc3339;
 use serde_json::{Value, json};
 
 use super::CommandError;
-use super::live::{Live, LiveConnector, LiveService};
+use super::live::{Live, LiveConnector, LivePeer, LiveService};
 use crate::enrol;
-use crate::registry::{ConnectorRow, GatewayRow, ManagedRow, Registry, RegistryError, Snapshot, TokenRow, Tunnel};
+use crate::registry::{
+    ConnectorRow, GatewayRow, ManagedRow, PeerRow, PeerServiceRow, Registry, RegistryError, Snapshot, TokenRow, Tunnel,
+};
 
 /// One moment of a relay.
 pub(super) struct View {
@@ -24,6 +26,8 @@ pub(super) struct View {
     services: BTreeMap<ServiceName, LiveService>,
     gateways: HashMap<GatewayId, SystemTime>,
     flapping: HashMap<ConnectorId, [SocketAddr; 2]>,
+    peers: HashMap<StockPeerId, LivePeer>,
+    tun_unavailable: Option<String>,
 }
 
 /// A service as far as the relay knows it.
@@ -33,9 +37,12 @@ pub(super) struct KnownService {
     pub(super) live: LiveService,
     /// Its definitions here.
     pub(super) managed: Vec<ManagedRow>,
+    /// Its definition behind a stock peer.
+    pub(super) behind: Option<PeerServiceRow>,
 }
 
-/// A service as far as one side defined it: the connectors that declare it, or the relay that manages it.
+/// A service as far as one side defined it: the connectors that declare it, the relay that manages it, or has it behind a
+/// stock peer.
 pub(super) struct Part {
     pub(super) source: &'static str,
     pub(super) up: usize,
@@ -54,7 +61,8 @@ impl View {
         };
         let (connectors, services) = (live.connectors(), live.services());
         let (gateways, flapping) = (live.gateways(), live.flapping());
-        Ok(Self { snapshot, stale, now, connectors, services, gateways, flapping })
+        let (peers, tun_unavailable) = (live.peers(), live.tun_unavailable());
+        Ok(Self { snapshot, stale, now, connectors, services, gateways, flapping, peers, tun_unavailable })
     }
 
     /// The live tunnel of this id or name.
@@ -104,6 +112,62 @@ impl View {
         self.gateways()
             .find(|gateway| gateway.id.as_str() == named || gateway.name.as_str() == lower)
             .ok_or_else(|| CommandError::failed(format!("no gateway {named:?}")).hint("`gateway list` shows them"))
+    }
+
+    /// The stock peer of this id or name, unless it is deleted.
+    pub(super) fn peer(&self, named: &str) -> Result<&PeerRow, CommandError> {
+        let lower = named.to_ascii_lowercase();
+        self.peers()
+            .find(|peer| peer.id.as_str() == named || peer.name.as_str() == lower)
+            .ok_or_else(|| CommandError::failed(format!("no peer {named:?}")).hint("`peer list` shows them"))
+    }
+
+    /// Stock peers that are not deleted.
+    pub(super) fn peers(&self) -> impl Iterator<Item = &PeerRow> {
+        self.snapshot.peers.iter().filter(|peer| peer.revoked.is_none())
+    }
+
+    /// A stock peer's name.
+    pub(super) fn peer_name(&self, id: &StockPeerId) -> String {
+        self.peers().find(|peer| peer.id == *id).map_or_else(|| id.to_string(), |peer| peer.name.to_string())
+    }
+
+    /// Services behind one stock peer.
+    pub(super) fn services_of(&self, peer: &StockPeerId) -> impl Iterator<Item = &PeerServiceRow> {
+        self.snapshot.peer_services.iter().filter(move |service| service.peer == *peer)
+    }
+
+    pub(super) fn live_peer(&self, id: &StockPeerId) -> Option<&LivePeer> {
+        self.peers.get(id)
+    }
+
+    /// `up`, `lost`, `never` or `revoked`.
+    pub(super) fn peer_state(&self, peer: &PeerRow) -> &'static str {
+        if peer.revoked.is_some() {
+            "revoked"
+        } else if self.live_peer(&peer.id).is_some_and(|live| live.up) {
+            "up"
+        } else if self.peer_last_handshake(peer).is_some() {
+            "lost"
+        } else {
+            "never"
+        }
+    }
+
+    pub(super) fn peer_last_handshake(&self, peer: &PeerRow) -> Option<SystemTime> {
+        self.live_peer(&peer.id).and_then(|live| live.last_handshake).or(peer.last_handshake)
+    }
+
+    /// Where it is; where it is dialled while that is not known.
+    pub(super) fn peer_endpoint(&self, peer: &PeerRow) -> Option<String> {
+        let heard = self.live_peer(&peer.id).and_then(|live| live.endpoint).or(peer.last_endpoint);
+        heard.map(|at| at.to_string()).or_else(|| peer.endpoint.as_ref().map(ToString::to_string))
+    }
+
+    /// Why nothing behind stock peers can be reached.
+    pub(super) fn tun_alarm(&self) -> Option<String> {
+        let why = self.tun_unavailable.as_ref()?;
+        Some(format!("nothing behind peers can be reached: {why}"))
     }
 
     /// Gateways that may call.
@@ -185,7 +249,7 @@ impl View {
         (all.iter().filter(|connector| self.state(connector) == "up").count(), members)
     }
 
-    /// Every service that is granted exactly, was announced, or is live; by name.
+    /// Every service that is granted exactly, was announced, is behind a stock peer, or is live; by name.
     pub(super) fn known_services(&self) -> Vec<KnownService> {
         let mut owners: BTreeMap<ServiceName, BTreeSet<Label>> = BTreeMap::new();
         for tunnel in &self.snapshot.tunnels {
@@ -201,6 +265,9 @@ impl View {
             let tunnel = self.snapshot.tunnels.iter().find(|tunnel| tunnel.id == row.tunnel);
             owners.entry(row.name.clone()).or_default().extend(tunnel.map(|tunnel| tunnel.name.clone()));
         }
+        for row in &self.snapshot.peer_services {
+            owners.entry(row.name.clone()).or_default();
+        }
         for name in self.services.keys() {
             owners.entry(name.clone()).or_default();
         }
@@ -209,7 +276,8 @@ impl View {
             .map(|(name, tunnels)| {
                 let live = self.services.get(&name).copied().unwrap_or_default();
                 let managed = self.snapshot.managed.iter().filter(|row| row.name == name).cloned().collect();
-                KnownService { name, tunnels: tunnels.into_iter().collect(), live, managed }
+                let behind = self.snapshot.peer_services.iter().find(|row| row.name == name).cloned();
+                KnownService { name, tunnels: tunnels.into_iter().collect(), live, managed, behind }
             })
             .collect()
     }
@@ -293,6 +361,9 @@ impl KnownService {
     /// Who defines it: the connectors' declarations win, where there are any; both where both exist.
     pub(super) fn parts(&self) -> Vec<Part> {
         let LiveService { up, total, managed_up, managed } = self.live;
+        if self.behind.is_some() {
+            return vec![Part { source: "peer", up, total }];
+        }
         let declared = Part { source: "connector", up: up - managed_up, total: total - managed };
         let relay = Part { source: "relay", up: managed_up, total: managed };
         match (self.managed.is_empty() && managed == 0, declared.total > 0) {

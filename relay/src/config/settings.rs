@@ -19,6 +19,20 @@ pub(crate) const SETTINGS: &[Setting] = &[
         .or("0.0.0.0:51820 [::]:51820")
         .restart(),
     Setting::new("wireguard.endpoints", Kind::List(&Kind::Text), "HOST:PORT as connectors dial it, for tokens"),
+    Setting::new(
+        "wireguard.inner_ipv4",
+        Kind::Text,
+        "the relay's address toward stock peers in IPv4, and the network that they get theirs from",
+    )
+    .or("100.127.80.1/20")
+    .restart(),
+    Setting::new(
+        "wireguard.peer_mtu",
+        Kind::Integer { min: 1280, max: 9000 },
+        "longest packet inside the tunnels of stock peers",
+    )
+    .or("1408")
+    .restart(),
     Setting::new("http.listen", Kind::List(&Kind::Address), "addresses that gateways call")
         .or("127.0.0.1:8080")
         .restart(),
@@ -119,6 +133,8 @@ pub(super) struct RawWireGuard {
     pub(super) listen: Vec<String>,
     #[serde(default)]
     pub(super) endpoints: Vec<String>,
+    pub(super) inner_ipv4: String,
+    pub(super) peer_mtu: u16,
 }
 
 #[derive(Debug, Deserialize)]

@@ -3,7 +3,7 @@
 //! An exact grant owns its name. A pattern takes only names that nobody else owns, first come. Two tunnels that both say
 //! `--shared` may have a name together.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use culvert_model::id::TunnelId;
 use culvert_model::name::{Grant, Label, ServiceName};
@@ -22,8 +22,15 @@ pub(crate) struct Decision {
     pub(crate) refused: Vec<(ServiceName, String)>,
 }
 
-/// Decides an announcement by `tunnel` of `names`, given all live `tunnels` and all known `services`.
-pub(crate) fn decide(tunnel: &Tunnel, names: &[ServiceName], tunnels: &[Tunnel], services: &[ServiceRow]) -> Decision {
+/// Decides an announcement by `tunnel` of `names`, given all live `tunnels`, all known `services` and the names that stock
+/// peers have (`of_peers`).
+pub(crate) fn decide(
+    tunnel: &Tunnel,
+    names: &[ServiceName],
+    tunnels: &[Tunnel],
+    services: &[ServiceRow],
+    of_peers: &HashMap<ServiceName, Label>,
+) -> Decision {
     let mut decision = Decision::default();
     let known: HashSet<&ServiceName> =
         services.iter().filter(|service| service.tunnel == tunnel.id).map(|service| &service.name).collect();
@@ -33,7 +40,8 @@ pub(crate) fn decide(tunnel: &Tunnel, names: &[ServiceName], tunnels: &[Tunnel],
             continue;
         }
         let is_new = !known.contains(name);
-        match may_serve(tunnel, name, tunnels, services) {
+        let owner = of_peers.get(name).map(|owner| format!("{name} belongs to peer {owner}"));
+        match owner.map_or_else(|| may_serve(tunnel, name, tunnels, services), Err) {
             Ok(()) if is_new && room == 0 => decision.refused.push((name.clone(), no_room(tunnel))),
             Ok(()) => {
                 room -= usize::from(is_new);
@@ -86,7 +94,8 @@ fn no_room(tunnel: &Tunnel) -> String {
     )
 }
 
-fn grants_exactly(tunnel: &Tunnel, name: &ServiceName) -> bool {
+/// Whether the tunnel has a grant for just this name.
+pub(super) fn grants_exactly(tunnel: &Tunnel, name: &ServiceName) -> bool {
     tunnel.grants.iter().any(|grant| grant.as_str() == name.as_str())
 }
 
@@ -122,7 +131,7 @@ mod tests {
                 (tunnel("a", a.parse().unwrap(), a_shares), tunnel("b", b.parse().unwrap(), b_shares));
             let row = ServiceRow { name: name("orders"), tunnel: second.id.clone(), since: SystemTime::UNIX_EPOCH };
             let services = if b_served { vec![row] } else { Vec::new() };
-            let decision = decide(&first, &[name("orders")], &[first.clone(), second], &services);
+            let decision = decide(&first, &[name("orders")], &[first.clone(), second], &services, &HashMap::new());
             assert_eq!(decision.accepted.len() == 1, may, "{a} {a_shares} {b} {b_shares} {b_served}");
             assert_eq!(decision.refused.len(), usize::from(!may));
         }
@@ -132,17 +141,29 @@ mod tests {
     fn a_refusal_names_the_owner_or_what_is_granted_and_spares_the_rest() {
         let (a, b) = (tunnel("a", "web-*".parse().unwrap(), false), tunnel("b", "web-b".parse().unwrap(), false));
         let asked = [name("web-a"), name("web-b"), name("db"), name("web-a")];
-        let decision = decide(&a, &asked, &[a.clone(), b], &[]);
+        let decision = decide(&a, &asked, &[a.clone(), b], &[], &HashMap::new());
         assert_eq!(decision.accepted, [name("web-a")]);
         let why: Vec<_> = decision.refused.iter().map(|(_, why)| why.as_str()).collect();
         assert_eq!(why, ["web-b belongs to tunnel b", "tunnel a is not granted db: it may serve web-*"]);
     }
 
     #[test]
+    fn a_name_of_a_stock_peer_is_no_tunnels_whatever_it_is_granted() {
+        let a = tunnel("a", "*".parse().unwrap(), true);
+        let of_peers = HashMap::from([(name("legacy"), "branch".parse().unwrap())]);
+        let decision = decide(&a, &[name("legacy"), name("orders")], std::slice::from_ref(&a), &[], &of_peers);
+        assert_eq!(decision.accepted, [name("orders")]);
+        assert_eq!(decision.refused, [(name("legacy"), "legacy belongs to peer branch".to_owned())]);
+    }
+
+    #[test]
     fn what_a_deleted_tunnel_served_is_free() {
         let a = tunnel("a", "*".parse().unwrap(), false);
         let left = ServiceRow { name: name("orders"), tunnel: TunnelId::new(), since: SystemTime::UNIX_EPOCH };
-        assert_eq!(decide(&a, &[name("orders")], std::slice::from_ref(&a), &[left]).accepted, [name("orders")]);
+        assert_eq!(
+            decide(&a, &[name("orders")], std::slice::from_ref(&a), &[left], &HashMap::new()).accepted,
+            [name("orders")]
+        );
     }
 
     #[test]
@@ -157,7 +178,7 @@ mod tests {
         let elsewhere = ServiceRow { name: name("other"), tunnel: TunnelId::new(), since: SystemTime::UNIX_EPOCH };
         let services = [services, vec![elsewhere]].concat();
         let asked = [name("s3"), name("last"), name("late"), name("s4"), name("last")];
-        let decision = decide(&a, &asked, std::slice::from_ref(&a), &services);
+        let decision = decide(&a, &asked, std::slice::from_ref(&a), &services, &HashMap::new());
         assert_eq!(decision.accepted, [name("s3"), name("last"), name("s4")]);
         let [(refused, why)] = decision.refused.as_slice() else { panic!("{:?}", decision.refused) };
         assert!(refused.as_str() == "late" && why.contains("1024") && why.contains("service delete"), "{why}");

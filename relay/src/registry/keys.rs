@@ -12,7 +12,7 @@ use super::failure::Failure;
 use super::rows::{ConnectorRow, NextKey, Sealed, SealedPsk};
 use super::sql::{Row, Transaction, Value, values};
 use super::write::{audit, keep_for_recovery};
-use super::{Rule, read};
+use super::{Rule, peers, read};
 
 type Result<T> = std::result::Result<T, Failure>;
 
@@ -173,7 +173,7 @@ fn take_over(db: &dyn Transaction, connector: &ConnectorRow, now: SystemTime) ->
     audit(db, now, id.as_str(), "connector.rotated", id.as_str(), &detail)
 }
 
-/// Whether a key is anybody's but this connector's next one: a connector's, a token's.
+/// Whether a key is anybody's but this connector's next one: a connector's, a token's, a stock peer's.
 fn is_taken(db: &dyn Transaction, own: &ConnectorId, key: &PublicKey) -> Result<bool> {
     let bytes = || Value::from(key.as_bytes());
     let connectors = db.query("SELECT id FROM connectors WHERE public_key = $1", &[bytes()])?;
@@ -182,7 +182,8 @@ fn is_taken(db: &dyn Transaction, own: &ConnectorId, key: &PublicKey) -> Result<
         "SELECT connector FROM next_keys WHERE public_key = $1 AND connector <> $2",
         &[bytes(), Value::from(own.as_str())],
     )?;
-    Ok(!(connectors.is_empty() && tokens.is_empty() && others.is_empty()))
+    let free = connectors.is_empty() && tokens.is_empty() && others.is_empty();
+    Ok(!free || peers::has_key(db, key)?)
 }
 
 fn live(db: &dyn Transaction, id: &ConnectorId) -> Result<ConnectorRow> {

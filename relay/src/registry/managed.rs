@@ -11,7 +11,7 @@ use culvert_model::name::ServiceName;
 use super::failure::Failure;
 use super::rows::ManagedRow;
 use super::sql::{Row, Transaction, values};
-use super::{Actor, Rule, read, write};
+use super::{Actor, Rule, peers, read, write};
 
 /// What the definitions of one tunnel may be together: they travel in one message, which has other bytes too.
 const BYTES_AT_MOST: usize = MAX_MESSAGE_BYTES * 3 / 4;
@@ -71,7 +71,8 @@ pub(super) fn delete_service(
     let mut tunnels: Vec<TunnelId> = announced.chain(managed).collect();
     tunnels.sort();
     tunnels.dedup();
-    if tunnels.is_empty() {
+    let behind_peer = peers::delete_service(db, name)?;
+    if tunnels.is_empty() && !behind_peer {
         return Err(Rule::NoSuchService(name.clone()).into());
     }
     db.execute("DELETE FROM services WHERE name = $1", &values![name.as_str()])?;

@@ -11,6 +11,7 @@ mod gateway;
 pub(crate) mod grants;
 mod keys;
 mod managed;
+pub(crate) mod peers;
 mod place;
 mod postgres;
 mod proofs;
@@ -31,20 +32,23 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use culvert_model::control::Refusal;
-use culvert_model::id::{ConnectorId, GatewayId, TokenId, TunnelId};
+use culvert_model::id::{ConnectorId, GatewayId, StockPeerId, TokenId, TunnelId};
 use culvert_model::key::PublicKey;
 use culvert_model::name::{Grant, Label, ServiceName};
 use culvert_model::proof::ProofKey;
 use culvert_ops::exit::Quit;
+use ipnet::IpNet;
 use tokio::sync::watch;
 
 pub(crate) use keys::FreshPsk;
 use managed::MANAGED_AT_MOST;
+use peers::PEERS_AT_MOST;
+pub(crate) use peers::{PeerKeys, Reserved};
 pub(crate) use place::Url;
 pub(crate) use relays::Introduction;
 pub(crate) use rows::{
-    AuditRow, Certificate, ConnectorRow, GatewayRow, ManagedRow, RelayRow, Sealed, SealedPsk, SecretRow, ServiceRow,
-    Snapshot, TokenRow, TokenSealRow, Tunnel,
+    AuditRow, Certificate, ConnectorRow, GatewayRow, ManagedRow, PeerRow, PeerSealRow, PeerServiceRow, RelayRow,
+    Sealed, SealedPsk, SecretRow, ServiceRow, Snapshot, TokenRow, TokenSealRow, Tunnel,
 };
 
 /// How long tokens and connectors that ended are remembered, only to say so to their holders.
@@ -128,7 +132,43 @@ pub(crate) trait Registry: Send + Sync {
     /// [`Rule::NoSuchTunnel`], [`Rule::MayNotServe`], [`Rule::NoRoomToManage`].
     fn set_managed(&self, service: ManagedRow, by: Actor) -> Future<'_, ()>;
 
-    /// Forgets a service that was announced once or is managed. Returns the tunnels that served it.
+    /// Adds a stock peer, and gives it its own end of the tunnel. Returns it as it is then.
+    ///
+    /// # Errors
+    /// [`Rule::PeerExists`], [`Rule::PeerKeyTaken`], [`Rule::PeerOverlap`], [`Rule::PeerOverlapsRelay`],
+    /// [`Rule::NoRoomForPeers`].
+    fn add_peer(&self, peer: PeerRow, reserved: Reserved, by: Actor) -> Future<'_, PeerRow>;
+
+    /// Gives a stock peer other keys. Returns it as it is then.
+    ///
+    /// # Errors
+    /// [`Rule::NoSuchPeer`], [`Rule::PeerKeyTaken`].
+    fn set_peer_keys(
+        &self,
+        peer: StockPeerId,
+        keys: PeerKeys,
+        reserved: Reserved,
+        by: Actor,
+        now: SystemTime,
+    ) -> Future<'_, PeerRow>;
+
+    /// Deletes a stock peer for good, with the services behind it; its name, key and networks are free. Returns the
+    /// services.
+    ///
+    /// # Errors
+    /// [`Rule::NoSuchPeer`].
+    fn delete_peer(&self, peer: StockPeerId, by: Actor, now: SystemTime) -> Future<'_, Vec<ServiceName>>;
+
+    /// Defines a service behind a stock peer, or changes it; patterns lose the name.
+    ///
+    /// # Errors
+    /// [`Rule::NoSuchPeer`], [`Rule::Owned`], [`Rule::OwnedByPeer`], [`Rule::NoRoomForPeerServices`].
+    fn set_peer_service(&self, service: PeerServiceRow, by: Actor) -> Future<'_, ()>;
+
+    /// Adds what other relays open stock peers' pre-shared keys with; what is there already stays.
+    fn seal_peers(&self, seals: Vec<PeerSealRow>) -> Future<'_, ()>;
+
+    /// Forgets a service that was announced once, is managed or is behind a stock peer. Returns the tunnels that served it.
     ///
     /// # Errors
     /// [`Rule::NoSuchService`].
@@ -326,6 +366,24 @@ pub(crate) enum Note {
         /// When.
         at: SystemTime,
     },
+    /// Where a stock peer was last heard, and on which of our addresses.
+    PeerEndpoint {
+        /// Which peer.
+        peer: StockPeerId,
+        /// Which relay heard it.
+        relay: String,
+        /// Its address.
+        remote: SocketAddr,
+        /// Ours; an unspecified address where the system did not tell.
+        local: SocketAddr,
+    },
+    /// A stock peer's last handshake.
+    PeerHandshake {
+        /// Which peer.
+        peer: StockPeerId,
+        /// When.
+        at: SystemTime,
+    },
     /// A gateway called.
     GatewayUsed {
         /// Which gateway.
@@ -447,6 +505,15 @@ impl From<RegistryError> for Quit {
             RegistryError::Rule(Rule::Owned { .. }) => {
                 Self::failed(text).hint("tunnels that are both created with --shared may serve a name together")
             }
+            RegistryError::Rule(Rule::OwnedByPeer { service, .. }) => {
+                Self::failed(text).hint(format!("`service delete {service}` frees the name"))
+            }
+            RegistryError::Rule(Rule::PeerOverlapsRelay { own: IpNet::V4(_), .. }) => {
+                Self::failed(text).hint("`inner_ipv4` in [wireguard] gives the relay another address there")
+            }
+            RegistryError::Rule(Rule::PeerOverlapsRelay { own: IpNet::V6(_), .. }) => {
+                Self::failed(text).hint("name the networks behind the peer, without that one")
+            }
             RegistryError::Rule(_) => Self::failed(text),
             RegistryError::Newer { .. } => Self::config(text).hint("use the program that wrote it, or a newer one"),
             RegistryError::Corrupt { .. } => {
@@ -464,7 +531,16 @@ impl From<RegistryError> for Quit {
 impl Rule {
     /// Whether it guards what belongs to somebody, and not only names that have to be right.
     pub(crate) fn is_refusal(&self) -> bool {
-        matches!(self, Self::Owned { .. } | Self::MayNotServe(_) | Self::CertificateTaken { .. })
+        matches!(
+            self,
+            Self::Owned { .. }
+                | Self::OwnedByPeer { .. }
+                | Self::MayNotServe(_)
+                | Self::CertificateTaken { .. }
+                | Self::PeerKeyTaken { .. }
+                | Self::PeerOverlap { .. }
+                | Self::PeerOverlapsRelay { .. }
+        )
     }
 }
 
@@ -477,6 +553,14 @@ pub(crate) enum Rule {
     /// Another tunnel owns the service.
     #[error("service {service} belongs to tunnel {owner}")]
     Owned {
+        /// Which service.
+        service: ServiceName,
+        /// Whose it is.
+        owner: Label,
+    },
+    /// A stock peer owns the service.
+    #[error("service {service} belongs to peer {owner}")]
+    OwnedByPeer {
         /// Which service.
         service: ServiceName,
         /// Whose it is.
@@ -542,4 +626,40 @@ pub(crate) enum Rule {
     /// A gateway without a grant can call nothing.
     #[error("gateway {0} would be left without a service to call")]
     NothingToCall(Label),
+    /// The name is taken.
+    #[error("a peer named {0} exists")]
+    PeerExists(Label),
+    /// No live stock peer has this id.
+    #[error("no peer {0}")]
+    NoSuchPeer(StockPeerId),
+    /// The key is somebody else's.
+    #[error("that public key is {owner}")]
+    PeerKeyTaken {
+        /// Whose it is, as `peer branch's`.
+        owner: String,
+    },
+    /// Two peers would have one address.
+    #[error("allowed IPs {net} overlap {theirs} of peer {other}")]
+    PeerOverlap {
+        /// What was asked for.
+        net: IpNet,
+        /// What there is.
+        theirs: IpNet,
+        /// Whose that is.
+        other: Label,
+    },
+    /// A peer would have addresses of the relay or of connectors.
+    #[error("allowed IPs {net} overlap {own}, which the relay uses inside the tunnels")]
+    PeerOverlapsRelay {
+        /// What was asked for.
+        net: IpNet,
+        /// What is not to be had.
+        own: IpNet,
+    },
+    /// A bound.
+    #[error("there are {PEERS_AT_MOST} peers already, which is as many as there may be")]
+    NoRoomForPeers,
+    /// A bound.
+    #[error("there are {} services behind peers already, which is as many as there may be", grants::SERVICES_AT_MOST)]
+    NoRoomForPeerServices,
 }

@@ -12,6 +12,7 @@ use culvert_model::proof::ProofKey;
 use super::failure::Failure;
 use super::keys;
 use super::managed;
+use super::peers;
 use super::proofs;
 use super::relays;
 use super::rows::{
@@ -38,6 +39,9 @@ pub(super) fn snapshot(db: &dyn Transaction) -> Result<Snapshot> {
         gateways: gateways(db)?,
         relays: relays::relays(db)?,
         token_seals: relays::token_seals(db)?,
+        peers: peers::all(db)?,
+        peer_services: peers::services(db)?,
+        peer_seals: peers::seals(db)?,
     })
 }
 

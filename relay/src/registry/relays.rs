@@ -81,6 +81,7 @@ pub(super) fn note(db: &dyn Transaction, relay: &RelayRow) -> Result<()> {
     if before.kem_key != relay.kem_key {
         // What was sealed for the former key opens no more.
         db.execute("DELETE FROM token_seals WHERE relay = $1", &values![relay.tag.as_str()])?;
+        db.execute("DELETE FROM peer_seals WHERE relay = $1", &values![relay.tag.as_str()])?;
     }
     db.execute(
         "UPDATE relays SET public_key = $1, kem_key = $2, endpoints = $3, seen = $4 WHERE tag = $5",

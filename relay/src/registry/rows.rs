@@ -2,15 +2,18 @@
 //!
 //! Must never hold a secret in clear.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU16;
 use std::time::SystemTime;
 
+use culvert_model::address::stock_peer_inner;
 use culvert_model::control::ManagedService;
 use culvert_model::gateway::SecretVerifier;
-use culvert_model::id::{ConnectorId, GatewayId, TokenId, TunnelId};
+use culvert_model::id::{ConnectorId, GatewayId, StockPeerId, TokenId, TunnelId};
 use culvert_model::key::PublicKey;
 use culvert_model::name::{Grant, Label, ServiceName};
 use culvert_model::proof::ProofKey;
+use culvert_model::token::Endpoint;
 use ipnet::IpNet;
 
 use super::TOMBSTONE;
@@ -34,6 +37,75 @@ pub(crate) struct Snapshot {
     pub(crate) relays: Vec<RelayRow>,
     /// What relays open tokens with that others made.
     pub(crate) token_seals: Vec<TokenSealRow>,
+    /// Stock peers, by name; those that were deleted within the tombstone's time too.
+    pub(crate) peers: Vec<PeerRow>,
+    /// Services behind stock peers, by name.
+    pub(crate) peer_services: Vec<PeerServiceRow>,
+    /// What relays open stock peers' pre-shared keys with that others sealed.
+    pub(crate) peer_seals: Vec<PeerSealRow>,
+}
+
+/// A stock WireGuard peer: a network that is reached through somebody else's WireGuard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PeerRow {
+    /// Its id.
+    pub(crate) id: StockPeerId,
+    /// Its name, unique among those that are not deleted.
+    pub(crate) name: Label,
+    /// Its WireGuard key.
+    pub(crate) public_key: PublicKey,
+    /// The networks behind it, disjoint, and from other peers' too.
+    pub(crate) allowed_ips: Vec<IpNet>,
+    /// Its own end of the tunnel in IPv4; none where another peer has all of IPv4.
+    pub(crate) inner_ipv4: Option<Ipv4Addr>,
+    /// Where it is dialled; none: it dials. Kept as it was written, looked up at every attempt.
+    pub(crate) endpoint: Option<Endpoint>,
+    /// Its pre-shared key, sealed by the relay that was told it.
+    pub(crate) psk: Option<Sealed>,
+    /// Seconds after which silence is broken from here.
+    pub(crate) keepalive: Option<NonZeroU16>,
+    /// The resolver inside its network that names of origins are asked of.
+    pub(crate) dns: Option<IpAddr>,
+    /// When it was added.
+    pub(crate) created: SystemTime,
+    /// Where each relay last heard it.
+    pub(crate) heard: Vec<Heard>,
+    /// Where it was last heard, by whichever relay.
+    pub(crate) last_endpoint: Option<SocketAddr>,
+    /// Its last handshake that was noted.
+    pub(crate) last_handshake: Option<SystemTime>,
+    /// When it was deleted.
+    pub(crate) revoked: Option<SystemTime>,
+}
+
+/// A service behind a stock peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PeerServiceRow {
+    /// Its name, which is no tunnel's and no other peer's.
+    pub(crate) name: ServiceName,
+    /// Behind which peer.
+    pub(crate) peer: StockPeerId,
+    /// Its origin: http, https, h2c or tcp, at an address that the peer has or at a name. Never with a password.
+    pub(crate) origin: String,
+    /// `origin`, `preserve` or a literal; none: `origin`.
+    pub(crate) host: Option<String>,
+    /// The path of its check; none: a TCP connect.
+    pub(crate) health_path: Option<String>,
+    /// The authorities that an https origin is verified against (PEM); none: the system's.
+    pub(crate) ca: Option<String>,
+    /// When it was last set.
+    pub(crate) since: SystemTime,
+}
+
+/// A stock peer's pre-shared key, sealed for a relay that was not told it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PeerSealRow {
+    /// Which peer.
+    pub(crate) peer: StockPeerId,
+    /// For which relay.
+    pub(crate) relay: String,
+    /// The key.
+    pub(crate) sealed: Sealed,
 }
 
 /// One of the relays that share this registry.
@@ -348,6 +420,45 @@ impl ManagedRow {
             host: self.host.clone(),
             health_path: self.health_path.clone(),
         }
+    }
+}
+
+impl PeerRow {
+    /// Its own end of the tunnel in IPv6.
+    pub(crate) fn inner_ipv6(&self) -> Ipv6Addr {
+        stock_peer_inner(&self.id)
+    }
+
+    /// All that it may send from and that is sent to it: its networks, and its own ends of the tunnel. Disjoint.
+    pub(crate) fn inner_networks(&self) -> Vec<IpNet> {
+        let ipv4 = self.inner_ipv4.map(|address| IpNet::from(IpAddr::from(address)));
+        let own = [Some(IpNet::from(IpAddr::from(self.inner_ipv6()))), ipv4];
+        let own = own.into_iter().flatten().filter(|own| !self.allowed_ips.iter().any(|net| net.contains(own)));
+        self.allowed_ips.iter().copied().chain(own).collect()
+    }
+
+    /// Whether an address lies in its networks.
+    pub(crate) fn has(&self, address: IpAddr) -> bool {
+        self.inner_networks().iter().any(|net| net.contains(&address))
+    }
+
+    /// Where a relay called `relay` calls it back: its address, and ours that it came by.
+    pub(crate) fn heard_by(&self, relay: &str) -> Option<(SocketAddr, SocketAddr)> {
+        self.heard.iter().find(|heard| heard.relay == relay).map(|heard| (heard.remote, heard.local))
+    }
+
+    /// Whether even its tombstone's time is over.
+    pub(crate) fn is_forgotten(&self, now: SystemTime) -> bool {
+        self.revoked.is_some_and(|revoked| revoked + TOMBSTONE <= now)
+    }
+}
+
+impl std::fmt::Display for PeerServiceRow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.origin)?;
+        self.host.iter().try_for_each(|host| write!(f, ", host {host}"))?;
+        self.health_path.iter().try_for_each(|path| write!(f, ", health path {path}"))?;
+        self.ca.iter().try_for_each(|_| f.write_str(", own authorities"))
     }
 }
 

@@ -3,7 +3,7 @@
 //! Written once, in SQLite's words; another engine exchanges them for its own.
 
 /// From schema version N to N + 1, in order.
-pub(super) const MIGRATIONS: [Step; 8] = [
+pub(super) const MIGRATIONS: [Step; 9] = [
     Step { both: V1, sqlite: V1_SQLITE },
     Step { both: V2, sqlite: "" },
     Step { both: V3, sqlite: "" },
@@ -12,6 +12,7 @@ pub(super) const MIGRATIONS: [Step; 8] = [
     Step { both: KEYS, sqlite: "" },
     Step { both: HEARD, sqlite: "" },
     Step { both: PROOFS, sqlite: "" },
+    Step { both: PEERS, sqlite: "" },
 ];
 
 /// The schema this program writes.
@@ -212,5 +213,49 @@ CREATE TABLE token_seals (
     relay TEXT NOT NULL REFERENCES relays ON DELETE CASCADE,
     sealed BLOB NOT NULL,
     PRIMARY KEY (token, relay)
+) STRICT, WITHOUT ROWID;
+";
+
+/// Stock WireGuard peers and the services behind them. Networks are separated by spaces; a name is one peer's alone.
+const PEERS: &str = "
+CREATE TABLE peers (
+    id TEXT PRIMARY KEY,
+    name TEXT NOT NULL,
+    public_key BLOB NOT NULL,
+    allowed_ips TEXT NOT NULL,
+    inner_ipv4 TEXT,
+    endpoint TEXT,
+    psk BLOB,
+    keepalive INTEGER,
+    dns TEXT,
+    created INTEGER NOT NULL,
+    last_endpoint TEXT,
+    last_handshake INTEGER,
+    revoked INTEGER
+) STRICT;
+CREATE UNIQUE INDEX live_peer_names ON peers (name) WHERE revoked IS NULL;
+CREATE UNIQUE INDEX live_peer_keys ON peers (public_key) WHERE revoked IS NULL;
+CREATE UNIQUE INDEX live_peer_inner_ipv4 ON peers (inner_ipv4) WHERE revoked IS NULL;
+CREATE TABLE peer_seals (
+    peer TEXT NOT NULL REFERENCES peers ON DELETE CASCADE,
+    relay TEXT NOT NULL REFERENCES relays ON DELETE CASCADE,
+    sealed BLOB NOT NULL,
+    PRIMARY KEY (peer, relay)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE peer_heard (
+    peer TEXT NOT NULL REFERENCES peers ON DELETE CASCADE,
+    relay TEXT NOT NULL,
+    remote TEXT NOT NULL,
+    local TEXT NOT NULL,
+    PRIMARY KEY (peer, relay)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE peer_services (
+    name TEXT PRIMARY KEY,
+    peer TEXT NOT NULL REFERENCES peers ON DELETE CASCADE,
+    origin TEXT NOT NULL,
+    host TEXT,
+    health_path TEXT,
+    ca TEXT,
+    since INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 ";

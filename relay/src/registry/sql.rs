@@ -124,7 +124,7 @@ impl Row {
         self.optional_number(column).map(|number| number.map(from_milliseconds))
     }
 
-    fn optional_bytes(&self, column: usize) -> Result<Option<Vec<u8>>, Failure> {
+    pub(super) fn optional_bytes(&self, column: usize) -> Result<Option<Vec<u8>>, Failure> {
         match self.value(column)? {
             Value::Null => Ok(None),
             Value::Bytes(bytes) => Ok(Some(bytes.clone())),

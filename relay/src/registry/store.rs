@@ -6,19 +6,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::SystemTime;
 
-use culvert_model::id::{ConnectorId, GatewayId, TokenId, TunnelId};
+use culvert_model::id::{ConnectorId, GatewayId, StockPeerId, TokenId, TunnelId};
 use culvert_model::key::PublicKey;
 use culvert_model::name::{Grant, ServiceName};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::failure::Failure;
 use super::rows::{
-    AuditRow, ConnectorRow, GatewayRow, ManagedRow, RelayRow, SecretRow, Snapshot, TokenRow, TokenSealRow, Tunnel,
+    AuditRow, ConnectorRow, GatewayRow, ManagedRow, PeerRow, PeerSealRow, PeerServiceRow, RelayRow, SecretRow,
+    Snapshot, TokenRow, TokenSealRow, Tunnel,
 };
 use super::sql::Transaction;
 use super::{
-    Actor, Candidate, Enrolment, Forgotten, FreshPsk, Future, GatewayChange, Introduction, Note, Registry,
-    RegistryError, gateway, grants, keys, managed, read, relays, write,
+    Actor, Candidate, Enrolment, Forgotten, FreshPsk, Future, GatewayChange, Introduction, Note, PeerKeys, Registry,
+    RegistryError, Reserved, gateway, grants, keys, managed, peers, read, relays, write,
 };
 
 /// Transactions that may wait for the thread; past it their callers wait.
@@ -257,6 +258,33 @@ impl<E: Engine> Registry for Store<E> {
 
     fn set_managed(&self, service: ManagedRow, by: Actor) -> Future<'_, ()> {
         self.write(move |db| managed::set(db, &service, &by))
+    }
+
+    fn add_peer(&self, peer: PeerRow, reserved: Reserved, by: Actor) -> Future<'_, PeerRow> {
+        self.write(move |db| peers::add(db, &peer, &reserved, &by))
+    }
+
+    fn set_peer_keys(
+        &self,
+        peer: StockPeerId,
+        keys: PeerKeys,
+        reserved: Reserved,
+        by: Actor,
+        now: SystemTime,
+    ) -> Future<'_, PeerRow> {
+        self.write(move |db| peers::set_keys(db, &peer, &keys, &reserved, &by, now))
+    }
+
+    fn delete_peer(&self, peer: StockPeerId, by: Actor, now: SystemTime) -> Future<'_, Vec<ServiceName>> {
+        self.write(move |db| peers::delete(db, &peer, &by, now))
+    }
+
+    fn set_peer_service(&self, service: PeerServiceRow, by: Actor) -> Future<'_, ()> {
+        self.write(move |db| peers::set_service(db, &service, &by))
+    }
+
+    fn seal_peers(&self, seals: Vec<PeerSealRow>) -> Future<'_, ()> {
+        self.write(move |db| peers::seal(db, &seals))
     }
 
     fn delete_service(&self, name: ServiceName, by: Actor, now: SystemTime) -> Future<'_, Vec<TunnelId>> {

@@ -3,6 +3,7 @@
 mod gateways;
 mod keys;
 mod managed;
+mod peers;
 mod proofs;
 mod recovery;
 mod relays;
@@ -67,7 +68,15 @@ macro_rules! suite {
             relays_of_one_registry_know_each_other_and_when_they_were_last_there,
             a_token_is_sealed_once_for_each_relay_and_anew_when_that_one_lost_its_key,
             a_connector_is_made_known_to_a_relay_of_the_registry_under_its_own_key,
-            a_relay_that_was_not_there_for_thirty_days_is_forgotten
+            a_relay_that_was_not_there_for_thirty_days_is_forgotten,
+            a_peer_is_loaded_as_it_was_added_and_free_again_when_it_is_deleted,
+            networks_of_two_peers_never_overlap_and_the_relays_are_nobodys,
+            a_name_and_a_key_are_one_peers_alone,
+            a_peers_keys_change_and_what_other_relays_had_of_them_goes,
+            a_service_behind_a_peer_is_owned_like_an_exact_grant,
+            what_was_noticed_of_a_peer_is_kept_for_each_relay,
+            two_relays_that_add_overlapping_peers_at_once_add_one,
+            services_behind_peers_are_so_many_at_most
         );
     };
     ($open:path: $($name:ident),*) => {$(
@@ -93,6 +102,12 @@ pub(super) use managed::{
     a_managed_service_is_loaded_as_it_was_set_last_and_forgotten_when_deleted,
     a_token_for_some_services_narrows_who_joins_with_it_and_counts_its_uses,
     a_tunnel_is_given_no_managed_service_that_it_may_not_serve, managed_services_of_a_tunnel_fit_one_message,
+};
+pub(super) use peers::{
+    a_name_and_a_key_are_one_peers_alone, a_peer_is_loaded_as_it_was_added_and_free_again_when_it_is_deleted,
+    a_peers_keys_change_and_what_other_relays_had_of_them_goes, a_service_behind_a_peer_is_owned_like_an_exact_grant,
+    networks_of_two_peers_never_overlap_and_the_relays_are_nobodys, services_behind_peers_are_so_many_at_most,
+    two_relays_that_add_overlapping_peers_at_once_add_one, what_was_noticed_of_a_peer_is_kept_for_each_relay,
 };
 pub(super) use proofs::what_connectors_sign_with_is_kept_as_it_was_told_last_until_they_are_revoked;
 pub(super) use recovery::a_restored_registry_offers_each_connector_its_first_pre_shared_key_too;

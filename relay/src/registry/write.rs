@@ -13,7 +13,7 @@ use super::failure::Failure;
 use super::rows::{AuditRow, ConnectorRow, Sealed, TokenRow, Tunnel};
 use super::sql::{Transaction, milliseconds, values};
 use super::{Actor, Candidate, EPHEMERAL, Enrolment, Forgotten, Note, Rule, TOMBSTONE, grants};
-use super::{keys, managed, proofs, read, relays};
+use super::{keys, managed, peers, proofs, read, relays};
 
 /// Behind a relay's tag: where [`keep_for_recovery`] keeps a connector's first pre-shared key. No relay has such a tag.
 const RECOVERY: &str = "/recovery";
@@ -147,8 +147,8 @@ pub(super) fn revoke_token(db: &dyn Transaction, id: &TokenId, by: &Actor, now: 
 
 pub(super) fn enrol(db: &dyn Transaction, candidate: &Candidate) -> Result<Enrolment> {
     let Some(token) = read::token(db, &candidate.token)? else { return Ok(Enrolment::Unknown) };
-    if keys::is_next(db, &candidate.public_key)? {
-        // It is known under the key that it has, and this one is given to nobody else.
+    if keys::is_next(db, &candidate.public_key)? || peers::has_key(db, &candidate.public_key)? {
+        // Who has it is known under the key that it has, and this one is given to nobody else.
         return Ok(Enrolment::Refused { refusal: Refusal::Malformed, at: None });
     }
     let known = read::connector_by_key(db, &candidate.public_key)?;
@@ -240,7 +240,8 @@ pub(super) fn announce(
 ) -> Result<grants::Decision> {
     let tunnels = read::tunnels(db)?;
     let services = read::services(db)?;
-    let decision = grants::decide(live_tunnel(&tunnels, id)?, names, &tunnels, &services);
+    let owned = peers::owned(&peers::all(db)?, &peers::services(db)?);
+    let decision = grants::decide(live_tunnel(&tunnels, id)?, names, &tunnels, &services, &owned);
     for name in &decision.accepted {
         if !services.iter().any(|service| service.tunnel == *id && service.name == *name) {
             db.execute(
@@ -273,6 +274,12 @@ pub(super) fn note(db: &dyn Transaction, notes: &[Note]) -> Result<()> {
                 "UPDATE connectors SET last_handshake = $1, safe_since = coalesce(safe_since, $1) WHERE id = $2",
                 &values![*at, connector.as_str()],
             )?,
+            Note::PeerEndpoint { peer, relay, remote, local } => {
+                peers::note_endpoint(db, peer, relay, &remote.to_string(), &local.to_string())?
+            }
+            Note::PeerHandshake { peer, at } => {
+                db.execute_quietly("UPDATE peers SET last_handshake = $1 WHERE id = $2", &values![*at, peer.as_str()])?
+            }
             Note::GatewayUsed { gateway, at } => db.execute_quietly(
                 "UPDATE gateways SET last_used = $1 WHERE id = $2 AND (last_used IS NULL OR last_used < $1)",
                 &values![*at, gateway.as_str()],
@@ -318,6 +325,7 @@ pub(super) fn forget(db: &dyn Transaction, live: &[ConnectorId], now: SystemTime
     }
     db.execute("DELETE FROM gateway_secrets WHERE until <= $1", &values![now])?;
     relays::forget(db, now)?;
+    peers::forget(db, now)?;
     for connector in read::connectors(db)? {
         let over = match connector.revoked {
             // A revoked key must not come back with the token it still holds.
@@ -412,6 +420,7 @@ fn recovery_used(db: &dyn Transaction, connector: &ConnectorId, relay: &str, epo
 
 /// Writes grants that `tunnel` did not have; an exact one takes its name from other tunnels' patterns.
 fn grant(db: &dyn Transaction, tunnel: &Tunnel, new: &[Grant], tunnels: &[Tunnel]) -> Result<()> {
+    let owned = peers::owned(&peers::all(db)?, &peers::services(db)?);
     for grant in new {
         db.execute(
             "INSERT INTO grants (tunnel, pattern) VALUES ($1, $2) ON CONFLICT DO NOTHING",
@@ -420,6 +429,9 @@ fn grant(db: &dyn Transaction, tunnel: &Tunnel, new: &[Grant], tunnels: &[Tunnel
         let Some(name) = grant.exact() else { continue };
         if let Some(owner) = grants::exact_owner(&tunnel.id, tunnel.shared, &name, tunnels) {
             return Err(Rule::Owned { service: name, owner: owner.name.clone() }.into());
+        }
+        if let Some(owner) = owned.get(&name) {
+            return Err(Rule::OwnedByPeer { service: name, owner: owner.clone() }.into());
         }
         for other in tunnels.iter().filter(|other| other.id != tunnel.id && !(other.shared && tunnel.shared)) {
             forget_service(db, &other.id, &name)?;

@@ -19,7 +19,7 @@ mod statics;
 mod table;
 
 use std::collections::HashSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -39,12 +39,14 @@ use tracing::{debug, info, warn};
 
 use crate::enrol;
 use crate::identity::Identity;
+use crate::paths::{local_of, path_to};
+use crate::peers::Peers;
 use crate::refusals::{Attempt, Refusals};
-use crate::registry::{ConnectorRow, Forgotten, Note, Registry, RelayRow, Snapshot, TokenRow, TokenSealRow};
+use crate::registry::{ConnectorRow, Forgotten, Note, Registry, RelayRow, Snapshot, TokenRow, TokenSealRow, peers};
 use crate::relays;
 use clones::Displaced;
 pub(crate) use directory::{Balance, Directory, Pair, PairState, Service};
-pub(crate) use member::Member;
+pub(crate) use member::{Member, Via};
 use notes::Notes;
 pub(crate) use report::issuer_of;
 use statics::Statics;
@@ -80,6 +82,7 @@ struct Shared {
     directory: Arc<Directory>,
     refusals: Refusals,
     statics: Statics,
+    peers: Peers,
     table: Mutex<Table>,
     notes: Notes,
     /// Sessions that share the budget of pings.
@@ -99,8 +102,10 @@ impl Sessions {
         snapshot: Snapshot,
     ) -> Self {
         let statics = Statics::new(&plane, &identity, SystemTime::now());
+        let peers = Peers::new(plane.clone(), Arc::clone(&identity));
         let shared = Shared {
             statics,
+            peers,
             plane,
             registry,
             identity,
@@ -158,13 +163,16 @@ impl Sessions {
         let own = shared.identity.relay_tag();
         let told = relays::told(&snapshot.relays, &own, now);
         let missing = relays::missing_seals(&snapshot, &shared.identity, now);
-        let Snapshot { tunnels, tokens, connectors, services, relays, token_seals, managed, gateways: _ } = snapshot;
+        let missing_of_peers = relays::missing_peer_seals(&snapshot, &shared.identity);
+        shared.peers.resync(&snapshot, shared.statics.answered()).await;
+        let of_peers = peers::owned(&snapshot.peers, &snapshot.peer_services);
+        let Snapshot { tunnels, tokens, connectors, services, relays, token_seals, managed, .. } = snapshot;
         let owners_changed;
         let mut expected = Vec::new();
         {
             let mut table = shared.table();
-            owners_changed = table.tunnels != tunnels;
-            (table.tunnels, table.services) = (tunnels, services);
+            owners_changed = table.tunnels != tunnels || table.of_peers != of_peers;
+            (table.tunnels, table.services, table.of_peers) = (tunnels, services, of_peers);
             let revoked = connectors.iter().filter(|row| row.revoked.is_some());
             table.revoked = revoked.map(|row| (row.public_key, row.id.clone())).collect();
             table.relays.clone_from(&relays);
@@ -203,10 +211,20 @@ impl Sessions {
         {
             warn!(%error, "tokens not shared with the other relays");
         }
+        if !missing_of_peers.is_empty()
+            && let Err(error) = shared.registry.seal_peers(missing_of_peers).await
+        {
+            warn!(%error, "stock peers' keys not shared with the other relays");
+        }
         shared.forget(missing_rows).await;
         join_all(revoked.into_iter().map(|peer| shared.plane.remove_peer(peer, CloseCode::Revoked))).await;
         join_all(strangers.into_iter().map(|peer| shared.plane.remove_peer(peer, CloseCode::Shutdown))).await;
         shared.decided_alone.swap(false, Ordering::Relaxed) || owners_changed
+    }
+
+    /// The stock peers beside the connectors.
+    pub(crate) fn peers(&self) -> &Peers {
+        &self.shared.peers
     }
 
     /// Has every live connector announced anew: who owns which name may have changed.
@@ -235,6 +253,9 @@ impl Shared {
 
     fn take(self: &Arc<Self>, event: Event, tasks: &mut JoinSet<()>) {
         let now = Instant::now();
+        if let Some(notes) = self.peers.take(&event, SystemTime::now()) {
+            return notes.into_iter().for_each(|note| self.notes.add(note));
+        }
         match event {
             Event::Connected(connection) => self.connected(connection, tasks, now),
             Event::SessionUp { peer, path, first, bootstrap } => {
@@ -324,8 +345,16 @@ impl Shared {
 
     /// A key that nobody has: only that of a connector that was revoked is worth a word. The answer is silence.
     fn stranger(&self, public_key: &PublicKey, path: Path) {
-        let Some(id) = self.table().revoked.get(public_key).cloned() else { return };
         let from = path.remote.ip();
+        if let Some(name) = self.peers.deleted(public_key) {
+            return self.refusals.note(Attempt {
+                action: "peer.refused",
+                actor: name.to_string(),
+                subject: name.to_string(),
+                detail: format!("a handshake under the key of a deleted peer, from {from}"),
+            });
+        }
+        let Some(id) = self.table().revoked.get(public_key).cloned() else { return };
         debug!(connector = %id, from = %from, "a revoked key was named");
         self.refusals.note(Attempt {
             action: "connector.refused",
@@ -489,9 +518,8 @@ impl Shared {
     fn ended(&self, member: &Arc<Member>, expected_until: Option<Instant>) {
         member.set_ended();
         self.directory.remove(member, expected_until);
-        member.upstream.close();
         let mut table = self.table();
-        if let Some(known) = table.connectors.get_mut(&member.id)
+        if let Some(known) = member.connector().and_then(|id| table.connectors.get_mut(id))
             && known.live.as_ref().is_some_and(|live| Arc::ptr_eq(&live.member, member))
         {
             known.live = None;
@@ -518,8 +546,9 @@ impl Shared {
     }
 
     fn sweep(&self, now: tokio::time::Instant) {
+        self.peers.sweep();
         for live in self.table().connectors.values().filter_map(|known| known.live.as_ref()) {
-            live.member.upstream.sweep(now);
+            live.member.sweep(now);
         }
     }
 
@@ -538,6 +567,7 @@ fn note_displaced(id: &ConnectorId, displaced: Displaced) {
 
 /// Initiates toward the last known endpoint of every connector, so that tunnels are back in a round trip.
 async fn call_back(shared: Arc<Shared>) {
+    shared.peers.call_back();
     let peers: Vec<PeerId> =
         shared.table().connectors.values().filter(|known| known.endpoint.is_some()).map(|known| known.peer).collect();
     if !peers.is_empty() {
@@ -573,25 +603,6 @@ async fn forget_old(shared: Arc<Shared>) {
         Ok(forgotten) => shared.forget(forgotten).await,
         Err(error) => debug!(%error, "nothing forgotten"),
     }
-}
-
-/// The way to an endpoint that a row remembers, over the socket that it came by.
-fn path_to(plane: &Plane, remote: SocketAddr, local: Option<SocketAddr>) -> Option<Path> {
-    let addrs = plane.local_addrs();
-    let of_family = |addr: &&SocketAddr| addr.is_ipv4() == remote.is_ipv4();
-    let same_port = local.and_then(|local| addrs.iter().filter(of_family).position(|addr| addr.port() == local.port()));
-    let place = match same_port {
-        Some(place) => addrs.iter().enumerate().filter(|(_, addr)| of_family(addr)).nth(place)?.0,
-        None => addrs.iter().position(|addr| of_family(&addr))?,
-    };
-    let local = local.map(|local| local.ip()).filter(|ip| !ip.is_unspecified() && ip.is_ipv4() == remote.is_ipv4());
-    Some(Path { remote, local, socket: u8::try_from(place).ok()? })
-}
-
-fn local_of(plane: &Plane, path: Path) -> SocketAddr {
-    let bound = plane.local_addrs().get(usize::from(path.socket)).copied();
-    let bound = bound.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
-    SocketAddr::new(path.local.unwrap_or(bound.ip()), bound.port())
 }
 
 #[cfg(test)]

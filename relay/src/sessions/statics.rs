@@ -20,6 +20,7 @@ use tracing::{debug, info, warn};
 use super::table::Known;
 use super::{Sessions, Shared};
 use crate::identity::Identity;
+use crate::peers::OwnKeys;
 use crate::registry::AuditRow;
 use crate::rotation::Retired;
 
@@ -47,6 +48,13 @@ impl Statics {
     /// The number of the key that peers are added with.
     pub(super) fn newest(&self) -> usize {
         self.lock().newest
+    }
+
+    /// All that are answered.
+    pub(super) fn answered(&self) -> OwnKeys {
+        let own = self.lock();
+        let previous = own.keys.iter().map(|(index, _)| *index).find(|index| *index != own.newest);
+        OwnKeys { newest: own.newest, previous }
     }
 
     /// The key of a number.
@@ -190,9 +198,9 @@ impl Shared {
         let members: Vec<_> = table.connectors.values().filter(under_older).filter_map(|k| k.live.clone()).collect();
         drop(table);
         for live in &members {
-            warn!(connector = %live.member.id, "connector did not follow the relay's key, its session ends");
+            warn!(connector = %live.member.who, "connector did not follow the relay's key, its session ends");
             self.ended(&live.member, None);
-            live.member.connection().close(CloseCode::Shutdown);
+            live.member.close(CloseCode::Shutdown);
         }
         members.len()
     }

@@ -36,6 +36,8 @@ pub(super) struct Table {
     pub(super) told: Option<ToConnector>,
     pub(super) managed: Vec<ManagedRow>,
     pub(super) proof_keys: ProofKeys,
+    /// Names that stock peers own, and the peers' names.
+    pub(super) of_peers: HashMap<ServiceName, Label>,
     /// `[issuer] url`.
     pub(super) issuer: Option<Arc<str>>,
 }
@@ -166,11 +168,13 @@ impl Table {
         managed.iter().filter(is_new).filter(|row| is_live(&row.tunnel)).map(|row| row.name.clone()).collect()
     }
 
-    /// Services that are known even while nobody serves them: announced once, managed, or granted by their very name.
+    /// Services that are known even while nobody serves them: announced once, managed, behind a stock peer, or granted by
+    /// their very name.
     pub(super) fn known_services(&self) -> HashSet<ServiceName> {
         let granted = self.tunnels.iter().flat_map(|tunnel| &tunnel.grants).filter_map(|grant| grant.exact());
         let managed = self.managed.iter().map(|row| row.name.clone());
-        self.services.iter().map(|row| row.name.clone()).chain(managed).chain(granted).collect()
+        let of_peers = self.of_peers.keys().cloned();
+        self.services.iter().map(|row| row.name.clone()).chain(managed).chain(of_peers).chain(granted).collect()
     }
 
     /// Services of tunnels whose connectors are on their way back after a restart of the relay.

@@ -122,7 +122,7 @@ async fn a_silent_tunnels_request_goes_to_another_connector_too() {
     let service = rig.directory.find("orders").unwrap();
     let home = |key: &u64| {
         let pair = service.choose(Some(*key), None, Instant::now()).unwrap();
-        rig.name_of(&pair.member.id) == "a"
+        rig.name_of(pair.member.connector().unwrap()) == "a"
     };
     let key = (0..100).find(home).unwrap();
     a.freeze();
@@ -246,7 +246,7 @@ impl Rig {
         let services = services.iter().map(|name| name.parse().unwrap()).collect();
         let name = "dc1".parse().unwrap();
         let create = Command::TunnelCreate { name, services, shared: false, token: terms };
-        let facts = Facts { identity: &identity, endpoints: Vec::new() };
+        let facts = Facts::plain(&identity);
         let request = command::Request { actor: "test".to_owned(), command: create };
         let made = command::carry_out(request, &*registry, &Offline, &facts, SystemTime::now()).await.unwrap();
         let key = identity.private_key();
@@ -304,7 +304,7 @@ impl Rig {
     }
 
     async fn command(&self, command: Command) {
-        let facts = Facts { identity: &self.identity, endpoints: Vec::new() };
+        let facts = Facts::plain(&self.identity);
         let request = command::Request { actor: "test".to_owned(), command };
         let outcome = command::carry_out(request, &*self.registry, &Offline, &facts, SystemTime::now()).await.unwrap();
         if outcome.changes.contains(&command::Change::KeyRotated) {

@@ -166,6 +166,12 @@ pub enum AddPeerError {
         /// The peer that has it, or part of it.
         with: PeerId,
     },
+    /// The network holds addresses that are ours to give: the relay's own or its connectors'.
+    #[error("allowed addresses {net} hold inner addresses of the relay or its connectors")]
+    Reserved {
+        /// The network that was asked for.
+        net: IpNet,
+    },
     /// The engine has no own static key of that number.
     #[error("there is no own key of that number")]
     BadStatic,

@@ -92,6 +92,11 @@ id!(
     GatewayId,
     "gtw_"
 );
+id!(
+    /// A stock WireGuard peer: somebody else's WireGuard with a network behind it, and no connector.
+    StockPeerId,
+    "per_"
+);
 
 /// Which run of a process this is: random, told by the first datagram after a handshake (wire.md §2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -11,6 +11,7 @@ use std::time::Duration;
 use culvert_hop::fault::{Fault, Retry, Side};
 use culvert_model::reason::Reason;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use ipnet::IpNet;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -39,6 +40,8 @@ pub enum Admission {
     Declared,
     /// Managed from elsewhere: within the allow-list.
     Within(Arc<Allow>),
+    /// Behind a peer: within the networks that it has.
+    Behind(Arc<[IpNet]>),
 }
 
 impl Admission {
@@ -47,6 +50,8 @@ impl Admission {
         match self {
             Self::Declared => None,
             Self::Within(allow) => allow.may_permit(origin).err().map(|outside| denied(&outside)),
+            Self::Behind(_) if matches!(origin, Origin::Unix(_)) => Some(denied(&"a socket file is on this host")),
+            Self::Behind(_) => None,
         }
     }
 
@@ -54,6 +59,7 @@ impl Admission {
         match self {
             Self::Declared => true,
             Self::Within(allow) => allow.permits(origin, Some(address)),
+            Self::Behind(networks) => networks.iter().any(|network| network.contains(&address.ip())),
         }
     }
 }
@@ -93,7 +99,11 @@ pub async fn connect(way: Way<'_>, patience: Duration) -> Result<OriginIo, Fault
                 found.into_iter().partition(|address| admission.admits(origin, *address));
             if admitted.is_empty() {
                 let leads_to: Vec<String> = denied_ones.iter().map(|address| address.ip().to_string()).collect();
-                let why = format!("{origin} leads to {}: not within [allow] origins", leads_to.join(", "));
+                let within = match admission {
+                    Admission::Behind(_) => "the peer's networks",
+                    Admission::Declared | Admission::Within(_) => "[allow] origins",
+                };
+                let why = format!("{origin} leads to {}: not within {within}", leads_to.join(", "));
                 return Err(denied(&why));
             }
             let dialled = race(&admitted, &way.network.sockets, deadline).await;

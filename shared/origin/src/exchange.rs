@@ -13,6 +13,7 @@ use culvert_hop::upgrade::{OnUpgrade, Protocol, Raw};
 use culvert_model::control::CALLER_FIELD;
 use culvert_model::reason::Reason;
 use culvert_ops::runtime::now;
+use http::HeaderValue;
 use http_body::Body as _;
 use tokio::io::AsyncWriteExt as _;
 
@@ -52,18 +53,7 @@ pub async fn exchange(upstream: &Upstream, mut parts: Parts, head: Head, body: B
     // Before it is taken out with everything that is between relay and connector alone.
     let caller = service.auth.as_ref().and_then(|_| parts.headers.get(CALLER_FIELD).cloned());
     request::deliver(&mut parts, &head);
-    match &service.host {
-        HostPolicy::Preserve => {}
-        HostPolicy::Origin => request::set_host(&mut parts, upstream.authority.clone()),
-        HostPolicy::Literal(host) => request::set_host(&mut parts, host.clone()),
-    }
-    let body = upstream.prove(&mut parts, body, caller.as_ref()).await?;
-    let body = match may_have_trailers(&parts, &body) && !service.fields.is_empty() {
-        true => Untrailed::of(body, &service.fields),
-        false => body,
-    };
-    let deadlines = service.timeouts.deadlines();
-    match send(upstream, Request::from_parts(parts, body), &deadlines).await? {
+    match ask(upstream, parts, caller.as_ref(), body).await? {
         Answer::Response(response) => {
             let (mut parts, body) = response.into_parts();
             response::accept(&mut parts)?;
@@ -80,6 +70,32 @@ pub async fn exchange(upstream: &Upstream, mut parts: Parts, head: Head, body: B
             Ok(Carried::Switched(Response::from_parts(parts, Body::empty()), switch))
         }
     }
+}
+
+/// Takes a request whose hop-by-hop fields are settled to the service's origin, in the name of the gateway `caller`. The
+/// answer is as the origin gave it.
+///
+/// # Errors
+/// As [`exchange`].
+pub async fn ask(
+    upstream: &Upstream,
+    mut parts: Parts,
+    caller: Option<&HeaderValue>,
+    body: Body,
+) -> Result<Answer<OriginIo>, Fault> {
+    let service = &upstream.service;
+    match &service.host {
+        HostPolicy::Preserve => {}
+        HostPolicy::Origin => request::set_host(&mut parts, upstream.authority.clone()),
+        HostPolicy::Literal(host) => request::set_host(&mut parts, host.clone()),
+    }
+    let body = upstream.prove(&mut parts, body, caller).await?;
+    let body = match may_have_trailers(&parts, &body) && !service.fields.is_empty() {
+        true => Untrailed::of(body, &service.fields),
+        false => body,
+    };
+    let deadlines = service.timeouts.deadlines();
+    send(upstream, Request::from_parts(parts, body), &deadlines).await
 }
 
 /// Connects to an origin that is raw TCP, and tells it who connected where it is set to be told.

@@ -96,6 +96,11 @@ pub struct Dial {
 }
 
 impl Origins {
+    /// An empty table of origins in another network than this host's.
+    pub fn in_network(network: Network) -> Self {
+        Self { network, ..Self::default() }
+    }
+
     /// An empty table; names are asked of `names`.
     pub fn with_names(names: Names) -> Self {
         let proofs = Proofs::with_names(names.clone());
@@ -228,7 +233,7 @@ impl Upstream {
 
     /// Whether a relay's operator defined it, and not this connector's.
     pub fn is_managed(&self) -> bool {
-        self.pool.opener().admission != Admission::Declared
+        matches!(self.pool.opener().admission, Admission::Within(_))
     }
 
     /// Makes a request's fields those that the origin is to see, its proof among them, which names the gateway `caller`.

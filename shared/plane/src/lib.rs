@@ -2,7 +2,7 @@
 //!
 //! One [`Plane`] is one shard (wire.md §5): a `current_thread` runtime, an engine, a QUIC endpoint and its UDP sockets.
 //! It must never decide who may speak (the engine does) or what a stream means (the hop does).
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![warn(missing_docs)]
 
 mod clock;
@@ -26,6 +26,7 @@ mod socket;
 mod stream;
 #[cfg(test)]
 mod tests;
+pub mod tun;
 mod udp;
 mod wrap;
 

@@ -27,6 +27,8 @@ struct Batch {
     bytes: Vec<u8>,
     segment: usize,
     segments: usize,
+    /// The way may take its datagrams apart.
+    fragments: bool,
     /// A shorter datagram ended the run.
     closed: bool,
 }
@@ -89,14 +91,16 @@ impl Outbox {
 
     /// Lets `seal` append one datagram of `length` bytes straight to the run for `path`.
     ///
-    /// `seal` has the last word on both: if it says otherwise the datagram moves to where it belongs.
+    /// `seal` has the last word on both: if it says otherwise the datagram moves to where it belongs. `fragments`: the way
+    /// may take it apart.
     pub(crate) fn append(
         &mut self,
         path: Path,
         length: usize,
+        fragments: bool,
         seal: impl FnOnce(&mut Vec<u8>) -> Result<Sealed, SealError>,
     ) -> Result<Sealed, SealError> {
-        let Some(batch) = self.run(path, length) else { return Err(SealError::NoPath) };
+        let Some(batch) = self.run(path, length, fragments) else { return Err(SealError::NoPath) };
         let before = batch.bytes.len();
         let result = seal(&mut batch.bytes);
         match &result {
@@ -109,7 +113,7 @@ impl Outbox {
             Ok(sealed) => {
                 let moved = batch.bytes.split_off(before);
                 self.drop_empty(path);
-                self.push(sealed.path, &moved);
+                self.push_as(sealed.path, &moved, fragments);
             }
             Err(_) => self.drop_empty(path),
         }
@@ -118,7 +122,11 @@ impl Outbox {
 
     /// Appends a datagram that exists already.
     pub(crate) fn push(&mut self, path: Path, datagram: &[u8]) {
-        let Some(batch) = self.run(path, datagram.len()) else { return };
+        self.push_as(path, datagram, false);
+    }
+
+    fn push_as(&mut self, path: Path, datagram: &[u8], fragments: bool) {
+        let Some(batch) = self.run(path, datagram.len(), fragments) else { return };
         batch.bytes.extend_from_slice(datagram);
         batch.segments += 1;
         batch.closed = datagram.len() < batch.segment;
@@ -132,7 +140,7 @@ impl Outbox {
         let mut blocked = false;
         for (carrier, queue) in carriers.iter().zip(queues) {
             while let Some(batch) = queue.front() {
-                match carrier.try_send(&transmit(batch)) {
+                match carrier.try_send(&transmit(batch), batch.fragments) {
                     Sent::Blocked => {
                         if carrier.poll_writable(cx).is_pending() {
                             blocked = true;
@@ -161,20 +169,21 @@ impl Outbox {
     }
 
     /// The open run for datagrams of this size on this path; the last one that goes there, or a new one.
-    fn run(&mut self, path: Path, length: usize) -> Option<&mut Batch> {
+    fn run(&mut self, path: Path, length: usize, fragments: bool) -> Option<&mut Batch> {
         let socket = usize::from(path.socket);
         let segments = self.carriers.get(socket)?.max_segments();
         let queue = self.queues.get_mut(socket)?;
         let last = queue.iter().rev().take(LOOK_BACK).position(|batch| batch.path == path);
         let open = last.map(|back| queue.len() - 1 - back).filter(|at| {
             queue.get(*at).is_some_and(|batch| {
-                let fits = !batch.closed && length <= batch.segment && batch.segments < segments;
+                let alike = batch.fragments == fragments;
+                let fits = !batch.closed && alike && length <= batch.segment && batch.segments < segments;
                 fits && batch.bytes.len() + length <= MAX_BATCH
             })
         });
         let at = open.unwrap_or_else(|| {
             let bytes = self.spare.pop().unwrap_or_default();
-            queue.push_back(Batch { path, bytes, segment: length, segments: 0, closed: false });
+            queue.push_back(Batch { path, bytes, segment: length, segments: 0, fragments, closed: false });
             queue.len() - 1
         });
         queue.get_mut(at)
@@ -224,7 +233,7 @@ mod tests {
             Poll::Pending
         }
 
-        fn try_send(&self, transmit: &Transmit<'_>) -> Sent {
+        fn try_send(&self, transmit: &Transmit<'_>, _: bool) -> Sent {
             if self.blocked.load(Ordering::Relaxed) {
                 return Sent::Blocked;
             }
@@ -326,14 +335,14 @@ mod tests {
     fn a_datagram_that_was_not_sealed_or_goes_elsewhere_leaves_no_trace_in_the_run() {
         let (mut outbox, recorder) = outbox();
         outbox.push(path(1), &[1; 100]);
-        assert!(outbox.append(path(1), 100, |_| Err(SealError::NoSession)).is_err());
-        assert!(outbox.append(path(3), 100, |_| Err(SealError::NoSession)).is_err());
-        let moved = outbox.append(path(1), 100, |out| {
+        assert!(outbox.append(path(1), 100, false, |_| Err(SealError::NoSession)).is_err());
+        assert!(outbox.append(path(3), 100, false, |_| Err(SealError::NoSession)).is_err());
+        let moved = outbox.append(path(1), 100, false, |out| {
             out.extend([2; 100]);
             Ok(Sealed { len: 100, path: path(2) })
         });
         assert_eq!(moved.unwrap().path, path(2));
-        let sealed = outbox.append(path(1), 100, |out| {
+        let sealed = outbox.append(path(1), 100, false, |out| {
             out.extend([3; 100]);
             Ok(Sealed { len: 100, path: path(1) })
         });

@@ -28,7 +28,9 @@ const BURST: Duration = Duration::from_secs(1);
 pub(crate) struct Peer {
     pub(crate) id: PeerId,
     pub(crate) bootstrap: Option<BootstrapId>,
-    /// Where inner packets to it go; none for a stock peer without an IPv6 address of its own.
+    /// A stock WireGuard peer: no hello, no QUIC; its packets are the TUN plane's.
+    pub(crate) stock: bool,
+    /// Where inner packets to it go; none for one without an IPv6 address of its own.
     pub(crate) inner: Option<Ipv6Addr>,
     /// QUIC's remote address for the peer's present process.
     pub(crate) address: SocketAddr,
@@ -126,6 +128,7 @@ impl Peers {
         let peer = Peer {
             id,
             bootstrap,
+            stock: false,
             inner,
             address,
             path: None,

@@ -26,6 +26,7 @@ use crate::port::Carrier;
 use crate::quic::{self, Quic};
 use crate::shard::{Dial, Shard};
 use crate::socket::{Shared, VirtualSocket, now};
+use crate::tun::TunStats;
 use crate::udp::Udp;
 
 /// Which end this is: the connector dials QUIC, the relay accepts it.
@@ -106,6 +107,8 @@ pub struct Stats {
     pub plane: PlaneStats,
     /// Of what left.
     pub send: SendStats,
+    /// Of the TUN plane; zeros without one.
+    pub tun: TunStats,
 }
 
 /// Plain counters of inner packets.
@@ -196,6 +199,16 @@ impl Plane {
     /// As the engine says.
     pub fn add_peer(&self, peer: PeerConfig) -> Result<PeerId, AddPeerError> {
         self.shared().shard().add_peer(peer, now())
+    }
+
+    /// Adds a stock WireGuard peer: no QUIC, no hello. Its allowed addresses, IPv4 and IPv6, are routed to it through the TUN
+    /// plane ([`crate::tun::Tun`]), which may come later. Facts about it are told as about any other; [`Self::connect`] and
+    /// [`Self::connect_path`] call it back after a restart, and [`Self::remove_peer`] takes it away.
+    ///
+    /// # Errors
+    /// As the engine says; [`AddPeerError::Reserved`] for networks that hold addresses of the relay or of connectors.
+    pub fn add_stock_peer(&self, peer: PeerConfig) -> Result<PeerId, AddPeerError> {
+        self.shared().shard().add_stock_peer(peer, now())
     }
 
     /// Adds a token's bootstrap key.
@@ -346,7 +359,7 @@ impl Plane {
     /// Counters.
     pub fn stats(&self) -> Stats {
         let mut shard = self.shared().shard();
-        Stats { engine: shard.engine().stats(), plane: shard.stats, send: shard.outbox.stats }
+        Stats { engine: shard.engine().stats(), plane: shard.stats, send: shard.outbox.stats, tun: shard.tun_stats }
     }
 
     /// Where the sockets are bound.
@@ -376,7 +389,7 @@ impl Plane {
         self.shared().shard().outbox.waiting()
     }
 
-    fn shared(&self) -> &Shared {
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.inner.maker.shared
     }
 

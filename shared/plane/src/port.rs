@@ -4,7 +4,7 @@
 //! fact about the network as a failure of its own: what cannot be sent is lost, as on any network.
 
 use std::fmt;
-use std::io::IoSliceMut;
+use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
 use std::task::{Context, Poll};
 
@@ -16,8 +16,8 @@ pub(crate) trait Carrier: fmt::Debug + Send + Sync {
     /// shorter. Tells how many buffers were filled, at least one.
     fn poll_recv(&self, cx: &mut Context<'_>, bufs: &mut [IoSliceMut<'_>], metas: &mut [RecvMeta]) -> Poll<usize>;
 
-    /// Sends one run of datagrams.
-    fn try_send(&self, transmit: &Transmit<'_>) -> Sent;
+    /// Sends one run of datagrams; `fragments`: the way may take them apart (no DF).
+    fn try_send(&self, transmit: &Transmit<'_>, fragments: bool) -> Sent;
 
     /// Registers for the end of [`Sent::Blocked`].
     fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<()>;
@@ -38,4 +38,13 @@ pub(crate) enum Sent {
     Blocked,
     /// The system refused it (an `errno`): it is lost.
     Refused(i32),
+}
+
+/// The TUN device or whatever stands for it: frames with their virtio header, up to 64 KiB each.
+pub(crate) trait PacketPort: fmt::Debug + Send + Sync {
+    /// Reads one frame and tells its length.
+    fn poll_read(&self, cx: &mut Context<'_>, frame: &mut [u8]) -> Poll<io::Result<usize>>;
+
+    /// Writes one frame. `false`: the device did not take it.
+    fn write(&self, frame: &[u8]) -> bool;
 }

@@ -24,12 +24,15 @@ use crate::inbox::Inbox;
 use crate::outbox::Outbox;
 use crate::peers::{Instance, Peers};
 use crate::plane::{PlaneStats, Role};
+use crate::tun::TunStats;
 use crate::wrap::{self, Addresses, HELLO_PORT, NEXT_FRAGMENT, NEXT_ICMPV6, NEXT_UDP, QUIC_PORT};
 
 mod owner;
+mod stock;
 mod turn;
 
 pub(crate) use owner::Dial;
+pub(crate) use stock::TunSide;
 
 /// What WireGuard adds to an inner packet, and the step to which it pads one.
 const WIREGUARD_LEN: usize = 32;
@@ -76,6 +79,9 @@ pub(crate) struct Shard {
     pub(crate) work: Arc<Notify>,
     pub(crate) told: Arc<Notify>,
     pub(crate) stats: PlaneStats,
+    /// Where stock peers' packets go; none: they go nowhere.
+    tun: Option<Box<TunSide>>,
+    pub(crate) tun_stats: TunStats,
     #[cfg(test)]
     pub(crate) tap: Option<Arc<std::sync::Mutex<Vec<Vec<u8>>>>>,
 }
@@ -118,6 +124,8 @@ impl Shard {
             work: Arc::default(),
             told: Arc::default(),
             stats: PlaneStats::default(),
+            tun: None,
+            tun_stats: TunStats::default(),
             #[cfg(test)]
             tap: None,
         }
@@ -132,6 +140,7 @@ impl Shard {
         let received = self.engine.0.handle_datagram(datagram, path, now, &mut opened, &mut self.replies);
         self.drain_engine(now);
         match received {
+            Received::Packet { peer } if self.tun.is_some() && self.is_stock(peer) => self.take_in(&opened),
             Received::Packet { peer } => self.handle_packet(peer, &opened, now, inbox),
             Received::Handled => {}
             Received::Dropped(reason) => tracing::trace!(reason = reason.name(), "dropped datagram"),
@@ -293,24 +302,32 @@ impl Shard {
 
     /// Seals one inner packet into the outbox. Without a live session it is lost: QUIC sends again.
     fn seal(&mut self, id: PeerId, packet: &mut Vec<u8>, now: Instant) {
-        let Some(peer) = self.peers.get_mut(id) else { return };
+        if let Err(error) = self.try_seal(id, packet, now) {
+            tracing::trace!(%error, "inner packet was not sealed");
+            self.stats.unsealed += 1;
+        }
+    }
+
+    /// As [`Self::seal`], and tells what came of it.
+    fn try_seal(&mut self, id: PeerId, packet: &mut Vec<u8>, now: Instant) -> Result<(), SealError> {
+        let peer = self.peers.get_mut(id).ok_or(SealError::UnknownPeer)?;
         let length = packet.len().next_multiple_of(PADDING) + WIREGUARD_LEN;
         let engine = &mut self.engine.0;
         let path = peer.path.or_else(|| engine.peer_stats(id)?.path);
         let sealed = match path {
-            Some(path) => self.outbox.append(path, length, |out| engine.seal(id, packet, now, out)),
+            Some(path) => self.outbox.append(path, length, peer.stock, |out| engine.seal(id, packet, now, out)),
             None => Err(SealError::NoPath),
         };
         match sealed {
             Ok(sealed) => {
                 peer.path = Some(sealed.path);
                 peer.sealed += 1;
+                Ok(())
             }
             Err(error) => {
-                tracing::trace!(%error, "inner packet was not sealed");
-                self.stats.unsealed += 1;
                 // The engine may have started a handshake instead.
                 self.work.notify_one();
+                Err(error)
             }
         }
     }

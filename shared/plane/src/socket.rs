@@ -59,6 +59,7 @@ impl Shared {
         let left = {
             let mut shard = self.shard();
             shard.outbox.close();
+            shard.detach_tun();
             (mem::take(&mut shard.facts), mem::take(&mut shard.closing), mem::take(&mut shard.writers))
         };
         let (facts, closing, writers) = left;
@@ -238,10 +239,7 @@ impl UdpPoller for Writable {
         if !shard.outbox.is_full() {
             return Poll::Ready(Ok(()));
         }
-        if !shard.writers.iter().any(|waker| waker.will_wake(cx.waker())) {
-            shard.writers.push(cx.waker().clone());
-        }
-        shard.wake_flusher();
+        shard.wait_for_room(cx.waker());
         Poll::Pending
     }
 }

@@ -24,6 +24,7 @@ use crate::stream::StreamReset;
 
 mod lives;
 mod paths;
+mod stock;
 mod strangers;
 mod streams;
 

@@ -1,10 +1,12 @@
-//! The UDP carrier: segmentation and receive offload, sticky source addresses, DF set (by quinn-udp).
+//! The UDP carrier: segmentation and receive offload, sticky source addresses, DF set (by quinn-udp) but for what stock
+//! peers are sent: they do not look for a path's MTU, and WireGuard in the kernel sets no DF either.
 //!
 //! It must never let one refused datagram take others with it, nor treat EMSGSIZE as an error: path MTU discovery
 //! sends packets that do not fit on purpose.
 
 use std::io::{self, IoSliceMut};
 use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd as _};
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
@@ -77,6 +79,8 @@ pub(crate) struct Udp {
     local: SocketAddr,
     /// Cleared when the network device cannot do segmentation offload.
     offload: AtomicBool,
+    /// DF is off now.
+    fragments: AtomicBool,
 }
 
 impl Udp {
@@ -84,11 +88,19 @@ impl Udp {
         let local = socket.local_addr()?;
         let state = UdpSocketState::new((&socket).into())?;
         let offload = AtomicBool::new(state.max_gso_segments() > 1);
-        Ok(Self { io: tokio::net::UdpSocket::from_std(socket)?, state, local, offload })
+        let io = tokio::net::UdpSocket::from_std(socket)?;
+        Ok(Self { io, state, local, offload, fragments: AtomicBool::new(false) })
     }
 
     fn send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         self.io.try_io(Interest::WRITABLE, || self.state.try_send((&self.io).into(), transmit))
+    }
+
+    /// Turns DF off or on for what follows. Sends alternate rarely, and a run is far dearer than this call.
+    fn let_fragments(&self, fragments: bool) {
+        if self.fragments.load(Ordering::Relaxed) != fragments && set_discovery(&self.io, self.local, fragments) {
+            self.fragments.store(fragments, Ordering::Relaxed);
+        }
     }
 
     /// A run that was refused as a whole: a segment may be too long, the device may not know how to cut it, or our
@@ -104,7 +116,10 @@ impl Udp {
                 refused @ Sent::Refused(_) => outcome = refused,
             }
         }
-        if refused == libc::EIO || (longest == segment && refused == libc::EINVAL && transmit.src_ip.is_none()) {
+        let cut_by_the_way = self.fragments.load(Ordering::Relaxed);
+        if refused == libc::EIO
+            || (!cut_by_the_way && longest == segment && refused == libc::EINVAL && transmit.src_ip.is_none())
+        {
             self.offload.store(false, Ordering::Relaxed);
         }
         outcome
@@ -143,7 +158,8 @@ impl Carrier for Udp {
         Poll::Pending
     }
 
-    fn try_send(&self, transmit: &Transmit<'_>) -> Sent {
+    fn try_send(&self, transmit: &Transmit<'_>, fragments: bool) -> Sent {
+        self.let_fragments(fragments);
         let run = transmit.segment_size.is_some_and(|segment| segment < transmit.contents.len());
         if !run {
             return self.send_one(transmit);
@@ -166,6 +182,29 @@ impl Carrier for Udp {
     fn local_addr(&self) -> SocketAddr {
         self.local
     }
+}
+
+/// As quinn-udp sets it, or so that routers may take datagrams apart, and we ourselves where a router said how narrow it is.
+#[expect(unsafe_code, reason = "neither std, socket2 nor nix knows this option")]
+fn set_discovery(socket: &impl AsFd, local: SocketAddr, fragments: bool) -> bool {
+    let (level, option, value) = match (local, fragments) {
+        (SocketAddr::V4(_), true) => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT),
+        (SocketAddr::V4(_), false) => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE),
+        (SocketAddr::V6(_), true) => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT),
+        (SocketAddr::V6(_), false) => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE),
+    };
+    // SAFETY: the descriptor is open, because `socket` is borrowed for the call; value and length describe one `c_int` on
+    // this stack, which the kernel only reads.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            level,
+            option,
+            std::ptr::from_ref(&value).cast(),
+            size_of_val(&value) as libc::socklen_t,
+        )
+    };
+    result == 0
 }
 
 fn outcome(result: io::Result<()>) -> Sent {
@@ -203,14 +242,17 @@ mod tests {
         let (to, from) = (Udp::new(bind(loopback()).unwrap()).unwrap(), Udp::new(bind(loopback()).unwrap()).unwrap());
         poll_fn(|cx| from.poll_writable(cx)).await;
         let contents = [7; 300];
-        let sent = from.try_send(&Transmit {
-            destination: to.local_addr(),
-            ecn: None,
-            contents: &contents,
-            segment_size: Some(100),
-            // Not an address of this host (sticky source, wire.md §2).
-            src_ip: Some("192.0.2.1".parse().unwrap()),
-        });
+        let sent = from.try_send(
+            &Transmit {
+                destination: to.local_addr(),
+                ecn: None,
+                contents: &contents,
+                segment_size: Some(100),
+                // Not an address of this host (sticky source, wire.md §2).
+                src_ip: Some("192.0.2.1".parse().unwrap()),
+            },
+            false,
+        );
         assert_eq!(sent, Sent::Done);
         let mut buffer = vec![0; 65_536];
         let mut metas = [RecvMeta::default()];

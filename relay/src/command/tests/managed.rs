@@ -10,10 +10,12 @@ async fn a_managed_service_stands_beside_what_connectors_declare_and_shows_who_r
     let [up, ..] = relay.ids();
     let set = |service: &str, origin: &str| Command::ServiceSet {
         service: service.parse().unwrap(),
-        tunnel: "dc1".to_owned(),
+        tunnel: Some("dc1".to_owned()),
+        peer: None,
         origin: origin.to_owned(),
         host: None,
         health_path: Some("/healthz".to_owned()),
+        ca: None,
     };
     let outcome = relay.ask(set("orders", "http://orders.internal:8080")).await.unwrap();
     assert_eq!(outcome.changes, [Change::ServiceSet("orders".parse().unwrap())]);

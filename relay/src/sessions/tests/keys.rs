@@ -65,7 +65,7 @@ async fn the_relays_key_is_rotated_and_no_session_ends_but_those_that_never_foll
     rig.until("c has used the new key", || !uses_old(&c)).await;
 
     // A second rotation would lock b out.
-    let facts = Facts { identity: &rig.identity, endpoints: Vec::new() };
+    let facts = Facts::plain(&rig.identity);
     let command = Command::KeyRotate { grace_seconds: GRACE, force: false };
     let request = command::Request { actor: "test".to_owned(), command };
     let refused = command::carry_out(request, &*rig.registry, &Offline, &facts, SystemTime::now()).await;

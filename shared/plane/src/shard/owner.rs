@@ -6,7 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Instant;
 
 use culvert_engine::{AddPeerError, BootstrapConfig, BootstrapId, Engine, Path, PeerConfig, PeerId};
-use culvert_model::address::RELAY_INNER;
+use culvert_model::address::{BOOTSTRAP_INNER, PREFIX, RELAY_INNER};
+use ipnet::IpNet;
 use tokio::sync::futures::OwnedNotified;
 use tokio::task::AbortHandle;
 
@@ -42,6 +43,17 @@ impl Shard {
             Role::Relay => self.engine.0.add_peer(config, now)?,
         };
         self.peers.insert(id, None, inner);
+        self.after(now);
+        Ok(id)
+    }
+
+    pub(crate) fn add_stock_peer(&mut self, config: PeerConfig, now: Instant) -> Result<PeerId, AddPeerError> {
+        if let Some(net) = config.allowed_ips.iter().find(|net| is_reserved(net)) {
+            return Err(AddPeerError::Reserved { net: *net });
+        }
+        let id = self.engine.0.add_peer(config, now)?;
+        // Without an inner address nothing of our own is ever said to it.
+        self.peers.insert(id, None, None).stock = true;
         self.after(now);
         Ok(id)
     }
@@ -144,6 +156,7 @@ impl Shard {
     pub(super) fn forget(&mut self, id: PeerId) {
         self.abandon_handshake(id);
         self.reassembly.forget(id);
+        self.refuse_parked(id);
         if let Some(peer) = self.peers.remove(id) {
             self.closing.extend(peer.link.upgrade().map(|link| (link, Ending::Gone)));
             peer.changed.notify_waiters();
@@ -155,5 +168,14 @@ impl Shard {
         if let Some(handshake) = self.peers.get_mut(id).and_then(|peer| peer.handshake.take()) {
             handshake.abort();
         }
+    }
+}
+
+/// A stock peer may have single addresses behind our prefix, but neither ours nor whole ranges of it: connectors live there.
+fn is_reserved(net: &IpNet) -> bool {
+    match net {
+        IpNet::V4(_) => false,
+        IpNet::V6(net) if net.prefix_len() == 128 => [RELAY_INNER, BOOTSTRAP_INNER].contains(&net.addr()),
+        IpNet::V6(net) => PREFIX.contains(net) || net.contains(&PREFIX),
     }
 }

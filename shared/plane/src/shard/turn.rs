@@ -3,6 +3,7 @@
 //! It must never wait: what has to happen later has a time, which [`Shard::poll_timeout`] tells.
 
 use std::mem;
+use std::task::Waker;
 use std::time::Instant;
 
 use culvert_engine::{BootstrapId, Event as Fact, Path, PeerId};
@@ -78,6 +79,10 @@ impl Shard {
         peer.live = true;
         peer.asked = false;
         peer.epoch = epoch;
+        if peer.stock {
+            peer.changed.notify_waiters();
+            return self.unpark(id, now);
+        }
         let mut flags = mem::take(&mut self.flags);
         match self.role {
             Role::Relay => flags.push(Flags::PLAIN),
@@ -112,6 +117,7 @@ impl Shard {
         if self.moved_due.is_some_and(|due| due <= now) {
             self.handle_moved(now);
         }
+        self.expire_parked(now);
         self.wake_flusher();
         more
     }
@@ -122,7 +128,7 @@ impl Shard {
             let Some(peer) = self.peers.get_mut(id) else { continue };
             peer.moved = false;
             let Some(path) = peer.path else { continue };
-            if self.role == Role::Relay {
+            if self.role == Role::Relay && !peer.stock {
                 self.say_all(id, &mut vec![Flags::MOVED], now);
             }
             self.tell(Event::EndpointMoved { peer: id, path });
@@ -151,14 +157,14 @@ impl Shard {
             Role::Relay => None,
             Role::Connector => self.peers.iter().filter_map(|peer| peer.greeting.poll_timeout()).min(),
         };
-        self.armed = engine.into_iter().chain(greetings).chain(self.moved_due).min();
+        self.armed = engine.into_iter().chain(greetings).chain(self.moved_due).chain(self.parked_due()).min();
         self.armed
     }
 
     /// Ends a turn in which datagrams came or went: wakes the flush, and the driver if its timer has moved forward.
     pub(crate) fn after(&mut self, _now: Instant) {
         self.wake_flusher();
-        let due = self.engine.0.poll_timeout();
+        let due = self.engine.0.poll_timeout().into_iter().chain(self.parked_due()).min();
         if due.is_some_and(|due| self.armed.is_none_or(|armed| due < armed)) {
             self.armed = due;
             self.work.notify_one();
@@ -167,10 +173,19 @@ impl Shard {
 
     /// After a receive turn: handshakes may wait for their budget.
     pub(crate) fn after_receive(&mut self, now: Instant) {
+        self.flush_tun();
         if self.engine.0.stats().queued > 0 || !self.closing.is_empty() {
             self.work.notify_one();
         }
         self.after(now);
+    }
+
+    /// Wakes `waker` when the outbox has room again.
+    pub(crate) fn wait_for_room(&mut self, waker: &Waker) {
+        if !self.writers.iter().any(|writer| writer.will_wake(waker)) {
+            self.writers.push(waker.clone());
+        }
+        self.wake_flusher();
     }
 
     pub(crate) fn wake_flusher(&mut self) {

@@ -1,0 +1,64 @@
+//! A service behind a peer as the registry keeps it, made into one that origins can be reached by.
+//!
+//! Must never read a file: what is needed stands in the row.
+
+use culvert_origin::origin::Origin;
+use culvert_origin::service::{HostPolicy, Service, health_path};
+use culvert_origin::tls::{ClientTls, Files};
+
+use crate::registry::PeerServiceRow;
+
+/// What the row says.
+///
+/// # Errors
+/// Why it cannot be reached, in words.
+pub(super) fn settle(row: &PeerServiceRow) -> Result<Service, String> {
+    let origin: Origin = row.origin.parse().map_err(|error| format!("{error}"))?;
+    let ca = row.ca.as_ref().map(|pem| pem.clone().into_bytes());
+    let tls = match origin.is_tls() {
+        true => Some(ClientTls::new(Files { ca, ..Files::default() }).map_err(|error| error.to_string())?),
+        false => None,
+    };
+    let mut service = Service::new(row.name.clone(), origin, tls);
+    if let Some(host) = &row.host {
+        service.host = host.parse::<HostPolicy>().map_err(|error| format!("host: {error}"))?;
+    }
+    if let Some(path) = &row.health_path {
+        service.health.path = Some(health_path(path).map_err(|error| format!("health path: {error}"))?);
+    }
+    Ok(service)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use culvert_model::id::StockPeerId;
+
+    use super::*;
+
+    fn row(origin: &str) -> PeerServiceRow {
+        PeerServiceRow {
+            name: "legacy".parse().unwrap(),
+            peer: StockPeerId::new(),
+            origin: origin.to_owned(),
+            host: None,
+            health_path: None,
+            ca: None,
+            since: SystemTime::UNIX_EPOCH,
+        }
+    }
+
+    #[test]
+    fn a_row_is_a_service_and_what_cannot_be_read_is_said() {
+        let mut http = row("http://10.20.0.5:8080");
+        (http.host, http.health_path) = (Some("shop.example".to_owned()), Some("/up".to_owned()));
+        let service = settle(&http).unwrap();
+        assert_eq!(service.host, HostPolicy::Literal("shop.example".parse().unwrap()));
+        assert_eq!(service.health.path.unwrap().as_str(), "/up");
+        let mut https = row("https://legacy.branch");
+        https.ca = Some("no certificate".to_owned());
+        assert_eq!(settle(&https).unwrap_err(), "ca holds no PEM certificate");
+        assert!(settle(&row("gopher://10.20.0.5")).is_err());
+    }
+}

@@ -1,0 +1,48 @@
+//! The device on the runtime: frames in and out, without a task or a copy between.
+//!
+//! It must never block, nor keep what the kernel did not take.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::port::PacketPort;
+
+/// A TUN device with virtio headers, as the keeper handed it over.
+#[derive(Debug)]
+pub(super) struct Device {
+    descriptor: AsyncFd<OwnedFd>,
+}
+
+impl Device {
+    /// `descriptor` is non-blocking already.
+    pub(super) fn new(descriptor: OwnedFd) -> io::Result<Self> {
+        Ok(Self { descriptor: watch(descriptor, Interest::READABLE)? })
+    }
+}
+
+impl PacketPort for Device {
+    fn poll_read(&self, cx: &mut Context<'_>, frame: &mut [u8]) -> Poll<io::Result<usize>> {
+        loop {
+            let mut readable = ready!(self.descriptor.poll_read_ready(cx))?;
+            if let Ok(read) = readable.try_io(|descriptor| Ok(nix::unistd::read(descriptor.get_ref(), frame)?)) {
+                return Poll::Ready(read);
+            }
+        }
+    }
+
+    fn write(&self, frame: &[u8]) -> bool {
+        nix::unistd::write(self.descriptor.get_ref(), frame).is_ok()
+    }
+}
+
+/// Registers a descriptor with the runtime.
+#[expect(unsafe_code, reason = "tokio cannot know how long a descriptor stays the same one")]
+pub(super) fn watch(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is an open descriptor, always the same one, and closed by its drop only; `AsyncFd` owns it and
+    // deregisters it before that.
+    Ok(unsafe { AsyncFd::register_with_interest(descriptor, interest) }?)
+}

@@ -50,9 +50,8 @@ use command::{ask, keys};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    // The process that keeps the network namespace of stock peers is this program too; it is nothing for users.
-    let mut arguments = std::env::args_os().skip(1);
-    if arguments.next().is_some_and(|first| first == tun::CHILD_ARGUMENT) && arguments.next().is_none() {
+    // The keeper of stock peers' network namespace is this program again: neither for users nor for `--help`.
+    if std::env::args_os().skip(1).eq([tun::CHILD_ARGUMENT]) {
         return tun::child_main();
     }
     exit::finish(Program::Relay.binary(), start())

@@ -144,7 +144,8 @@ impl Running {
 
     fn end(&self, directory: &Directory) {
         self.member.set_ended();
-        directory.remove(&self.member, None);
+        // What nobody defines any more is not known any more either.
+        directory.set_pairs(&self.member, &[]);
         self.branch.origins.replace(Vec::<Entry>::new());
         debug!(peer = %self.member.tunnel, "nothing is behind the peer any more");
     }

@@ -325,7 +325,7 @@ impl Directory {
     }
 
     /// Takes a connector's pairs out; they are waited for until then, if they are to come back.
-    pub(crate) fn remove(&self, member: &Member, expected_until: Option<Instant>) {
+    pub(super) fn remove(&self, member: &Member, expected_until: Option<Instant>) {
         for service in lock(&self.services).values() {
             if service.remove(member)
                 && let Some(until) = expected_until

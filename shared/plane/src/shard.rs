@@ -140,7 +140,7 @@ impl Shard {
         let received = self.engine.0.handle_datagram(datagram, path, now, &mut opened, &mut self.replies);
         self.drain_engine(now);
         match received {
-            Received::Packet { peer } if self.tun.is_some() && self.is_stock(peer) => self.take_in(&opened),
+            Received::Packet { peer } if self.is_stock(peer) => self.take_in(peer, &opened, now),
             Received::Packet { peer } => self.handle_packet(peer, &opened, now, inbox),
             Received::Handled => {}
             Received::Dropped(reason) => tracing::trace!(reason = reason.name(), "dropped datagram"),
@@ -173,19 +173,21 @@ impl Shard {
                 Some((HELLO_PORT, payload)) => self.handle_hello(peer, payload, now),
                 _ => self.stats.inner_dropped += 1,
             },
-            NEXT_ICMPV6 if self.role == Role::Relay => {
-                let mut reply = mem::take(&mut self.packet);
-                reply.clear();
-                if icmp::answer(&packet.addresses, packet.body, &mut reply) {
-                    self.stats.echoes += 1;
-                    self.seal(peer, &mut reply, now);
-                } else {
-                    self.stats.inner_dropped += 1;
-                }
-                self.packet = reply;
-            }
+            NEXT_ICMPV6 if self.role == Role::Relay => self.echo(peer, packet, now),
             _ => self.stats.inner_dropped += 1,
         }
+    }
+
+    fn echo(&mut self, peer: PeerId, packet: &wrap::Packet<'_>, now: Instant) {
+        let mut reply = mem::take(&mut self.packet);
+        reply.clear();
+        if icmp::answer(&packet.addresses, packet.body, &mut reply) {
+            self.stats.echoes += 1;
+            self.seal(peer, &mut reply, now);
+        } else {
+            self.stats.inner_dropped += 1;
+        }
+        self.packet = reply;
     }
 
     /// The remote address is the peer's synthetic one, whatever the packet says (wire.md §1).

@@ -230,7 +230,7 @@ async fn make(way: Way, config: &TunConfig, setup: &Setup) -> Result<Made, Unava
     let child = match way {
         Way::Thread => {
             use std::os::fd::AsFd as _;
-            let keep = move || keeper::keep(there.as_fd(), Way::Thread, || {});
+            let keep = move || drop(keeper::keep(there.as_fd(), Way::Thread, || {}));
             thread::Builder::new().name("tun-namespace".to_owned()).spawn(keep).map_err(Unavailable::Child)?;
             None
         }

@@ -17,6 +17,7 @@ use crate::tun::parked::Parked;
 use crate::tun::refuse::{self, Refusal};
 use crate::tun::segment::Segments;
 use crate::tun::vnet;
+use crate::wrap::{self, NEXT_ICMPV6};
 
 /// Frames that wait for the end of a receive turn, in bytes; then the device gets them at once.
 const MOST_WAITING: usize = 512 * 1024;
@@ -51,6 +52,13 @@ impl TunSide {
 }
 
 impl Shard {
+    /// Says something to a peer that no plane would say.
+    #[cfg(test)]
+    pub(crate) fn say_raw(&mut self, id: PeerId, packet: &[u8], now: Instant) {
+        self.seal(id, &mut packet.to_vec(), now);
+        self.after(now);
+    }
+
     /// Connects the device. `false`: there is one already, or the shard has stopped.
     pub(crate) fn attach_tun(&mut self, side: TunSide) -> bool {
         if self.tun.is_some() || self.stopped {
@@ -192,8 +200,8 @@ impl Shard {
     // In: a packet of a stock peer.
 
     /// One packet of a stock peer, whose source the engine has checked.
-    pub(super) fn take_in(&mut self, packet: &[u8]) {
-        let Some(tun) = self.tun.as_mut() else { return };
+    pub(super) fn take_in(&mut self, peer: PeerId, packet: &[u8], now: Instant) {
+        let Some(tun) = self.tun.as_mut() else { return self.answer_echo(peer, packet, now) };
         let Some(head) = Head::read(packet) else {
             self.tun_stats.malformed += 1;
             return;
@@ -208,6 +216,15 @@ impl Shard {
         tun.coalescer.push(packet, &head);
         if tun.coalescer.waiting() >= MOST_WAITING {
             self.flush_tun();
+        }
+    }
+
+    /// Without a device a stock peer can see that its tunnel works, and nothing else.
+    fn answer_echo(&mut self, peer: PeerId, packet: &[u8], now: Instant) {
+        let asked = wrap::open(packet).filter(|packet| packet.addresses.destination == self.inner);
+        match asked.filter(|packet| packet.next == NEXT_ICMPV6) {
+            Some(asked) => self.echo(peer, &asked, now),
+            None => self.tun_stats.foreign += 1,
         }
     }
 

@@ -95,7 +95,7 @@ async fn a_first_packet_waits_for_its_session_and_bulk_arrives_in_super_packets(
     let syn = tcp(own, address(ORIGIN), 1, SYN, b"");
     here.connect(near.peer, Some(router_end.at));
     near.port.put(frame(&syn));
-    assert_eq!(packets(&soon(far.take()).await), [syn.clone()], "it left as soon as there was a session");
+    assert_eq!(packets(&soon(far.take()).await), [syn], "it left as soon as there was a session");
     assert_eq!(here.stats().tun.waited, 0);
 
     // 40 segments of a super-packet, as the kernel's TCP writes them.
@@ -230,8 +230,6 @@ async fn only_packets_from_allowed_hosts_to_our_own_addresses_come_in() {
 async fn the_device_is_not_read_while_nothing_can_leave() {
     let network = Network::new();
     let (mut near, far) = sides(&network);
-    let (_, router) = identities();
-    let _ = router;
     let at = far.plane.local_addrs()[0];
     near.plane.connect(near.peer, Some(at));
     near.until_up().await;
@@ -259,6 +257,33 @@ async fn the_device_is_not_read_while_nothing_can_leave() {
         got += packets(&soon(far.port.take()).await).len();
     }
     assert_eq!((got, near.port.unread()), (40 * 60, 0));
+}
+
+#[tokio::test]
+async fn without_a_device_a_stock_peer_gets_echoes_and_no_hello_makes_it_a_connector() {
+    let network = Network::new();
+    let (relay, connector) = identities();
+    let near = start(&network, &relay);
+    near.plane.shared().shard().remove_peer(near.peer);
+    near.plane.add_stock_peer(peer_config(&relay)).unwrap();
+    // One of our own connectors has got hold of the stock peer's key: it says hello and would like to dial.
+    let end = start(&network, &connector);
+    end.plane.connect(end.peer, Some(relay.at));
+    let dialled = timeout(Duration::from_secs(1), end.plane.dial(end.peer)).await;
+    assert!(dialled.is_err(), "no answer");
+    let stats = near.plane.stats();
+    assert!(stats.tun.foreign > 0, "{stats:?}");
+    assert_eq!((stats.plane.hellos_received, stats.plane.quic_received, stats.plane.echoes), (0, 0, 0));
+    let addresses = crate::wrap::Addresses { source: connector.inner, destination: RELAY_INNER };
+    let request = crate::icmp::testing::request(&addresses);
+    let ping = packet(connector.inner.into(), RELAY_INNER.into(), ICMPV6, &request);
+    end.plane.shared().shard().say_raw(end.peer, &ping, crate::socket::now());
+    soon(async {
+        while near.plane.stats().plane.echoes < 1 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
 }
 
 #[tokio::test]

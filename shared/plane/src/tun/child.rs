@@ -4,7 +4,7 @@
 //! The child must never live longer than its parent, nor show itself to other processes of its user: who may look into it
 //! could enter its namespace.
 
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::{Child, Command, ExitCode, Stdio};
 
@@ -14,6 +14,9 @@ use nix::unistd::Pid;
 
 use super::config::{TunConfig, Way};
 use super::keeper;
+
+/// The exit status of every wrong command line.
+const WRONG_USAGE: u8 = 2;
 
 /// Starts it; standard input is its end of the socket.
 pub(super) fn start(config: &TunConfig, socket: OwnedFd) -> io::Result<Child> {
@@ -32,8 +35,13 @@ pub(super) fn start(config: &TunConfig, socket: OwnedFd) -> io::Result<Child> {
 pub fn child_main() -> ExitCode {
     let parent = nix::unistd::getppid();
     let stdin = io::stdin();
-    keeper::keep(stdin.as_fd(), Way::Child, || seclude(parent));
-    ExitCode::SUCCESS
+    match keeper::keep(stdin.as_fd(), Way::Child, || seclude(parent)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => {
+            let _ = io::stderr().write_all(b"the relay starts this itself, for stock WireGuard peers: use `run`\n");
+            ExitCode::from(WRONG_USAGE)
+        }
+    }
 }
 
 fn seclude(parent: Pid) {

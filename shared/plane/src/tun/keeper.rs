@@ -47,13 +47,12 @@ impl Step {
 ///
 /// The calling thread changes its network namespace for good, and for [`Way::Child`] its user namespace: the process must
 /// have no other thread then. `settled` is called when nothing more has to be set up.
-pub(super) fn keep(socket: BorrowedFd<'_>, way: Way, settled: impl FnOnce()) {
-    let made = match read_setup(socket) {
-        Ok(Some(setup)) => set_up(&setup, way),
-        Ok(None) => return,
-        Err(error) => Err(Step::Start.failed(error)),
-    };
-    match made {
+///
+/// # Errors
+/// `socket` is none.
+pub(super) fn keep(socket: BorrowedFd<'_>, way: Way, settled: impl FnOnce()) -> io::Result<()> {
+    let Some(setup) = read_setup(socket)? else { return Ok(()) };
+    match setup.ok_or_else(|| Step::Start.failed(nix::errno::Errno::EINVAL)).and_then(|setup| set_up(&setup, way)) {
         Ok((device, v6)) => {
             settled();
             if (Reply::Ready { device, v6 }).send(socket).is_ok() {
@@ -65,15 +64,14 @@ pub(super) fn keep(socket: BorrowedFd<'_>, way: Way, settled: impl FnOnce()) {
             let _ = Reply::Failed { step, errno }.send(socket);
         }
     }
+    Ok(())
 }
 
-fn read_setup(socket: BorrowedFd<'_>) -> io::Result<Option<Setup>> {
+/// What is to be made, if it can be read; nothing when the other end is gone.
+fn read_setup(socket: BorrowedFd<'_>) -> io::Result<Option<Option<Setup>>> {
     let mut bytes = [0; 512];
     let (length, _) = passing::receive(socket, &mut bytes)?;
-    if length == 0 {
-        return Ok(None);
-    }
-    Setup::read(&bytes[..length]).map(Some).ok_or_else(|| io::Error::from_raw_os_error(nix::libc::EINVAL))
+    Ok((length > 0).then(|| Setup::read(&bytes[..length])))
 }
 
 fn set_up(setup: &Setup, way: Way) -> Result<(OwnedFd, bool), Failure> {

@@ -1,13 +1,13 @@
 //! What `tests/tun.rs` runs under several users: two planes, two namespaces, and kernel TCP from the one into the other.
 //!
 //! ```text
-//! tun_namespace tun-namespace       the keeper (as `culvert-relay tun-namespace`)
-//! tun_namespace transfer WAY BYTES  both ways over IPv4 and IPv6; prints what came of it
-//! tun_namespace hold WAY            makes one namespace, prints its keeper's process id, waits for ever
+//! tun-namespaces tun-namespace       the keeper (as `culvert-relay tun-namespace`)
+//! tun-namespaces transfer WAY BYTES  both ways over IPv6, and an eighth over IPv4; prints what came of it
+//! tun-namespaces hold WAY            makes one namespace, prints its keeper's process id, waits for ever
 //! ```
 
 use std::io::Write as _;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ use culvert_model::id::InstanceId;
 use culvert_model::key::PrivateKey;
 use culvert_plane::tun::{CHILD_ARGUMENT, Tun, TunConfig, Way, child_main};
 use culvert_plane::{Config, Events, Plane, Role, StreamLimits, bind};
+use ipnet::IpNet;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 
@@ -27,6 +28,9 @@ const NEAR: [&str; 2] = ["fd00:99::1/128", "100.64.0.1/32"];
 const FAR: [&str; 2] = ["fd00:20::5/128", "10.20.0.5/32"];
 /// Behind the far side, in the near one's eyes.
 const BEHIND: [&str; 2] = ["fd00:20::/64", "10.20.0.0/16"];
+
+/// The bytes that are sent repeat after so many: prime to every segment's length.
+const PERIOD: usize = 1_000_003;
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
@@ -112,7 +116,8 @@ async fn transfer(way: Option<Way>, bytes: usize) -> Outcome<()> {
     far.add_stock_peer(peer(&near_key, NEAR)?)?;
     near.connect(known, Some(far.local_addrs()[0]));
 
-    for (v6, at) in [(true, "[fd00:20::5]:8080"), (false, "10.20.0.5:8080")] {
+    let pattern: Vec<u8> = (0..PERIOD as u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    for (v6, at, bytes) in [(true, "[fd00:20::5]:8080", bytes), (false, "10.20.0.5:8080", bytes / 8)] {
         let at: SocketAddr = at.parse()?;
         let listening = far_tun.tcp(v6).await?;
         listening.bind(at)?;
@@ -126,19 +131,21 @@ async fn transfer(way: Option<Way>, bytes: usize) -> Outcome<()> {
                 if down { (&mut accepted, &mut connected) } else { (&mut connected, &mut accepted) };
             let from = Instant::now();
             let sending = async {
-                let mut piece = vec![0; 256 * 1024];
-                for start in (0..bytes).step_by(piece.len()) {
-                    let length = piece.len().min(bytes - start);
-                    (0..length).for_each(|at| piece[at] = byte(start + at));
-                    sender.write_all(&piece[..length]).await?;
+                let mut sent = 0;
+                while sent < bytes {
+                    let piece = &pattern[sent % PERIOD..];
+                    let piece = &piece[..piece.len().min(bytes - sent)];
+                    sender.write_all(piece).await?;
+                    sent += piece.len();
                 }
                 std::io::Result::Ok(())
             };
             let receiving = async {
                 let (mut piece, mut got) = (vec![0; 256 * 1024], 0);
                 while got < bytes {
-                    let read = receiver.read(&mut piece).await?;
-                    if read == 0 || !(0..read).all(|at| piece[at] == byte(got + at)) {
+                    let most = piece.len().min(PERIOD - got % PERIOD);
+                    let read = receiver.read(&mut piece[..most]).await?;
+                    if read == 0 || piece[..read] != pattern[got % PERIOD..][..read] {
                         return Err(std::io::Error::other(format!("wrong bytes after {got}")));
                     }
                     got += read;
@@ -146,7 +153,7 @@ async fn transfer(way: Option<Way>, bytes: usize) -> Outcome<()> {
                 Ok(())
             };
             let (sent, received) =
-                timeout(Duration::from_secs(120), async { tokio::join!(sending, receiving) }).await?;
+                timeout(Duration::from_secs(300), async { tokio::join!(sending, receiving) }).await?;
             sent?;
             received?;
             let rate = bytes as f64 * 8.0 / from.elapsed().as_secs_f64() / 1e6;
@@ -195,17 +202,9 @@ async fn refusals(near: &Plane, tun: &Tun) -> Outcome<()> {
         Err(error) if error.raw_os_error() == Some(libc::ECONNREFUSED) => {}
         other => return Err(format!("a datagram to nobody: {other:?}").into()),
     }
-    if tun.inner()
-        != NEAR
-            .map(|net| net.split('/').next().and_then(|ip| ip.parse::<IpAddr>().ok()).ok_or(""))
-            .map(|ip| ip.unwrap_or(IpAddr::V4([0; 4].into())))
-    {
+    let own = NEAR.iter().map(|net| Ok(net.parse::<IpNet>()?.addr())).collect::<Outcome<Vec<_>>>()?;
+    if tun.inner() != own {
         return Err(format!("{:?}", tun.inner()).into());
     }
     Ok(())
-}
-
-/// Never the same within a segment's length.
-fn byte(at: usize) -> u8 {
-    ((at as u32).wrapping_mul(2_654_435_761) >> 13) as u8
 }

@@ -3,6 +3,7 @@
 mod certificate;
 mod jwt;
 mod secret;
+mod signatures;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

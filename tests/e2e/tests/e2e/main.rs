@@ -30,6 +30,7 @@ mod proof;
 mod reasons;
 mod redemptions;
 mod relay_key;
+mod replaced;
 mod replicas;
 mod restart;
 mod revoked;

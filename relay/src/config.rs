@@ -171,6 +171,8 @@ pub(crate) struct Issuer {
     pub(crate) url: String,
     /// None: another server has the keys.
     pub(crate) listen: Option<SocketAddr>,
+    /// None = clear text.
+    pub(crate) tls: Option<TlsFiles>,
 }
 
 /// `[admin]`.
@@ -267,9 +269,10 @@ pub(crate) fn settle(loaded: &Loaded) -> Result<Settled, Quit> {
 
 fn issuer(loaded: &Loaded, raw: settings::RawIssuer) -> Result<Option<Issuer>, Quit> {
     let Some(url) = raw.url else {
-        return match raw.listen {
-            None => Ok(None),
-            Some(_) => Err(loaded.wrong("issuer.listen", "needs issuer.url: who tokens are signed as").into()),
+        return match (raw.listen, raw.tls) {
+            (None, None) => Ok(None),
+            (Some(_), _) => Err(loaded.wrong("issuer.listen", "needs issuer.url: who tokens are signed as").into()),
+            (None, Some(_)) => Err(loaded.wrong("issuer.tls", "needs issuer.url: who tokens are signed as").into()),
         };
     };
     let is_web = url.starts_with("https://") || url.starts_with("http://");
@@ -278,7 +281,11 @@ fn issuer(loaded: &Loaded, raw: settings::RawIssuer) -> Result<Option<Issuer>, Q
         return Err(loaded.wrong("issuer.url", "https://HOST is expected, and a path where there is one").into());
     }
     let listen = raw.listen.map(|text| socket(loaded, "issuer.listen", &text)).transpose()?;
-    Ok(Some(Issuer { url: url.trim_end_matches('/').to_owned(), listen }))
+    if listen.is_none() && raw.tls.is_some() {
+        return Err(loaded.wrong("issuer.tls", "needs issuer.listen: where it is spoken").into());
+    }
+    let tls = raw.tls.as_ref().map(|tls| listeners::files(loaded, "issuer", tls)).transpose()?;
+    Ok(Some(Issuer { url: url.trim_end_matches('/').to_owned(), listen, tls }))
 }
 
 impl Limits {

@@ -26,7 +26,7 @@ use crate::command::{
     self, Change, Command, Facts, Live, LiveConnector, LivePeer, LiveService, LiveStatus, Outcome, Reply, Request,
 };
 use crate::config::Settled;
-use crate::door::{Door, TcpDoor, tls_of};
+use crate::door::{Door, IssuerDoor, Shown, TcpDoor, tls_of};
 use crate::exchange::Exchanges;
 use crate::front::Front;
 use crate::identity::Identity;
@@ -60,6 +60,7 @@ pub(crate) struct Control {
     pub(crate) tcp_doors: Vec<Arc<TcpDoor>>,
     /// What origins behind stock peers are to get.
     pub(crate) wishes: watch::Sender<Wishes>,
+    pub(crate) issuer: Option<Arc<IssuerDoor>>,
     /// `wireguard`, `http` or `admin`, and the address.
     pub(crate) listeners: Vec<(String, String)>,
     pub(crate) started: SystemTime,
@@ -262,8 +263,16 @@ impl Control {
 
     /// When each listener's certificate ends.
     fn certificates(&self) -> Vec<(String, SystemTime)> {
-        let ends = |door: &Arc<Door>| Some((door.address().to_string(), door.tls()?.expires()?));
-        self.doors.iter().filter_map(ends).collect()
+        let doors = self.doors.iter().map(|door| (door.address().to_string(), door.shown()));
+        let issuer = self.issuer.iter().map(|door| (door.listen.to_string(), &door.shown));
+        let ends = |(address, shown): (String, &Shown)| Some((address, shown.tls()?.expires()?));
+        doors.chain(issuer).filter_map(ends).collect()
+    }
+
+    /// Takes listeners' certificates anew whose files changed and are right. Blocks on the disk.
+    pub(crate) fn look_at_certificates(&self, now: SystemTime) {
+        let doors = self.doors.iter().map(|door| door.shown());
+        doors.chain(self.issuer.iter().map(|door| &door.shown)).for_each(|shown| shown.look_at_files(now));
     }
 
     fn current(&self) -> MutexGuard<'_, (Loaded, Settled)> {

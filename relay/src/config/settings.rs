@@ -102,6 +102,9 @@ pub(crate) const SETTINGS: &[Setting] = &[
     Setting::new("issuer.url", Kind::Url, "who connectors sign tokens as: this and /TUNNEL; what verifiers fetch")
         .restart(),
     Setting::new("issuer.listen", Kind::Address, "where the keys for them are served").restart(),
+    Setting::new("issuer.tls.cert", Kind::Path, "our certificate there and its chain (PEM): verifiers speak TLS")
+        .restart(),
+    Setting::new("issuer.tls.key", Kind::Path, "its key (PEM)").restart(),
     Setting::new("registry.url", Kind::Url, "sqlite:FILE, in the state directory, or postgres://USER@HOST/DATABASE")
         .or("sqlite:registry.db")
         .restart(),
@@ -138,6 +141,7 @@ pub(super) struct Raw {
 pub(super) struct RawIssuer {
     pub(super) url: Option<String>,
     pub(super) listen: Option<String>,
+    pub(super) tls: Option<RawTls>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -156,6 +156,13 @@ fn what_is_wrong_is_named_with_its_line() {
         ("[[route]]\nhost = \"a:80\"\nservice = \"a\"", 2, "ports are ignored"),
         ("[[route]]\npath = \"orders\"\nservice = \"a\"", 2, "a path starts with /"),
         ("[[route]]\npath = \"/o\"\nservice = \"A_B\"", 3, "is not a name"),
+        ("[issuer]\nlisten = \"127.0.0.1:1\"", 2, "needs issuer.url"),
+        ("[issuer]\nurl = \"https://id\"\ntls = { cert = \"a\", key = \"b\" }", 3, "needs issuer.listen"),
+        (
+            "[issuer]\nurl = \"https://id\"\nlisten = \"127.0.0.1:1\"\ntls = { cert = \"a\" }",
+            4,
+            "cert and key are needed",
+        ),
         ("[registry]\nurl = \"mysql://x\"", 2, "sqlite:FILE or postgres:"),
         ("[http]\ndomian = \"x\"", 2, "unknown key \"http.domian\"; did you mean \"http.domain\"?"),
         ("[[http.listener]]\nlisten = \"127.0.0.1:1\"\nproxy_protocl = true", 3, "unknown key"),

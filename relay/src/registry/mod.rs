@@ -14,6 +14,7 @@ mod managed;
 pub(crate) mod peers;
 mod place;
 mod postgres;
+mod proofs;
 mod read;
 mod relays;
 pub(crate) mod rows;
@@ -34,6 +35,7 @@ use culvert_model::control::Refusal;
 use culvert_model::id::{ConnectorId, GatewayId, StockPeerId, TokenId, TunnelId};
 use culvert_model::key::PublicKey;
 use culvert_model::name::{Grant, Label, ServiceName};
+use culvert_model::proof::ProofKey;
 use culvert_ops::exit::Quit;
 use ipnet::IpNet;
 use tokio::sync::watch;
@@ -397,6 +399,13 @@ pub(crate) enum Note {
         name: Option<Label>,
         /// Its version.
         version: String,
+    },
+    /// What it signs tokens with. Unlike the rest of what is noticed, other relays hear of it.
+    ProofKeys {
+        /// Which connector.
+        connector: ConnectorId,
+        /// All of its public keys.
+        keys: Vec<ProofKey>,
     },
     /// It used this epoch of its pre-shared key with `relay`; older ones are deleted when `alone`.
     PskConfirmed {

@@ -13,6 +13,7 @@ use culvert_model::control::{
 };
 use culvert_model::id::{ConnectorId, TunnelId};
 use culvert_model::name::{Grant, ServiceName};
+use culvert_model::proof::{Algorithm, ProofKey};
 use culvert_plane::{Closed, Connection, Stream};
 use tokio::time::{sleep_until, timeout};
 use tracing::{debug, info, warn};
@@ -258,7 +259,7 @@ impl<'a> Session<'a> {
             }
             ToRelay::Managed { refused } => self.managed(refused),
             ToRelay::ProofKeys { keys, callers } => {
-                self.shared.table().note_proof_keys(&self.id, keys);
+                self.note_proof_keys(keys).await;
                 let own = self.pairs.iter().map(|pair| &pair.service).filter(|name| callers.contains(name));
                 self.shared.directory.tell_callers(own);
             }
@@ -285,6 +286,15 @@ impl<'a> Session<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Serves its keys from now on, and has them kept for as long as it is away.
+    async fn note_proof_keys(&mut self, keys: Vec<ProofKey>) {
+        let news = self.shared.table().told_proof_keys(&self.id, keys);
+        if let Some(keys) = news {
+            self.take_turn().await;
+            self.shared.notes.add(Note::ProofKeys { connector: self.id.clone(), keys });
+        }
     }
 
     /// Whoever asks for keys without end waits between the answers: each costs this relay a write to its disk.
@@ -361,7 +371,8 @@ impl<'a> Session<'a> {
         let issuer = self.shared.table().issuer.clone();
         if let Some(base) = issuer {
             let url = issuer_of(&base, self.member.tunnel.as_str());
-            self.frames.send(&ToConnector::Issuer { url }).await?;
+            let algorithms = Algorithm::ALL.iter().map(|algorithm| algorithm.name().to_owned()).collect();
+            self.frames.send(&ToConnector::Issuer { url, algorithms }).await?;
         }
         let accepted = self.services.iter().filter(|service| decision.accepted.contains(&service.name));
         self.pairs = accepted.map(|service| Arc::new(Pair::new(Arc::clone(&self.member), service))).collect();

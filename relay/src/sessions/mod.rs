@@ -13,6 +13,7 @@ mod liveness;
 mod member;
 mod notes;
 mod places;
+mod proofs;
 mod report;
 mod statics;
 mod table;
@@ -175,6 +176,7 @@ impl Sessions {
             let revoked = connectors.iter().filter(|row| row.revoked.is_some());
             table.revoked = revoked.map(|row| (row.public_key, row.id.clone())).collect();
             table.relays.clone_from(&relays);
+            table.load_proof_keys(&connectors);
             if table.managed != managed {
                 expected = table.newly_managed(&managed);
                 table.managed = managed;
@@ -533,6 +535,7 @@ impl Shared {
             }
         }
         for id in &forgotten.connectors {
+            self.table().proof_keys.forget(id);
             let Some(known) = self.table().remove(id) else { continue };
             if let Some(live) = known.live {
                 self.ended(&live.member, None);

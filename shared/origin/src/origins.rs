@@ -103,7 +103,8 @@ impl Origins {
 
     /// An empty table; names are asked of `names`.
     pub fn with_names(names: Names) -> Self {
-        Self { network: Network { names, ..Network::default() }, ..Self::default() }
+        let proofs = Proofs::with_names(names.clone());
+        Self { network: Network { names, ..Network::default() }, proofs, ..Self::default() }
     }
 
     /// The keys that proofs are made with.

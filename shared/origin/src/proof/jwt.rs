@@ -188,7 +188,10 @@ mod tests {
 
     use culvert_hop::message::Request;
     use culvert_model::reason::Reason;
-    use ring::signature::{ECDSA_P256_SHA256_FIXED, ED25519, UnparsedPublicKey, VerificationAlgorithm};
+    use ring::signature::{
+        ECDSA_P256_SHA256_FIXED, ED25519, RSA_PKCS1_2048_8192_SHA256, RsaPublicKeyComponents, UnparsedPublicKey,
+        VerificationAlgorithm,
+    };
 
     use super::*;
 
@@ -208,7 +211,7 @@ mod tests {
 
     fn proofs() -> Proofs {
         let proofs = Proofs::default();
-        proofs.need(&BTreeSet::from([Algorithm::EdDsa, Algorithm::Es256]), at(0)).unwrap();
+        proofs.need(&BTreeSet::from(Algorithm::ALL), at(0)).unwrap();
         proofs
     }
 
@@ -244,9 +247,11 @@ mod tests {
 
     #[test]
     fn a_token_says_who_for_whom_and_how_long_and_is_signed_by_the_published_key() {
-        for (algorithm, verify) in
-            [(Algorithm::EdDsa, &ED25519 as &dyn VerificationAlgorithm), (Algorithm::Es256, &ECDSA_P256_SHA256_FIXED)]
-        {
+        for (algorithm, verify) in [
+            (Algorithm::EdDsa, Some(&ED25519 as &dyn VerificationAlgorithm)),
+            (Algorithm::Es256, Some(&ECDSA_P256_SHA256_FIXED)),
+            (Algorithm::Rs256, None),
+        ] {
             let (proofs, jwt) = (proofs(), Jwt::new(settings(algorithm, true)));
             proofs.told("https://id.example/shop", "shop");
             let token = token(&jwt, &proofs, "/a?b=c", at(0)).unwrap();
@@ -272,7 +277,13 @@ mod tests {
                 None => number(&key.x),
                 Some(y) => [vec![4], number(&key.x), number(y)].concat(),
             };
-            UnparsedPublicKey::new(verify, public).verify(signed.as_bytes(), &number(signature)).unwrap();
+            let (signed, signature) = (signed.as_bytes(), number(signature));
+            match verify {
+                Some(verify) => UnparsedPublicKey::new(verify, public).verify(signed, &signature).unwrap(),
+                None => RsaPublicKeyComponents { n: public, e: vec![1, 0, 1] }
+                    .verify(&RSA_PKCS1_2048_8192_SHA256, signed, &signature)
+                    .unwrap(),
+            }
             let head: Value = serde_json::from_slice(&number(token.split('.').next().unwrap())).unwrap();
             assert_eq!((head["alg"].as_str(), head["kid"].as_str()), (Some(algorithm.name()), Some(&*key.kid())));
         }

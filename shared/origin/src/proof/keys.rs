@@ -13,11 +13,15 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use culvert_model::proof::{Algorithm, ProofKey};
 use culvert_ops::state::StateDir;
+use culvert_ops::task::{Task, spawn};
 use ring::rand::SystemRandom;
-use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _};
+use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _, RsaKeyPair};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use zeroize::{Zeroize, Zeroizing};
+
+use super::rsa;
+use crate::names::Names;
 
 /// The file in the state directory.
 const FILE: &str = "proof.key";
@@ -39,6 +43,9 @@ struct Inner {
     tunnel: RwLock<Option<Arc<str>>>,
     state: Mutex<Option<StateDir>>,
     changed: watch::Sender<u64>,
+    /// Makes an RSA key, which takes long.
+    making: Mutex<Option<Task<()>>>,
+    names: Names,
 }
 
 /// One key.
@@ -55,6 +62,7 @@ pub struct SigningKey {
 enum Pair {
     Ed(Ed25519KeyPair),
     Es(EcdsaKeyPair),
+    Rs(RsaKeyPair),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -71,6 +79,16 @@ impl Drop for Kept {
 }
 
 impl Proofs {
+    /// Without keys; endpoints are looked up by `names`.
+    pub fn with_names(names: Names) -> Self {
+        Self(Arc::new(Inner { names, ..Inner::default() }))
+    }
+
+    /// Who knows the addresses of those that a proof is asked of.
+    pub fn names(&self) -> &Names {
+        &self.0.names
+    }
+
     /// Takes up the keys that a state directory holds, and keeps later ones there.
     ///
     /// # Errors
@@ -85,16 +103,59 @@ impl Proofs {
         Ok(())
     }
 
-    /// Makes what keys are missing or due, and forgets those whose tokens have ended.
+    /// Makes what keys are missing or due, and forgets those whose tokens have ended. An RSA key comes some time later:
+    /// making it takes too long to be waited for here.
     ///
     /// # Errors
     /// The keys cannot be kept: those before stay in use.
     pub fn need(&self, algorithms: &BTreeSet<Algorithm>, now: SystemTime) -> io::Result<()> {
+        if !self.settle(algorithms, now, None)? {
+            return Ok(());
+        }
+        if tokio::runtime::Handle::try_current().is_err() {
+            let made = SigningKey::make(Algorithm::Rs256, now).ok_or_else(unmade)?;
+            return self.settle(algorithms, now, Some(made)).map(drop);
+        }
+        let mut making = self.0.making.lock().unwrap_or_else(PoisonError::into_inner);
+        if making.as_ref().is_none_or(Task::is_finished) {
+            let (proofs, algorithms) = (self.clone(), algorithms.clone());
+            *making = Some(spawn("connector.proof_key", async move {
+                let made = tokio::task::spawn_blocking(move || SigningKey::make(Algorithm::Rs256, now)).await;
+                let made = made.ok().flatten().ok_or_else(unmade);
+                if let Err(error) = made.and_then(|made| proofs.settle(&algorithms, now, Some(made))) {
+                    tracing::error!(%error, "signing keys cannot be kept");
+                }
+                // Who waits for a key learns that there is none.
+                proofs.renew();
+            }));
+        }
+        Ok(())
+    }
+
+    /// Puts the keys in force that there are to be; whether an RSA key is missing, because `made` is none.
+    fn settle(
+        &self,
+        algorithms: &BTreeSet<Algorithm>,
+        now: SystemTime,
+        mut made: Option<SigningKey>,
+    ) -> io::Result<bool> {
+        let mut is_missing = false;
         let mut keys = self.0.keys.write().unwrap_or_else(PoisonError::into_inner);
-        let next = settled(&keys, algorithms, now);
+        let next = settled(
+            &keys,
+            algorithms,
+            |algorithm| match algorithm {
+                Algorithm::EdDsa | Algorithm::Es256 => SigningKey::make(algorithm, now),
+                Algorithm::Rs256 => {
+                    is_missing |= made.is_none();
+                    made.take()
+                }
+            },
+            now,
+        );
         let same = next.len() == keys.len() && next.iter().zip(keys.iter()).all(|(a, b)| Arc::ptr_eq(a, b));
         if same {
-            return Ok(());
+            return Ok(is_missing);
         }
         if let Some(state) = &*self.0.state.lock().unwrap_or_else(PoisonError::into_inner) {
             let kept: Vec<Kept> = next.iter().map(|key| key.to_keep()).collect();
@@ -104,7 +165,29 @@ impl Proofs {
         *keys = next;
         drop(keys);
         self.0.changed.send_modify(|version| *version += 1);
-        Ok(())
+        Ok(is_missing)
+    }
+
+    /// Waits until there is a key of this kind, or none is being made.
+    pub async fn key_is_made(&self, algorithm: Algorithm, now: SystemTime) {
+        let mut news = self.news();
+        while self.signing(algorithm, now).is_none() && self.is_making() {
+            if news.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Waits until a relay told who it answers as.
+    pub async fn issuer_is_told(&self) {
+        let mut news = self.news();
+        while self.issuer().is_none() && news.changed().await.is_ok() {}
+    }
+
+    /// Whether a key is being made.
+    pub fn is_making(&self) -> bool {
+        let making = self.0.making.lock().unwrap_or_else(PoisonError::into_inner);
+        making.as_ref().is_some_and(|task| !task.is_finished())
     }
 
     /// The public halves that relays publish.
@@ -162,9 +245,14 @@ impl Proofs {
 }
 
 /// The keys that there are to be, oldest first.
-fn settled(keys: &[Arc<SigningKey>], algorithms: &BTreeSet<Algorithm>, now: SystemTime) -> Vec<Arc<SigningKey>> {
+fn settled(
+    keys: &[Arc<SigningKey>],
+    algorithms: &BTreeSet<Algorithm>,
+    mut make: impl FnMut(Algorithm) -> Option<SigningKey>,
+    now: SystemTime,
+) -> Vec<Arc<SigningKey>> {
     let mut next = Vec::new();
-    for algorithm in [Algorithm::EdDsa, Algorithm::Es256] {
+    for algorithm in Algorithm::ALL {
         let mut own: Vec<_> = keys.iter().filter(|key| key.public.alg == algorithm).cloned().collect();
         // Over when the next one has signed for so long that nothing of this one is valid.
         while own.get(1).is_some_and(|successor| successor.made + AHEAD + LINGER <= now) {
@@ -172,11 +260,15 @@ fn settled(keys: &[Arc<SigningKey>], algorithms: &BTreeSet<Algorithm>, now: Syst
         }
         let due = own.last().is_none_or(|newest| newest.made + (ROTATE_AFTER - AHEAD) <= now);
         if due && algorithms.contains(&algorithm) {
-            own.extend(SigningKey::make(algorithm, now).map(Arc::new));
+            own.extend(make(algorithm).map(Arc::new));
         }
         next.extend(own);
     }
     next
+}
+
+fn unmade() -> io::Error {
+    io::Error::other("no RSA key could be made")
 }
 
 fn damaged() -> io::Error {
@@ -189,11 +281,15 @@ fn damaged() -> io::Error {
 impl SigningKey {
     fn make(algorithm: Algorithm, now: SystemTime) -> Option<Self> {
         let random = SystemRandom::new();
+        let bytes = |document: ring::pkcs8::Document| Zeroizing::new(document.as_ref().to_vec());
         let pkcs8 = match algorithm {
-            Algorithm::EdDsa => Ed25519KeyPair::generate_pkcs8(&random),
-            Algorithm::Es256 => EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random),
+            Algorithm::EdDsa => Ed25519KeyPair::generate_pkcs8(&random).ok().map(bytes)?,
+            Algorithm::Es256 => {
+                EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random).ok().map(bytes)?
+            }
+            Algorithm::Rs256 => rsa::generate()?,
         };
-        Self::of(algorithm, Zeroizing::new(pkcs8.ok()?.as_ref().to_vec()), now)
+        Self::of(algorithm, pkcs8, now)
     }
 
     fn of(algorithm: Algorithm, pkcs8: Zeroizing<Vec<u8>>, made: SystemTime) -> Option<Self> {
@@ -203,12 +299,13 @@ impl SigningKey {
                 let random = SystemRandom::new();
                 Pair::Es(EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &pkcs8, &random).ok()?)
             }
+            Algorithm::Rs256 => Pair::Rs(RsaKeyPair::from_pkcs8(&pkcs8).ok()?),
         };
-        let bytes = match &pair {
-            Pair::Ed(pair) => pair.public_key().as_ref(),
-            Pair::Es(pair) => pair.public_key().as_ref(),
+        let public = match &pair {
+            Pair::Ed(pair) => ProofKey::new(algorithm, pair.public_key().as_ref())?,
+            Pair::Es(pair) => ProofKey::new(algorithm, pair.public_key().as_ref())?,
+            Pair::Rs(pair) => ProofKey::new(algorithm, &rsa::modulus(pair))?,
         };
-        let public = ProofKey::new(algorithm, bytes)?;
         let kid = public.kid();
         Some(Self { made, pkcs8, pair, public, kid })
     }
@@ -228,6 +325,7 @@ impl SigningKey {
         match &self.pair {
             Pair::Ed(pair) => Some(pair.sign(text).as_ref().to_vec()),
             Pair::Es(pair) => pair.sign(&SystemRandom::new(), text).ok().map(|signature| signature.as_ref().to_vec()),
+            Pair::Rs(pair) => rsa::sign(pair, text),
         }
     }
 }
@@ -274,16 +372,28 @@ mod tests {
     fn keys_survive_a_restart_and_damage_is_named() {
         let directory = tempfile::tempdir().unwrap();
         let state = || StateDir::create(&directory.path().join("state")).unwrap();
-        let (now, both) = (SystemTime::now(), BTreeSet::from([Algorithm::EdDsa, Algorithm::Es256]));
+        let (now, all) = (SystemTime::now(), BTreeSet::from(Algorithm::ALL));
         let first = Proofs::default();
         first.open(state()).unwrap();
-        first.need(&both, now).unwrap();
+        first.need(&all, now).unwrap();
         let again = Proofs::default();
         again.open(state()).unwrap();
-        assert_eq!((kids(&again).len(), kids(&again)), (2, kids(&first)));
-        again.need(&both, now).unwrap();
+        assert_eq!((kids(&again).len(), kids(&again)), (3, kids(&first)));
+        again.need(&all, now).unwrap();
         assert_eq!(kids(&again), kids(&first), "nothing is missing");
         state().write(FILE, b"[{}]").unwrap();
         assert!(Proofs::default().open(state()).unwrap_err().to_string().contains("proof.key"));
+    }
+
+    #[tokio::test]
+    async fn an_rsa_key_is_made_apart_and_who_needs_it_waits() {
+        let (proofs, now) = (Proofs::default(), SystemTime::now());
+        proofs.need(&BTreeSet::from([Algorithm::Rs256, Algorithm::EdDsa]), now).unwrap();
+        assert!(proofs.signing(Algorithm::EdDsa, now).is_some(), "the others are there at once");
+        assert!(proofs.signing(Algorithm::Rs256, now).is_none() && proofs.is_making());
+        proofs.need(&BTreeSet::from([Algorithm::Rs256]), now).unwrap();
+        proofs.key_is_made(Algorithm::Rs256, now).await;
+        let key = proofs.signing(Algorithm::Rs256, now).unwrap();
+        assert_eq!((kids(&proofs).len(), key.public.is_well_formed()), (2, true), "one, and asked for twice");
     }
 }

@@ -15,13 +15,27 @@ use culvert_model::reason::Reason;
 use http::HeaderName;
 use tokio::time::timeout;
 
+mod aws;
+pub mod exchange;
 mod fields;
+mod held;
 mod jwt;
 mod keys;
+mod payload;
+mod rsa;
+mod signature;
+mod trouble;
 
+pub use aws::{AwsSettings, AwsSigV4, BadProfile, CredentialSource, Credentials, PayloadPolicy, Scope, profile};
 pub use fields::{FieldPolicy, SetHeader, Untrailed, may_have_trailers, settable};
+pub use held::{Fresh, Holder, Holding, Source};
 pub use jwt::{Jwt, JwtSettings, OWN_CLAIMS};
 pub use keys::{Proofs, SigningKey};
+pub use payload::{MOST, USUAL_LIMIT};
+pub use signature::{
+    BadComponent, BadKey, Component, HttpSignature, KeySource, SignatureAlgorithm, SignatureSettings, USUAL_COMPONENTS,
+};
+pub use trouble::Trouble;
 
 /// How long a request waits for a proof that others have a part in: then it fails.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -31,6 +45,10 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 pub enum Proof {
     /// A token that this connector signs.
     Jwt(Jwt),
+    /// A signature of the request (RFC 9421).
+    HttpSignature(HttpSignature),
+    /// A signature of the request, as AWS takes it.
+    AwsSigV4(AwsSigV4),
 }
 
 /// What a proof is about.
@@ -44,9 +62,11 @@ pub struct About<'a> {
 
 impl Proof {
     /// What it signs with, of the keys that this connector makes.
-    pub const fn algorithm(&self) -> Option<Algorithm> {
+    pub fn algorithm(&self) -> Option<Algorithm> {
         match self {
             Self::Jwt(jwt) => Some(jwt.algorithm()),
+            Self::HttpSignature(signature) => signature.algorithm(),
+            Self::AwsSigV4(signature) => signature.algorithm(),
         }
     }
 
@@ -54,6 +74,8 @@ impl Proof {
     pub fn fields(&self) -> Vec<HeaderName> {
         match self {
             Self::Jwt(jwt) => vec![jwt.header().clone()],
+            Self::HttpSignature(signature) => signature.fields(),
+            Self::AwsSigV4(signature) => signature.fields(),
         }
     }
 
@@ -61,7 +83,7 @@ impl Proof {
     /// be sent. The service's policy has taken out whatever the caller sent under [`Proof::fields`].
     ///
     /// # Errors
-    /// A [`Fault`] `origin_auth`: nothing may be sent.
+    /// A [`Fault`], `origin_auth` for most reasons: nothing may be sent.
     pub async fn prove(
         &self,
         parts: &mut RequestParts,
@@ -72,7 +94,16 @@ impl Proof {
     ) -> Result<Body, Fault> {
         // Every request passes here: what is rare goes in a box, by `in_time`.
         match self {
-            Self::Jwt(jwt) => jwt.prove(parts, about, proofs, now)?,
+            Self::Jwt(jwt) => match jwt.prove(parts, about, proofs, now) {
+                Err(_) if proofs.is_making() => {
+                    // Whether it is there the next line says.
+                    let _ = timeout(PATIENCE, Box::pin(proofs.key_is_made(jwt.algorithm(), now))).await;
+                    jwt.prove(parts, about, proofs, now)?;
+                }
+                proven => proven?,
+            },
+            Self::HttpSignature(signature) => return Box::pin(signature.prove(parts, body, proofs, now)).await,
+            Self::AwsSigV4(signature) => return Box::pin(signature.prove(parts, body, about, proofs, now)).await,
         }
         Ok(body)
     }

@@ -26,7 +26,9 @@ pub(crate) const ABOUT: &str = "\
 Peers: direct (no tunnel: the machine's limit), culvert, culvert-peer (the relay alone, toward a stock wireguard-go beside \
 the origin), nginx-nginx (two plain HTTP hops), nginx-tls-nginx (TLS 1.3 \
 between them), rathole-noise (a TCP tunnel, Noise NK), boringtun+nginx and wireguard-go+nginx (WireGuard over TUN, one \
-HTTP hop), onetun (WireGuard without TUN at the gateway, wireguard-go at the other end).";
+HTTP hop), onetun (WireGuard without TUN at the gateway, wireguard-go at the other end). Beside culvert, and not in \
+`all`: culvert+header, culvert+jwt, culvert+jwt-bound, culvert+http-signature and culvert+aws-sigv4, with a proof to the \
+origin on every request.";
 
 /// One running peer.
 pub(crate) struct Peer {
@@ -90,11 +92,11 @@ impl Peer {
                 let end = wireguard::End::wireguard_go(installed("wireguard-go")?);
                 wireguard::onetun(name, site, &installed("onetun")?, &end, Ports(8150)).await?
             }
-            "culvert" => culvert::start(site).await?,
             "culvert-peer" => {
                 installed("wireguard-go")?;
                 culvert::toward_a_stock_peer(name, site, &Ports(8160)).await?
             }
+            name if culvert::is_named(name) => culvert::start(name, site).await?,
             other => bail!("there is no peer {other:?}"),
         };
         peer.answers(site).await?;

@@ -69,7 +69,11 @@ pub const SETTINGS: &[Setting] = &[
         Kind::Choice(&["pass", "remove"]),
         "whether the caller's Authorization reaches the origin; to replace it, set it under headers",
     ),
-    Setting::new("service[].auth.type", Kind::Choice(&["jwt"]), "how a request is proven to have come through here"),
+    Setting::new(
+        "service[].auth.type",
+        Kind::Choice(&["jwt", "entra-id", "gcp-id-token", "gcp-service-account"]),
+        "how a request is proven to have come through here",
+    ),
     Setting::new(
         "service[].auth.algorithm",
         Kind::Choice(&["EdDSA", "ES256", "RS256"]),
@@ -87,6 +91,33 @@ pub const SETTINGS: &[Setting] = &[
         "request: a token of its own for each request, for its method and path alone",
     ),
     Setting::new("service[].auth.claims.*", Kind::Text, "more claims"),
+    Setting::new("service[].auth.tenant", Kind::Text, "Entra ID's directory: its id or a domain"),
+    Setting::new("service[].auth.client_id", Kind::Text, "the application that asks Entra ID"),
+    Setting::new("service[].auth.scope", Kind::Text, "what for, as api://APPLICATION/.default"),
+    Setting::new("service[].auth.resource", Kind::Text, "what for, as endpoints of version 1 have it"),
+    Setting::new("service[].auth.client_secret", Kind::Secret, "how the application proves itself: by this,"),
+    Setting::new("service[].auth.certificate", Kind::Path, "or by a certificate that was uploaded, and its key,"),
+    Setting::new("service[].auth.federated", Kind::Bool, "or by a token of this connector"),
+    Setting::new(
+        "service[].auth.key",
+        Kind::Secret,
+        "the certificate's RSA key (PEM), or a Google service account's key file (JSON)",
+    ),
+    Setting::new(
+        "service[].auth.provider",
+        Kind::Text,
+        "the workload identity pool's provider that takes a token of this connector",
+    ),
+    Setting::new("service[].auth.service_account", Kind::Text, "the account that it may then speak for"),
+    Setting::new("service[].auth.provider_audience", Kind::Text, "aud of that token, where the provider wants another"),
+    Setting::new("service[].auth.metadata", Kind::Bool, "ask the metadata server: on a machine of Google Cloud"),
+    Setting::new("service[].auth.endpoint", Kind::Url, "where tokens are asked for, in place of the cloud's own"),
+    Setting::new(
+        "service[].auth.impersonation_endpoint",
+        Kind::Url,
+        "in place of https://iamcredentials.googleapis.com",
+    ),
+    Setting::new("service[].auth.ca", Kind::Path, "authorities to trust there in place of the system's"),
     Setting::new("service[].tls.ca", Kind::Path, "authorities to trust in place of the system's"),
     Setting::new("service[].tls.cert", Kind::Path, "our certificate"),
     Setting::new("service[].tls.key", Kind::Path, "its key"),
@@ -303,7 +334,7 @@ impl Place<'_> {
         }
         self.field_policy(key, raw, &mut service.fields)?;
         if let Some(auth) = &raw.auth {
-            let proof = self.auth(&format!("{key}.auth"), auth)?;
+            let proof = self.auth(&format!("{key}.auth"), auth, watched)?;
             for name in proof.fields() {
                 let twice = service.fields.remove(&name);
                 let what = if auth.contains_key("header") { "auth.header" } else { "auth" };

@@ -115,6 +115,11 @@ fn what_means_nothing_is_refused_with_its_line() {
         (format!("{service}[service.auth]\ntype = \"jwt\"\n"), 5, "audience: is missing"),
         (format!("{service}[service.auth]\ntype = \"saml\"\n"), 5, "jwt"),
         (format!("{service}[service.auth]\naudience = \"a\"\n"), 5, "auth.type: is missing"),
+        (
+            format!("{service}[service.auth]\ntype = \"jwt\"\nclient_id = \"a\"\n"),
+            6,
+            "is not for type \"jwt\": take it out",
+        ),
         (format!("{service}[service.auth]\ntype = \"jwt\"\naudience = \"a\"\nlifetime = \"2h\"\n"), 7, "10s to 1h"),
         (format!("{service}[service.auth]\ntype = \"jwt\"\naudience = \"a\"\nclaims.iss = \"x\"\n"), 7, "itself"),
         (
@@ -226,5 +231,70 @@ fn the_ages_of_keys_have_defaults_and_bounds() {
     ] {
         let error = settled(&format!("[key]\n{text}")).unwrap_err();
         assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn what_a_cloud_would_refuse_later_is_refused_at_once() {
+    let entra = "type = \"entra-id\"\nclient_id = \"app\"\n";
+    let whole = "tenant = \"t\"\nscope = \"api://x/.default\"\n";
+    let id = "type = \"gcp-id-token\"\naudience = \"https://x\"\n";
+    let pool = "provider = \"projects/1/locations/global/workloadIdentityPools/a/providers/b\"\n";
+    let account = "service_account = \"a@p.iam.gserviceaccount.com\"\n";
+    for (text, says) in [
+        ("type = \"entra-id\"\n".to_owned(), "auth.client_id: is missing"),
+        (entra.to_owned(), "auth: one of scope, resource is needed"),
+        (format!("{entra}scope = \"a\"\nresource = \"b\"\n"), "auth.resource: cannot stand beside scope"),
+        (format!("{entra}scope = \"a\"\n"), "auth.tenant: is missing"),
+        (format!("{entra}scope = \"a\"\ntenant = \"a/b\"\n"), "auth.tenant: is no directory"),
+        (format!("{entra}{whole}"), "auth: one of client_secret, certificate, federated is needed"),
+        (
+            format!("{entra}{whole}client_secret = \"s\"\nfederated = true\n"),
+            "auth.federated: cannot stand beside client_secret",
+        ),
+        (
+            format!("{entra}{whole}client_secret = {{ env = \"NONE\" }}\n"),
+            "auth.client_secret: the variable NONE is not set, or empty",
+        ),
+        (format!("{entra}{whole}client_secret = \"s\"\nkey = \"k\"\n"), "auth.key: does nothing without certificate"),
+        (
+            format!("{entra}{whole}client_secret = \"s\"\nissuer = \"https://x\"\n"),
+            "auth.issuer: does nothing without federated",
+        ),
+        (format!("{entra}{whole}certificate = \"none.pem\"\n"), "auth.certificate: cannot read"),
+        (
+            format!("{entra}{whole}federated = true\nendpoint = \"https://x/token\"\n"),
+            "auth.tenant: does nothing beside endpoint",
+        ),
+        (
+            format!("{entra}scope = \"a\"\nfederated = true\nendpoint = \"http://login.example/token\"\n"),
+            "auth.endpoint: tokens are asked for over https://",
+        ),
+        (format!("{entra}{whole}federated = true\nprovider = \"x\"\n"), "auth.provider: is not for type \"entra-id\""),
+        ("type = \"gcp-id-token\"\nmetadata = true\n".to_owned(), "auth.audience: is missing"),
+        (id.to_owned(), "auth: one of key, provider, metadata is needed"),
+        (format!("{id}{pool}metadata = true\n"), "auth.metadata: cannot stand beside provider"),
+        (format!("{id}{pool}"), "auth.service_account: is missing"),
+        (format!("{id}{pool}service_account = \"a\"\n"), "auth.service_account: \"a\" is no service account"),
+        (format!("{id}{account}provider = \"b\"\n"), "auth.provider: \"b\" is no provider"),
+        (format!("{id}{account}metadata = true\n"), "auth.service_account: does nothing without provider"),
+        (format!("{id}key = \"{{}}\"\n"), "auth.key: is no key file of a service account"),
+        (format!("{id}metadata = true\ntenant = \"t\"\n"), "auth.tenant: is not for type \"gcp-id-token\""),
+        ("type = \"gcp-service-account\"\naudience = \"https://x\"\n".to_owned(), "auth.key: is missing"),
+    ] {
+        let service = "[[service]]\nname = \"a\"\norigin = \"http://127.0.0.1:1\"\n[service.auth]\n";
+        let said = settled(&format!("{service}{text}")).unwrap_err();
+        assert!(said.contains("connector.toml:") && said.contains(says), "{text}\n{said}");
+        assert!(!said.contains("\"s\""), "{said}");
+    }
+    for text in [
+        format!("{entra}{whole}client_secret = {{ env = \"KEY\" }}\n"),
+        format!("{entra}resource = \"https://x\"\ntenant = \"contoso.com\"\nfederated = true\n"),
+        format!("{id}{pool}{account}"),
+        format!("{id}metadata = true\nheader = \"x-serverless-authorization\"\n"),
+    ] {
+        let service = "[[service]]\nname = \"a\"\norigin = \"http://127.0.0.1:1\"\n[service.auth]\n";
+        let settled = settled(&format!("{service}{text}")).unwrap();
+        assert_ne!(settled.services[0].auth.as_ref().unwrap().kind(), "jwt");
     }
 }

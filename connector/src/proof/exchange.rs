@@ -123,7 +123,11 @@ impl Endpoint {
     /// # Errors
     /// [`Trouble::Away`]: there is no answer.
     pub async fn ask(&self, question: Question, names: &Names) -> Result<Answer, Trouble> {
-        let away = |fault: &Fault| Trouble::Away { by: self.url.clone(), why: fault.to_string() };
+        let away = |fault: &Fault| Trouble::Away {
+            by: self.url.clone(),
+            // Its hints are for origins.
+            why: fault.to_string().replace("[service.tls]", "[service.auth]").replace("the origin", "the endpoint"),
+        };
         let mut request = Request::new(Body::full(Bytes::copy_from_slice(&question.body)));
         *request.method_mut() = question.method;
         *request.uri_mut() = http::Uri::from(self.target.clone());

@@ -325,7 +325,7 @@ impl SigningKey {
         match &self.pair {
             Pair::Ed(pair) => Some(pair.sign(text).as_ref().to_vec()),
             Pair::Es(pair) => pair.sign(&SystemRandom::new(), text).ok().map(|signature| signature.as_ref().to_vec()),
-            Pair::Rs(pair) => rsa::sign(pair, text),
+            Pair::Rs(pair) => rsa::sign(pair, rsa::Padding::Pkcs1, text),
         }
     }
 }

@@ -15,19 +15,29 @@ use culvert_model::reason::Reason;
 use http::HeaderName;
 use tokio::time::timeout;
 
+mod carried;
+mod entra_id;
 pub mod exchange;
+mod federated;
 mod fields;
+pub mod gcp;
 mod held;
+mod jws;
 mod jwt;
 mod keys;
 mod rsa;
 mod trouble;
 
+pub use carried::Carried;
+pub use entra_id::{CertificateKey, ClientCredential, EntraId, EntraIdSettings, SharedSecret, Wanted};
+pub use federated::{Federated, FederatedSettings};
 pub use fields::{FieldPolicy, SetHeader, Untrailed, may_have_trailers};
 pub use held::{Fresh, Holder, Holding, Source};
 pub use jwt::{Jwt, JwtSettings, OWN_CLAIMS};
 pub use keys::{Proofs, SigningKey};
 pub use trouble::Trouble;
+
+use gcp::{GcpIdToken, GcpServiceAccount, IdTokenFrom};
 
 /// How long a request waits for a proof that others have a part in: then it fails.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -37,6 +47,12 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 pub enum Proof {
     /// A token that this connector signs.
     Jwt(Jwt),
+    /// A token of Microsoft Entra ID.
+    EntraId(Carried<EntraId>),
+    /// A token that Google signs.
+    GcpIdToken(Carried<GcpIdToken>),
+    /// A token that a Google service account's key signs.
+    GcpServiceAccount(Carried<GcpServiceAccount>),
 }
 
 /// What a proof is about.
@@ -50,9 +66,18 @@ pub struct About<'a> {
 
 impl Proof {
     /// What it signs with, of the keys that this connector makes.
-    pub const fn algorithm(&self) -> Option<Algorithm> {
+    pub fn algorithm(&self) -> Option<Algorithm> {
         match self {
             Self::Jwt(jwt) => Some(jwt.algorithm()),
+            Self::EntraId(carried) => match &carried.holder().source().settings().credential {
+                ClientCredential::Federated(federated) => Some(federated.algorithm()),
+                ClientCredential::Secret(_) | ClientCredential::Certificate(_) => None,
+            },
+            Self::GcpIdToken(carried) => match &carried.holder().source().settings().from {
+                IdTokenFrom::Federation(federation) => Some(federation.federated.algorithm()),
+                IdTokenFrom::Key { .. } | IdTokenFrom::Metadata(_) => None,
+            },
+            Self::GcpServiceAccount(_) => None,
         }
     }
 
@@ -60,6 +85,61 @@ impl Proof {
     pub fn fields(&self) -> Vec<HeaderName> {
         match self {
             Self::Jwt(jwt) => vec![jwt.header().clone()],
+            Self::EntraId(carried) => vec![carried.header().clone()],
+            Self::GcpIdToken(carried) => vec![carried.header().clone()],
+            Self::GcpServiceAccount(carried) => vec![carried.header().clone()],
+        }
+    }
+
+    /// Sees to it that what is needed is there before a request comes.
+    pub fn tend(&self, service: &ServiceName, proofs: &Proofs) {
+        match self {
+            Self::Jwt(_) => {}
+            Self::EntraId(carried) => drop(carried.holder().at_hand(service, proofs)),
+            Self::GcpIdToken(carried) => drop(carried.holder().at_hand(service, proofs)),
+            Self::GcpServiceAccount(carried) => drop(carried.holder().at_hand(service, proofs)),
+        }
+    }
+
+    /// Comes in the place of another: what that one holds serves until there is something new, if it is for the same.
+    pub fn take_over(&self, other: &Self) {
+        match (self, other) {
+            (Self::EntraId(new), Self::EntraId(old))
+                if new.holder().source().is_for_the_same(old.holder().source()) =>
+            {
+                new.holder().take_over(old.holder());
+            }
+            (Self::GcpIdToken(new), Self::GcpIdToken(old))
+                if new.holder().source().is_for_the_same(old.holder().source()) =>
+            {
+                new.holder().take_over(old.holder());
+            }
+            (Self::GcpServiceAccount(new), Self::GcpServiceAccount(old))
+                if new.holder().source().is_for_the_same(old.holder().source()) =>
+            {
+                new.holder().take_over(old.holder());
+            }
+            _ => {}
+        }
+    }
+
+    /// What it holds of others; none for a kind that needs nobody.
+    pub fn holding(&self) -> Option<Holding> {
+        match self {
+            Self::Jwt(_) => None,
+            Self::EntraId(carried) => Some(carried.holder().holding()),
+            Self::GcpIdToken(carried) => Some(carried.holder().holding()),
+            Self::GcpServiceAccount(carried) => Some(carried.holder().holding()),
+        }
+    }
+
+    /// As `type` names it.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Jwt(_) => "jwt",
+            Self::EntraId(_) => "entra-id",
+            Self::GcpIdToken(_) => "gcp-id-token",
+            Self::GcpServiceAccount(_) => "gcp-service-account",
         }
     }
 
@@ -86,6 +166,9 @@ impl Proof {
                 }
                 proven => proven?,
             },
+            Self::EntraId(carried) => carried.prove(parts, about, proofs).await?,
+            Self::GcpIdToken(carried) => carried.prove(parts, about, proofs).await?,
+            Self::GcpServiceAccount(carried) => carried.prove(parts, about, proofs).await?,
         }
         Ok(body)
     }
@@ -103,3 +186,6 @@ pub fn cannot(why: impl fmt::Display) -> Fault {
 pub async fn in_time<T>(making: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
     timeout(PATIENCE, Box::pin(making)).await.unwrap_or_else(|_| Err(cannot("the proof was not there in time")))
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,6 +28,7 @@ pub struct ConnectorMetrics {
     relay_up: Gauges<1>,
     last_handshake: Gauges<1>,
     certificate_expiry: Gauges<2>,
+    proof_left: Gauges<1>,
     services: Mutex<HashMap<ServiceName, ServiceMetrics>>,
 }
 
@@ -70,6 +71,11 @@ impl ConnectorMetrics {
                 "culvert_certificate_expiry_seconds",
                 "Until a certificate of [service.tls] ends",
                 ["service", "file"],
+            ),
+            proof_left: registry.gauges(
+                "culvert_proof_left_seconds",
+                "How long what [service.auth] holds of others is good for; 0: there is nothing",
+                ["service"],
             ),
             services: Mutex::new(HashMap::new()),
             registry,
@@ -115,6 +121,11 @@ impl ConnectorMetrics {
     /// Takes how many seconds each certificate has left: service, setting, seconds.
     pub fn set_certificates<'a>(&self, ends: impl Iterator<Item = (&'a str, &'a str, f64)>) {
         self.certificate_expiry.replace(ends.map(|(service, file, left)| ([service, file], left)));
+    }
+
+    /// Takes how many seconds what each service's proof holds is good for: service, seconds.
+    pub fn set_proofs<'a>(&self, ends: impl Iterator<Item = (&'a str, f64)>) {
+        self.proof_left.replace(ends.map(|(service, left)| ([service], left)));
     }
 
     /// All of them as text, with what is gathered when it is asked for.
@@ -173,6 +184,7 @@ mod tests {
         metrics.answered(&orders, StatusCode::BAD_GATEWAY, Duration::from_millis(3));
         metrics.failed(Some(&orders), Reason::OriginRefused);
         metrics.set_certificates([("orders", "cert", 60.0)].into_iter());
+        metrics.set_proofs([("orders", 30.0)].into_iter());
         let text =
             metrics.text(&[("orders".to_owned(), false)], &[("relay".to_owned(), true, Some(Duration::from_secs(2)))]);
         for line in [
@@ -185,6 +197,7 @@ mod tests {
             "culvert_relay_up{relay=\"relay\"} 1",
             "culvert_last_handshake_seconds{relay=\"relay\"} 2",
             "culvert_certificate_expiry_seconds{service=\"orders\",file=\"cert\"} 60",
+            "culvert_proof_left_seconds{service=\"orders\"} 30",
         ] {
             assert!(text.contains(line), "{line}\n{text}");
         }

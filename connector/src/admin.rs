@@ -91,7 +91,7 @@ impl Window {
                 "origin": upstream.service.origin.to_string(),
                 "source": if upstream.is_managed() { "relay" } else { "connector" },
                 "proxy_protocol": upstream.service.proxy_protocol.map(ProxyProtocol::name),
-                "certificates": upstream.service.tls.iter().flat_map(|tls| tls.expiries()).map(certificate).collect::<Vec<_>>(),
+                "certificates": upstream.service.expiries().map(|end| certificate(&end)).collect::<Vec<_>>(),
                 "proof": upstream.service.auth.as_deref().map(proof),
                 "up": why_down.is_none(),
                 "reason": why_down.as_ref().map(|down| &down.reason),
@@ -197,8 +197,7 @@ impl Admin for Window {
             .map(|(name, state)| (name, state.up, state.last_handshake.and_then(|then| now.duration_since(then).ok())))
             .collect();
         shared.metrics.set_certificates(table.iter().flat_map(|upstream| {
-            let ends = upstream.service.tls.iter().flat_map(|tls| tls.expiries());
-            ends.map(|end| (upstream.service.name.as_str(), end.file, end.seconds_left(now)))
+            upstream.service.expiries().map(|end| (upstream.service.name.as_str(), end.file, end.seconds_left(now)))
         }));
         shared.metrics.set_proofs(table.iter().filter_map(|upstream| {
             let holding = upstream.service.auth.as_ref()?.holding()?;

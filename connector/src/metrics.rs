@@ -69,7 +69,7 @@ impl ConnectorMetrics {
             ),
             certificate_expiry: registry.gauges(
                 "culvert_certificate_expiry_seconds",
-                "Until a certificate of [service.tls] ends",
+                "Until a certificate of [service.tls] or [service.auth] ends",
                 ["service", "file"],
             ),
             proof_left: registry.gauges(

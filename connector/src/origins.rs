@@ -193,8 +193,8 @@ pub async fn tend(origins: Origins) {
         origins.tend_proofs();
         for upstream in origins.table().iter() {
             let service = &upstream.service;
-            for end in service.tls.iter().flat_map(|tls| tls.expiries()) {
-                if warnings.is_due(&service.name, end, now) {
+            for end in service.expiries() {
+                if warnings.is_due(&service.name, &end, now) {
                     let at = rfc3339(end.at);
                     tracing::warn!(service = %service.name, file = end.file, at, "a certificate ends soon: renew it");
                 }

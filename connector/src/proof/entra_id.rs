@@ -23,6 +23,7 @@ use super::federated::{Federated, TheirClock};
 use super::rsa::{Padding, RsaKey};
 use super::trouble::Trouble;
 use super::{Fresh, Proofs, Source, jws};
+use crate::tls::Expiry;
 
 /// Microsoft: "short, 5-10 minutes after nbf at most".
 const ASSERTION: u64 = 300;
@@ -72,6 +73,7 @@ pub struct CertificateKey {
     key: RsaKey,
     /// `x5t#S256`
     thumbprint: String,
+    expiry: Option<Expiry>,
 }
 
 /// Asks Entra ID.
@@ -101,7 +103,13 @@ impl CertificateKey {
         if !key.is_of(certificate) {
             return Err("is not the certificate's");
         }
-        Ok(Self { key, thumbprint: URL_SAFE_NO_PAD.encode(Sha256::digest(certificate)) })
+        let thumbprint = URL_SAFE_NO_PAD.encode(Sha256::digest(certificate));
+        Ok(Self { key, thumbprint, expiry: Expiry::of_one("certificate", certificate) })
+    }
+
+    /// When the certificate ends.
+    pub const fn expiry(&self) -> Option<Expiry> {
+        self.expiry
     }
 
     fn assertion(&self, client_id: &str, audience: &str, now: SystemTime) -> Option<Zeroizing<String>> {

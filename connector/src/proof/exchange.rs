@@ -25,7 +25,7 @@ use crate::connect::{Admission, Way, connect};
 use crate::names::Names;
 use crate::origin::{Host, Origin};
 use crate::origin_io::OriginIo;
-use crate::reach::now;
+use crate::proof::now;
 use crate::tls::{ClientTls, Offer};
 
 /// The largest answer. Tokens have a few KiB.

@@ -82,6 +82,7 @@ impl Federated {
                 proofs.issuer_is_told().await;
             }
             proofs.key_is_made(self.0.algorithm(), now).await;
+            proofs.is_heard().await;
         };
         // What is missing is said below.
         let _ = timeout(PATIENCE, ready).await;

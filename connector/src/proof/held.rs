@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use super::trouble::Trouble;
 use super::{Proofs, cannot, in_time};
-use crate::reach::now;
+use crate::proof::now;
 
 /// How long an endpoint that failed is left alone at first, and at most; twice as long each time.
 const REST: Duration = Duration::from_secs(1);

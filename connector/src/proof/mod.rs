@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::future::Future;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use culvert_hop::body::Body;
 use culvert_hop::fault::{Fault, Retry, Side};
@@ -37,6 +37,7 @@ pub use jwt::{Jwt, JwtSettings, OWN_CLAIMS};
 pub use keys::{Proofs, SigningKey};
 pub use trouble::Trouble;
 
+use crate::tls::Expiry;
 use gcp::{GcpIdToken, GcpServiceAccount, IdTokenFrom};
 
 /// How long a request waits for a proof that others have a part in: then it fails.
@@ -133,6 +134,17 @@ impl Proof {
         }
     }
 
+    /// When a certificate ends that it is made with.
+    pub fn expiry(&self) -> Option<Expiry> {
+        match self {
+            Self::EntraId(carried) => match &carried.holder().source().settings().credential {
+                ClientCredential::Certificate(certificate) => certificate.expiry(),
+                ClientCredential::Secret(_) | ClientCredential::Federated(_) => None,
+            },
+            Self::Jwt(_) | Self::GcpIdToken(_) | Self::GcpServiceAccount(_) => None,
+        }
+    }
+
     /// As `type` names it.
     pub const fn kind(&self) -> &'static str {
         match self {
@@ -185,6 +197,11 @@ pub fn cannot(why: impl fmt::Display) -> Fault {
 /// Its own, or that it was not there in time.
 pub async fn in_time<T>(making: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
     timeout(PATIENCE, Box::pin(making)).await.unwrap_or_else(|_| Err(cannot("the proof was not there in time")))
+}
+
+/// The time that lives are counted by: this host's own, which nobody sets.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 #[cfg(test)]

@@ -14,10 +14,10 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::proof::carried::field;
+use crate::proof::now;
 use crate::proof::rsa::{Padding, RsaKey};
 use crate::proof::trouble::Trouble;
 use crate::proof::{Fresh, Proofs, Source, jws};
-use crate::reach::now;
 
 /// The longest that Google takes.
 const LIFETIME: Duration = Duration::from_secs(3600);

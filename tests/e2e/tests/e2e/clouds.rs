@@ -165,7 +165,10 @@ async fn every_way_to_a_clouds_token_is_taken_by_its_vendor_and_is_all_that_the_
     for service in status["services"].as_array().context("services")? {
         assert!(service["proof"]["left_seconds"].as_u64().is_some_and(|left| left > 3000), "{service}");
     }
-    assert!(connector.ask("/metrics").await?.text().contains("culvert_proof_left_seconds{service=\"federated\"} 3"));
+    let metrics = connector.ask("/metrics").await?.text();
+    assert!(metrics.contains("culvert_proof_left_seconds{service=\"federated\"} 3"), "{metrics}");
+    let end = "culvert_certificate_expiry_seconds{service=\"certificate\",file=\"certificate\"} 7";
+    assert!(metrics.contains(end), "90 days: {metrics}");
     Ok(())
 }
 

@@ -12,13 +12,16 @@ use http::{HeaderName, HeaderValue, header};
 use serde::de::DeserializeOwned;
 
 use super::Place;
-use crate::proof::Proof;
+use crate::origin::Origin;
 use crate::proof::exchange::Endpoint;
+use crate::proof::{MOST, Proof, USUAL_LIMIT};
 use crate::tls::{ClientTls, Files};
 
+mod aws;
 mod entra_id;
 mod federated;
 mod gcp;
+mod http_signature;
 mod jwt;
 
 /// One service's `[service.auth]`, and where it stands.
@@ -26,6 +29,8 @@ struct Auth<'a, 'b> {
     place: &'a Place<'b>,
     key: &'a str,
     table: &'a toml::Table,
+    /// Whether the origin is reached by https.
+    is_tls: bool,
     /// Files whose change is a reason to reload.
     watched: RefCell<&'a mut Vec<PathBuf>>,
 }
@@ -35,9 +40,10 @@ impl Place<'_> {
         &self,
         key: &str,
         table: &toml::Table,
+        origin: &Origin,
         watched: &mut Vec<PathBuf>,
     ) -> Result<Proof, ConfigError> {
-        let auth = Auth { place: self, key, table, watched: RefCell::new(watched) };
+        let auth = Auth { place: self, key, table, is_tls: origin.is_tls(), watched: RefCell::new(watched) };
         match table.get("type").and_then(toml::Value::as_str) {
             Some("jwt") => auth.keeps_to("jwt", &jwt::KEYS).and_then(|()| jwt::settle(&auth).map(Proof::Jwt)),
             Some("entra-id") => {
@@ -51,6 +57,14 @@ impl Place<'_> {
             Some("gcp-service-account") => {
                 auth.keeps_to("gcp-service-account", &gcp::SERVICE_ACCOUNT_KEYS)?;
                 gcp::service_account(&auth).map(Proof::GcpServiceAccount)
+            }
+            Some("http-signature") => {
+                auth.keeps_to("http-signature", &http_signature::KEYS)?;
+                http_signature::settle(&auth).map(Proof::HttpSignature)
+            }
+            Some("aws-sigv4") => {
+                auth.keeps_to("aws-sigv4", &aws::KEYS)?;
+                aws::settle(&auth).map(Proof::AwsSigV4)
             }
             Some(other) => Err(auth.wrong("type", format_args!("{other:?} is none that this version knows"))),
             None => Err(auth.wrong("type", "is missing")),
@@ -79,6 +93,10 @@ impl Auth<'_, '_> {
     fn needed(&self, what: &str, given: Option<String>, why: &str) -> Result<String, ConfigError> {
         let given = given.filter(|text| !text.is_empty());
         given.ok_or_else(|| self.wrong(what, format_args!("is missing: {why}")))
+    }
+
+    fn variable(&self, name: &str) -> Option<String> {
+        self.place.environment.var(name)
     }
 
     /// Reads a secret, and has its file watched.
@@ -136,6 +154,15 @@ impl Auth<'_, '_> {
     /// The field of somebody else's token, and what stands before it wherever that is.
     fn bearer(&self, header: Option<&str>, prefix: Option<String>) -> Result<(HeaderName, String), ConfigError> {
         self.header_and_prefix(header, Some(prefix.unwrap_or_else(|| "Bearer ".to_owned())))
+    }
+
+    /// The longest body that is read whole for its proof.
+    fn payload_limit(&self, given: Option<usize>) -> Result<usize, ConfigError> {
+        match given {
+            None => Ok(USUAL_LIMIT),
+            Some(limit) if (1..=MOST).contains(&limit) => Ok(limit),
+            Some(_) => Err(self.wrong("payload_limit", "must be from 1 to 64MiB")),
+        }
     }
 
     /// The field that a token goes in, and what stands before it there.

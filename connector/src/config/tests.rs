@@ -4,6 +4,7 @@ use std::fs;
 use tempfile::TempDir;
 
 use super::*;
+use crate::proof::Proof;
 use crate::service::HostPolicy;
 
 struct Host(TempDir);
@@ -297,4 +298,120 @@ fn what_a_cloud_would_refuse_later_is_refused_at_once() {
         let settled = settled(&format!("{service}{text}")).unwrap();
         assert_ne!(settled.services[0].auth.as_ref().unwrap().kind(), "jwt");
     }
+}
+
+#[test]
+fn what_no_signature_of_a_request_can_be_is_refused_with_its_line() {
+    let service = "[[service]]\nname = \"a\"\norigin = \"http://127.0.0.1:1\"\n";
+    let signed = &format!("{service}[service.auth]\ntype = \"http-signature\"\n");
+    let hmac = &format!("{signed}algorithm = \"hmac-sha256\"\n");
+    let key = "key = \"0123456789abcdef\"\n";
+    for (text, line, says) in [
+        (signed.clone(), 5, "auth.algorithm: is missing: hmac-sha256"),
+        (format!("{signed}algorithm = \"ES256\"\n"), 6, "must be hmac-sha256"),
+        (hmac.clone(), 6, "auth.key: is missing"),
+        (format!("{hmac}key = \"hunter2\"\n"), 7, "shorter than 16 bytes"),
+        (format!("{hmac}key = \"hunter2\"\nencoding = \"base64\"\n"), 7, "no base64"),
+        (format!("{hmac}{key}label = \"A\"\n"), 8, "small letters"),
+        (format!("{hmac}{key}keyid = \"\u{e9}\"\n"), 8, "characters"),
+        (format!("{hmac}{key}lifetime = \"2h\"\n"), 8, "10s to 1h"),
+        (format!("{hmac}{key}components = [\"@status\"]\n"), 8, "nothing that can be covered"),
+        (format!("{hmac}{key}components = [\"te\"]\n"), 8, "cannot be covered"),
+        (format!("{hmac}{key}components = [\"@path\", \"@path\"]\n"), 8, "twice"),
+        (format!("{hmac}{key}components = [\"@path\"]\n"), 8, "lacks content-digest"),
+        (format!("{hmac}{key}digest = \"none\"\ncomponents = []\n"), 9, "is of nothing"),
+        (format!("{hmac}{key}digest = \"none\"\ncomponents = [\"content-digest\"]\n"), 9, "is the caller's"),
+        (format!("{hmac}{key}digest = \"none\"\npayload_limit = \"1MiB\"\n"), 9, "take it out"),
+        (format!("{hmac}{key}payload_limit = \"1GiB\"\n"), 8, "1 to 64MiB"),
+        (format!("{hmac}{key}audience = \"a\"\n"), 8, "is not for type \"http-signature\""),
+        (format!("{signed}algorithm = \"ed25519\"\nkey = \"hunter2\"\n"), 7, "openssl genpkey -algorithm ed25519"),
+        (format!("{signed}algorithm = \"ed25519\"\nencoding = \"base64\"\n"), 7, "in PEM"),
+        (
+            format!(
+                "{service}remove_headers = [\"content_digest\"]\n[service.auth]\ntype = \"http-signature\"\nalgorithm = \"ed25519\"\n"
+            ),
+            7,
+            "elsewhere too",
+        ),
+    ] {
+        let said = settled(&text).unwrap_err();
+        assert!(said.contains(&format!("connector.toml:{line}: ")) && said.contains(says), "{text}\n{said}");
+        assert!(!said.contains("hunter2"), "{said}");
+    }
+}
+
+#[test]
+fn what_cannot_sign_for_aws_is_refused_with_its_line() {
+    let service = "[[service]]\nname = \"a\"\norigin = \"http://127.0.0.1:1\"\n";
+    let typed = format!("{service}[service.auth]\ntype = \"aws-sigv4\"\n");
+    let aws = format!("{typed}region = \"eu-west-1\"\nservice = \"execute-api\"\n");
+    let role = "role_arn = \"arn:aws:iam::1:role/x\"\n";
+    let keys = "access_key_id = \"AKID\"\nsecret_access_key = \"hunter2\"\n";
+    for (text, line, says) in [
+        (typed.clone(), 5, "auth.service: is missing"),
+        (format!("{typed}service = \"lambda\"\n"), 6, "auth.region: is missing"),
+        (format!("{typed}service = \"Execute API\"\nregion = \"r\"\n"), 6, "small letters"),
+        (format!("{aws}credentials = \"environment\"\n"), 8, "AWS_ACCESS_KEY_ID is not set"),
+        (format!("{aws}access_key_id = \"AKID\"\n"), 8, "go together"),
+        (format!("{aws}{keys}credentials = \"profile\"\n"), 8, "is not for credentials that come from \"profile\""),
+        (format!("{aws}role_arn = \"role/x\"\n"), 8, "arn:aws:iam"),
+        (format!("{aws}credentials = \"web-identity\"\n"), 8, "auth.role_arn: is missing"),
+        (format!("{aws}{role}session_name = \"a b\"\n"), 9, "2 to 64 letters"),
+        (format!("{aws}{role}session_lifetime = \"5m\"\n"), 9, "15m to 12h"),
+        (format!("{aws}{role}algorithm = \"EdDSA\"\n"), 9, "RS256 or ES256"),
+        (format!("{aws}{role}token_file = \"t\"\nsubject = \"s\"\n"), 10, "take one out"),
+        (format!("{aws}{role}endpoint = \"http://sts.example\"\n"), 9, "https://"),
+        (format!("{aws}{role}profile = \"x\"\n"), 8, "take it out"),
+        (format!("{aws}{keys}endpoint = \"https://sts.example\"\n"), 10, "take it out"),
+        (format!("{aws}credentials = \"container\"\n"), 8, "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
+        (format!("{aws}access_key_id = \"A B\"\nsecret_access_key = \"hunter2\"\n"), 9, "no key has"),
+        (format!("{aws}profile = \"x\"\ncredentials = \"environment\"\n"), 8, "take it out"),
+        (format!("{aws}profile_file = \"none\"\n"), 8, "cannot read"),
+        (format!("{aws}{keys}payload = \"chunked\"\n"), 10, "S3 alone"),
+        (format!("{aws}{keys}payload = \"unsigned\"\npayload_limit = \"1KiB\"\n"), 11, "take it out"),
+        (format!("{aws}{keys}payload_limit = \"0\"\n"), 10, "1 to 64MiB"),
+        (format!("{aws}{keys}signed_headers = [\"te\"]\n"), 10, "cannot be signed"),
+        (format!("{aws}{keys}tenant = \"a\"\n"), 10, "is not for type \"aws-sigv4\""),
+    ] {
+        let said = settled(&text).unwrap_err();
+        assert!(said.contains(&format!("connector.toml:{line}: ")) && said.contains(says), "{text}\n{said}");
+        assert!(!said.contains("hunter2"), "{said}");
+    }
+}
+
+#[test]
+fn aws_credentials_are_found_in_the_order_of_awss_own_tools() {
+    let host = Host::new(
+        "[[service]]\nname = \"a\"\norigin = \"http://127.0.0.1:1\"\n[service.auth]\ntype = \"aws-sigv4\"\nservice = \"lambda\"\n",
+    );
+    let home = host.0.path().display().to_string();
+    let region = ("AWS_REGION", "eu-west-1");
+    let lent = |env: &[(&str, &str)]| {
+        let settled = host.settle(&[&[region, ("HOME", &home)], env].concat(), &[]).unwrap();
+        format!("{:?}", settled.services[0].auth)
+    };
+    assert!(lent(&[]).contains("Instance"), "the last resort");
+    let container = ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "/v2/x");
+    assert!(lent(&[container]).contains("http://169.254.170.2/v2/x"));
+    let token = [("AWS_WEB_IDENTITY_TOKEN_FILE", "/token"), ("AWS_ROLE_ARN", "arn:aws:iam::1:role/x"), container];
+    let shown = lent(&token);
+    assert!(shown.contains("https://sts.eu-west-1.amazonaws.com/") && shown.contains("/token"), "{shown}");
+    fs::create_dir(host.0.path().join(".aws")).unwrap();
+    fs::write(
+        host.0.path().join(".aws/credentials"),
+        "[default]\naws_access_key_id = AKIDDEFAULT\naws_secret_access_key = s\n[b]\naws_access_key_id = AKIDB\naws_secret_access_key = s\n",
+    )
+    .unwrap();
+    let found = |env: &[(&str, &str)]| {
+        let settled = host.settle(&[&[region, ("HOME", &home)], env].concat(), &[]).unwrap();
+        let watched = settled.watched.iter().any(|path| path.ends_with(".aws/credentials"));
+        match settled.services[0].auth.as_deref() {
+            Some(Proof::AwsSigV4(signing)) => (signing.key_id().unwrap_or_default().to_owned(), watched),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(found(&[]), ("AKIDDEFAULT".to_owned(), true));
+    assert_eq!(found(&[("AWS_PROFILE", "b")]), ("AKIDB".to_owned(), true));
+    let keys = [("AWS_ACCESS_KEY_ID", "AKIDENV"), ("AWS_SECRET_ACCESS_KEY", "s"), ("AWS_PROFILE", "b")];
+    assert_eq!(found(&keys), ("AKIDENV".to_owned(), false));
 }

@@ -15,6 +15,7 @@ use culvert_model::reason::Reason;
 use http::HeaderName;
 use tokio::time::timeout;
 
+mod aws;
 mod carried;
 mod entra_id;
 pub mod exchange;
@@ -25,9 +26,15 @@ mod held;
 mod jws;
 mod jwt;
 mod keys;
+mod payload;
 mod rsa;
+mod signature;
 mod trouble;
 
+pub use aws::{
+    AwsSettings, AwsSigV4, BadProfile, ContainerToken, CredentialSource, Credentials, IdentityToken, Lender,
+    PayloadPolicy, Scope, WebIdentity, profile,
+};
 pub use carried::Carried;
 pub use entra_id::{CertificateKey, ClientCredential, EntraId, EntraIdSettings, SharedSecret, Wanted};
 pub use federated::{Federated, FederatedSettings};
@@ -35,6 +42,10 @@ pub use fields::{FieldPolicy, SetHeader, Untrailed, may_have_trailers};
 pub use held::{Fresh, Holder, Holding, Source};
 pub use jwt::{Jwt, JwtSettings, OWN_CLAIMS};
 pub use keys::{Proofs, SigningKey};
+pub use payload::{MOST, USUAL_LIMIT};
+pub use signature::{
+    BadComponent, BadKey, Component, HttpSignature, KeySource, SignatureAlgorithm, SignatureSettings, USUAL_COMPONENTS,
+};
 pub use trouble::Trouble;
 
 use crate::tls::Expiry;
@@ -54,6 +65,10 @@ pub enum Proof {
     GcpIdToken(Carried<GcpIdToken>),
     /// A token that a Google service account's key signs.
     GcpServiceAccount(Carried<GcpServiceAccount>),
+    /// A signature of the request (RFC 9421).
+    HttpSignature(HttpSignature),
+    /// A signature of the request, as AWS takes it.
+    AwsSigV4(AwsSigV4),
 }
 
 /// What a proof is about.
@@ -79,6 +94,8 @@ impl Proof {
                 IdTokenFrom::Key { .. } | IdTokenFrom::Metadata(_) => None,
             },
             Self::GcpServiceAccount(_) => None,
+            Self::HttpSignature(signature) => signature.algorithm(),
+            Self::AwsSigV4(signature) => signature.algorithm(),
         }
     }
 
@@ -89,13 +106,18 @@ impl Proof {
             Self::EntraId(carried) => vec![carried.header().clone()],
             Self::GcpIdToken(carried) => vec![carried.header().clone()],
             Self::GcpServiceAccount(carried) => vec![carried.header().clone()],
+            Self::HttpSignature(signature) => signature.fields(),
+            Self::AwsSigV4(signature) => signature.fields(),
         }
     }
 
     /// Sees to it that what is needed is there before a request comes.
     pub fn tend(&self, service: &ServiceName, proofs: &Proofs) {
         match self {
-            Self::Jwt(_) => {}
+            Self::Jwt(_) | Self::HttpSignature(_) => {}
+            Self::AwsSigV4(signature) => {
+                let _ = signature.holder().map(|holder| holder.at_hand(service, proofs));
+            }
             Self::EntraId(carried) => drop(carried.holder().at_hand(service, proofs)),
             Self::GcpIdToken(carried) => drop(carried.holder().at_hand(service, proofs)),
             Self::GcpServiceAccount(carried) => drop(carried.holder().at_hand(service, proofs)),
@@ -120,6 +142,7 @@ impl Proof {
             {
                 new.holder().take_over(old.holder());
             }
+            (Self::AwsSigV4(new), Self::AwsSigV4(old)) => new.take_over(old),
             _ => {}
         }
     }
@@ -127,7 +150,8 @@ impl Proof {
     /// What it holds of others; none for a kind that needs nobody.
     pub fn holding(&self) -> Option<Holding> {
         match self {
-            Self::Jwt(_) => None,
+            Self::Jwt(_) | Self::HttpSignature(_) => None,
+            Self::AwsSigV4(signature) => signature.holder().map(Holder::holding),
             Self::EntraId(carried) => Some(carried.holder().holding()),
             Self::GcpIdToken(carried) => Some(carried.holder().holding()),
             Self::GcpServiceAccount(carried) => Some(carried.holder().holding()),
@@ -141,7 +165,11 @@ impl Proof {
                 ClientCredential::Certificate(certificate) => certificate.expiry(),
                 ClientCredential::Secret(_) | ClientCredential::Federated(_) => None,
             },
-            Self::Jwt(_) | Self::GcpIdToken(_) | Self::GcpServiceAccount(_) => None,
+            Self::Jwt(_)
+            | Self::GcpIdToken(_)
+            | Self::GcpServiceAccount(_)
+            | Self::HttpSignature(_)
+            | Self::AwsSigV4(_) => None,
         }
     }
 
@@ -152,6 +180,8 @@ impl Proof {
             Self::EntraId(_) => "entra-id",
             Self::GcpIdToken(_) => "gcp-id-token",
             Self::GcpServiceAccount(_) => "gcp-service-account",
+            Self::HttpSignature(_) => "http-signature",
+            Self::AwsSigV4(_) => "aws-sigv4",
         }
     }
 
@@ -159,7 +189,7 @@ impl Proof {
     /// be sent. The service's policy has taken out whatever the caller sent under [`Proof::fields`].
     ///
     /// # Errors
-    /// A [`Fault`] `origin_auth`: nothing may be sent.
+    /// A [`Fault`], `origin_auth` for most reasons: nothing may be sent.
     pub async fn prove(
         &self,
         parts: &mut RequestParts,
@@ -181,6 +211,8 @@ impl Proof {
             Self::EntraId(carried) => carried.prove(parts, about, proofs).await?,
             Self::GcpIdToken(carried) => carried.prove(parts, about, proofs).await?,
             Self::GcpServiceAccount(carried) => carried.prove(parts, about, proofs).await?,
+            Self::HttpSignature(signature) => return Box::pin(signature.prove(parts, body, proofs, now)).await,
+            Self::AwsSigV4(signature) => return Box::pin(signature.prove(parts, body, about, proofs, now)).await,
         }
         Ok(body)
     }

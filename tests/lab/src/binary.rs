@@ -7,6 +7,14 @@ use anyhow::{Context as _, Result, ensure};
 /// Debian's own Python, which sees Debian's modules; one on the path may not.
 pub const PYTHON: &str = "/usr/bin/python3";
 
+/// The Python that has what `tests/run` installs from PyPI: in `target/python`, or the one that `CULVERT_TEST_PYTHON` names.
+pub fn python() -> PathBuf {
+    match std::env::var_os("CULVERT_TEST_PYTHON") {
+        Some(python) => PathBuf::from(python),
+        None => project().join("target/python/bin/python3"),
+    }
+}
+
 /// One of the workspace's binaries: beside the running test, or in `CULVERT_BIN_DIR`.
 ///
 /// # Errors

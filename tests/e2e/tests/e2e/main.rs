@@ -35,6 +35,7 @@ mod revoked;
 mod rotation;
 mod secrets;
 mod settings;
+mod signatures;
 mod silence;
 mod slow_callers;
 mod state_directory;

@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
+use std::time::SystemTime;
 
 use culvert_hop::body::{Body, Ending, Outcome};
 use culvert_hop::exchange::{Answer, SendError};
@@ -171,6 +172,9 @@ impl Gate {
         match send(upstream, Request::from_parts(parts, body), &deadlines).await? {
             Answer::Response(response) => {
                 let (mut parts, body) = response.into_parts();
+                if let Some(auth) = &service.auth {
+                    auth.answered(&service.name, &parts, SystemTime::now());
+                }
                 response::accept(&mut parts)?;
                 Ok(Response::from_parts(parts, body))
             }

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use culvert_hop::body::Body;
 use culvert_hop::fault::{Fault, Retry, Side};
-use culvert_hop::message::RequestParts;
+use culvert_hop::message::{RequestParts, ResponseParts};
 use culvert_model::name::ServiceName;
 use culvert_model::proof::Algorithm;
 use culvert_model::reason::Reason;
-use http::HeaderName;
+use http::{HeaderName, StatusCode};
 use tokio::time::timeout;
 
 mod aws;
@@ -29,6 +29,7 @@ mod keys;
 mod payload;
 mod rsa;
 mod signature;
+mod skew;
 mod trouble;
 
 pub use aws::{
@@ -170,6 +171,13 @@ impl Proof {
             | Self::GcpServiceAccount(_)
             | Self::HttpSignature(_)
             | Self::AwsSigV4(_) => None,
+        }
+    }
+
+    /// The origin answered: if it refused, and its clock is far from this host's, the log says so.
+    pub fn answered(&self, service: &ServiceName, answer: &ResponseParts, now: SystemTime) {
+        if matches!(answer.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+            skew::tell(service, &answer.headers, now);
         }
     }
 

@@ -139,7 +139,7 @@ fn serve(socket: BorrowedFd<'_>) {
         let count = usize::from(request.count).min(MOST);
         let opened: Result<Vec<_>, _> = (0..count).map(|_| open(request.kind)).collect();
         let reply = match opened {
-            Ok(sockets) => Reply::Sockets { kind: request.kind, sockets },
+            Ok(sockets) => Reply::Sockets { kind: request.kind, asked: request.count, sockets },
             Err(errno) => Reply::Short { kind: request.kind, errno: errno as i32 },
         };
         if reply.send(socket).is_err() {

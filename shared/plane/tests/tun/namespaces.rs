@@ -38,6 +38,9 @@ fn main() -> ExitCode {
     if words == [CHILD_ARGUMENT] {
         return child_main();
     }
+    // As the relay does to itself: the child starts from there.
+    let _ = nix::sys::prctl::set_dumpable(false);
+    let _ = nix::sys::prctl::set_no_new_privs();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let done = runtime.map_err(Into::into).and_then(|runtime| match words[..] {
         ["transfer", way, bytes] => runtime.block_on(transfer(parse(way), bytes.parse()?)),

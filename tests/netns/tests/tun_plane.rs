@@ -129,9 +129,13 @@ impl Scene {
         tokio::task::spawn_blocking(move || scene.internet.private.run("bash", &["-c", &command])).await?
     }
 
-    /// Datagrams that the relay's host has sent in parts.
+    /// Datagrams that went in parts, from the relay's host or from the router on the way.
     fn parts(&self) -> Result<u64> {
-        let counters = self.internet.gateway.run("cat", &["/proc/net/snmp6", "/proc/net/snmp"])?;
+        Ok(Self::parts_of(&self.internet.gateway)? + Self::parts_of(&self.internet.internet)?)
+    }
+
+    fn parts_of(place: &Namespace) -> Result<u64> {
+        let counters = place.run("cat", &["/proc/net/snmp6", "/proc/net/snmp"])?;
         let v6 = counters.lines().find_map(|line| line.strip_prefix("Ip6FragOKs"));
         let v4: Vec<_> = counters.lines().filter(|line| line.starts_with("Ip: ")).collect();
         let [names, values] = v4[..] else { bail!("{counters}") };
@@ -332,9 +336,15 @@ async fn on_a_path_of_1280_bytes_everything_still_arrives() -> Result<()> {
     if skipped("tun plane on a narrow path") {
         return Ok(());
     }
-    for v6_outside in [false, true] {
+    for (v6_outside, far) in [(false, false), (true, false), (false, true), (true, true)] {
         let scene = Scene::build(v6_outside).await?;
-        scene.internet.narrow(1280)?;
+        if far {
+            // The relay's host does not see it: a router takes IPv4 apart, and tells about IPv6.
+            scene.internet.internet.ip(&["link", "set", "to-vpc", "mtu", "1280"])?;
+            scene.internet.private.ip(&["link", "set", "lan", "mtu", "1280"])?;
+        } else {
+            scene.internet.narrow(1280)?;
+        }
         scene
             .at_relay(|scene| async move {
                 let mut side = Side::start(&scene, Way::Thread, None).await?;
@@ -347,7 +357,7 @@ async fn on_a_path_of_1280_bytes_everything_still_arrives() -> Result<()> {
                 Ok(())
             })
             .await
-            .with_context(|| format!("IPv6 outside: {v6_outside}"))?;
+            .with_context(|| format!("IPv6 outside: {v6_outside}, far: {far}"))?;
     }
     Ok(())
 }

@@ -129,6 +129,14 @@ impl Scene {
         tokio::task::spawn_blocking(move || scene.internet.private.run("bash", &["-c", &command])).await?
     }
 
+    /// What a host would notice: routes, links, settings.
+    fn host(&self) -> Result<String> {
+        let host = &self.internet.gateway;
+        let settings = ["net.ipv4.ip_local_port_range", "net.ipv4.tcp_mtu_probing", "net.ipv6.conf.default.accept_ra"];
+        let links = host.ip(&["-brief", "link"])?;
+        Ok(host.ip(&["route", "show", "table", "all"])? + &links + &host.run("sysctl", &settings)?)
+    }
+
     /// Datagrams that went in parts, from the relay's host or from the router on the way.
     fn parts(&self) -> Result<u64> {
         Ok(Self::parts_of(&self.internet.gateway)? + Self::parts_of(&self.internet.internet)?)
@@ -449,7 +457,7 @@ async fn a_peer_reaches_nothing_but_echo_on_the_relays_inner_addresses() -> Resu
     let scene = Scene::build(false).await?;
     // The relay's host has the same private range itself, and something listens there.
     scene.internet.gateway.ip(&["addr", "add", "10.20.0.5/16", "dev", "wan"])?;
-    let before = scene.internet.gateway.ip(&["route", "show", "table", "all"])?;
+    let before = scene.host()?;
     scene
         .at_relay(move |scene| async move {
             let _listener = TcpListener::bind("0.0.0.0:9000").await?;
@@ -493,7 +501,7 @@ async fn a_peer_reaches_nothing_but_echo_on_the_relays_inner_addresses() -> Resu
             Ok(())
         })
         .await?;
-    let after = scene.internet.gateway.ip(&["route", "show", "table", "all"])?;
-    ensure!(before == after, "the host's routes are as they were: {after}");
+    let after = scene.host()?;
+    ensure!(before == after, "the host is as it was: {after}");
     Ok(())
 }

@@ -70,7 +70,7 @@ pub const SETTINGS: &[Setting] = &[
     ),
     Setting::new(
         "service[].auth.type",
-        Kind::Choice(&["jwt", "http-signature", "aws-sigv4"]),
+        Kind::Choice(&["jwt", "entra-id", "gcp-id-token", "gcp-service-account", "aws-sigv4", "http-signature"]),
         "how a request is proven to have come through here",
     ),
     Setting::new(
@@ -90,11 +90,37 @@ pub const SETTINGS: &[Setting] = &[
         "request: a token of its own for each request, for its method and path alone",
     ),
     Setting::new("service[].auth.claims.*", Kind::Text, "more claims"),
+    Setting::new("service[].auth.tenant", Kind::Text, "Entra ID's directory: its id or a domain"),
+    Setting::new("service[].auth.client_id", Kind::Text, "the application that asks Entra ID"),
+    Setting::new("service[].auth.scope", Kind::Text, "what for, as api://APPLICATION/.default"),
+    Setting::new("service[].auth.resource", Kind::Text, "what for, as endpoints of version 1 have it"),
+    Setting::new("service[].auth.client_secret", Kind::Secret, "how the application proves itself: by this,"),
+    Setting::new("service[].auth.certificate", Kind::Path, "or by a certificate that was uploaded, and its key,"),
+    Setting::new("service[].auth.federated", Kind::Bool, "or by a token of this connector"),
     Setting::new(
         "service[].auth.key",
         Kind::Secret,
-        "what http-signature signs with: the shared secret, or a private key in PEM in place of the connector's own",
+        "the certificate's RSA key (PEM), a Google service account's key file (JSON), or what http-signature signs with",
     ),
+    Setting::new(
+        "service[].auth.provider",
+        Kind::Text,
+        "the workload identity pool's provider that takes a token of this connector",
+    ),
+    Setting::new("service[].auth.service_account", Kind::Text, "the account that it may then speak for"),
+    Setting::new("service[].auth.provider_audience", Kind::Text, "aud of that token, where the provider wants another"),
+    Setting::new("service[].auth.metadata", Kind::Bool, "ask the metadata server: on a machine of Google Cloud"),
+    Setting::new(
+        "service[].auth.endpoint",
+        Kind::Url,
+        "where tokens or credentials are asked for, in place of the cloud's own",
+    ),
+    Setting::new(
+        "service[].auth.impersonation_endpoint",
+        Kind::Url,
+        "in place of https://iamcredentials.googleapis.com",
+    ),
+    Setting::new("service[].auth.ca", Kind::Path, "authorities to trust there in place of the system's"),
     Setting::new("service[].auth.encoding", Kind::Choice(&["text", "base64"]), "how a shared secret is written (text)"),
     Setting::new(
         "service[].auth.keyid",
@@ -135,6 +161,14 @@ pub const SETTINGS: &[Setting] = &[
     Setting::new("service[].auth.session_token", Kind::Secret, "its token, if it is a temporary one"),
     Setting::new("service[].auth.profile", Kind::Text, "the profile (AWS_PROFILE, or default)"),
     Setting::new("service[].auth.profile_file", Kind::Path, "where it is (~/.aws/credentials)"),
+    Setting::new("service[].auth.role_arn", Kind::Text, "the AWS role to take for the connector's own token, by STS"),
+    Setting::new(
+        "service[].auth.session_name",
+        Kind::Text,
+        "what the role's session is called in AWS's logs (culvert)",
+    ),
+    Setting::new("service[].auth.session_lifetime", Kind::Duration, "how long the role is lent: 15m to 12h (1h)"),
+    Setting::new("service[].auth.token_file", Kind::Path, "the token to take it for, in place of the connector's own"),
     Setting::new(
         "service[].auth.payload",
         Kind::Choice(&["signed", "unsigned", "chunked"]),

@@ -29,6 +29,7 @@ pub struct ConnectorMetrics {
     relay_up: Gauges<1>,
     last_handshake: Gauges<1>,
     certificate_expiry: Gauges<2>,
+    proof_left: Gauges<1>,
     services: Mutex<HashMap<ServiceName, ServiceMetrics>>,
 }
 
@@ -59,8 +60,13 @@ impl ConnectorMetrics {
             ),
             certificate_expiry: registry.gauges(
                 "culvert_certificate_expiry_seconds",
-                "Until a certificate of [service.tls] ends",
+                "Until a certificate of [service.tls] or [service.auth] ends",
                 ["service", "file"],
+            ),
+            proof_left: registry.gauges(
+                "culvert_proof_left_seconds",
+                "How long what [service.auth] holds of others is good for; 0: there is nothing",
+                ["service"],
             ),
             services: Mutex::new(HashMap::new()),
             registry,
@@ -108,6 +114,11 @@ impl ConnectorMetrics {
         self.certificate_expiry.replace(ends.map(|(service, file, left)| ([service, file], left)));
     }
 
+    /// Takes how many seconds what each service's proof holds is good for: service, seconds.
+    pub fn set_proofs<'a>(&self, ends: impl Iterator<Item = (&'a str, f64)>) {
+        self.proof_left.replace(ends.map(|(service, left)| ([service], left)));
+    }
+
     /// All of them as text, with what is gathered when it is asked for.
     pub fn text(&self, services: &[(String, bool)], relays: &[(String, bool, Option<Duration>)]) -> String {
         let up = |up: bool| if up { 1.0 } else { 0.0 };
@@ -152,6 +163,7 @@ mod tests {
         metrics.answered(&orders, StatusCode::BAD_GATEWAY, Duration::from_millis(3));
         metrics.failed(Some(&orders), Reason::OriginRefused);
         metrics.set_certificates([("orders", "cert", 60.0)].into_iter());
+        metrics.set_proofs([("orders", 30.0)].into_iter());
         let text =
             metrics.text(&[("orders".to_owned(), false)], &[("relay".to_owned(), true, Some(Duration::from_secs(2)))]);
         for line in [
@@ -164,6 +176,7 @@ mod tests {
             "culvert_relay_up{relay=\"relay\"} 1",
             "culvert_last_handshake_seconds{relay=\"relay\"} 2",
             "culvert_certificate_expiry_seconds{service=\"orders\",file=\"cert\"} 60",
+            "culvert_proof_left_seconds{service=\"orders\"} 30",
         ] {
             assert!(text.contains(line), "{line}\n{text}");
         }

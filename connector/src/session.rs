@@ -411,9 +411,7 @@ impl Session<'_> {
     /// A connector that signs nothing says nothing: an older relay is not asked what it does not know.
     async fn tell_proof_keys(&mut self) -> Result<(), ControlError> {
         let origins = &self.shared.origins;
-        // One that an older relay does not know would end the session.
-        let mut keys = origins.proofs().published();
-        keys.retain(|key| key.alg.is_known_to_all() || self.algorithms.contains(&key.alg));
+        let keys = origins.proofs().published_to(&self.algorithms);
         let table = origins.table();
         let proven = table.iter().filter(|upstream| upstream.service.auth.is_some());
         let callers = proven.map(|upstream| upstream.service.name.clone()).collect();

@@ -4,18 +4,23 @@
 
 use std::cell::RefCell;
 use std::fmt::Display;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use culvert_ops::config::ConfigError;
 use culvert_ops::secret::{Secret, SecretSpec};
 use culvert_origin::origin::Origin;
+use culvert_origin::proof::exchange::Endpoint;
 use culvert_origin::proof::{MOST, Proof, USUAL_LIMIT};
+use culvert_origin::tls::{ClientTls, Files};
 use http::{HeaderName, HeaderValue, header};
 use serde::de::DeserializeOwned;
 
 use super::Place;
 
 mod aws;
+mod entra_id;
+mod federated;
+mod gcp;
 mod http_signature;
 mod jwt;
 
@@ -41,6 +46,18 @@ impl Place<'_> {
         let auth = Auth { place: self, key, table, is_tls: origin.is_tls(), watched: RefCell::new(watched) };
         match table.get("type").and_then(toml::Value::as_str) {
             Some("jwt") => auth.keeps_to("jwt", &jwt::KEYS).and_then(|()| jwt::settle(&auth).map(Proof::Jwt)),
+            Some("entra-id") => {
+                auth.keeps_to("entra-id", &entra_id::KEYS)?;
+                entra_id::settle(&auth).map(Proof::EntraId)
+            }
+            Some("gcp-id-token") => {
+                auth.keeps_to("gcp-id-token", &gcp::ID_TOKEN_KEYS)?;
+                gcp::id_token(&auth).map(Proof::GcpIdToken)
+            }
+            Some("gcp-service-account") => {
+                auth.keeps_to("gcp-service-account", &gcp::SERVICE_ACCOUNT_KEYS)?;
+                gcp::service_account(&auth).map(Proof::GcpServiceAccount)
+            }
             Some("http-signature") => {
                 auth.keeps_to("http-signature", &http_signature::KEYS)?;
                 http_signature::settle(&auth).map(Proof::HttpSignature)
@@ -87,6 +104,56 @@ impl Auth<'_, '_> {
         let environment = self.place.environment;
         self.watched.borrow_mut().extend(spec.sources.iter().filter_map(|source| source.watched(environment)));
         spec.read(environment).map_err(|error| self.wrong(what, error))
+    }
+
+    /// Reads a file, and has it watched.
+    fn file(&self, what: &str, path: &Path) -> Result<Vec<u8>, ConfigError> {
+        self.watched.borrow_mut().push(path.to_path_buf());
+        let wrong = |error| self.wrong(what, format_args!("cannot read {}: {error}", path.display()));
+        std::fs::read(path).map_err(wrong)
+    }
+
+    /// Where tokens are asked for, verified by the authorities in `ca`, or the system's.
+    fn endpoint(&self, what: &str, url: &str, ca: Option<&Path>) -> Result<Endpoint, ConfigError> {
+        let is_tls = url.starts_with("https://");
+        let tls = match (is_tls, ca) {
+            (true, ca) => {
+                let ca = ca.map(|path| self.file("ca", path)).transpose()?;
+                let tls = ClientTls::new(Files { ca, ..Files::default() });
+                Some(tls.map_err(|error| self.wrong("ca", error))?)
+            }
+            (false, _) => None,
+        };
+        Endpoint::new(url, || tls).map_err(|error| self.wrong(what, error))
+    }
+
+    /// Exactly one of several keys.
+    fn one_of(&self, given: &[(&str, bool)]) -> Result<(), ConfigError> {
+        let names = || given.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+        let mut set = given.iter().filter(|(_, is_given)| *is_given).map(|(name, _)| *name);
+        match (set.next(), set.next()) {
+            (Some(_), None) => Ok(()),
+            (None, _) => {
+                let why = format_args!("one of {} is needed", names());
+                Err(self.place.loaded.wrong(self.key, why))
+            }
+            (Some(first), Some(second)) => {
+                Err(self.wrong(second, format_args!("cannot stand beside {first}: only one of {} can", names())))
+            }
+        }
+    }
+
+    /// Refuses a key that does nothing without another.
+    fn goes_with(&self, what: &str, is_given: bool, other: &str, is_other_given: bool) -> Result<(), ConfigError> {
+        match is_given && !is_other_given {
+            true => Err(self.wrong(what, format_args!("does nothing without {other}: take it out"))),
+            false => Ok(()),
+        }
+    }
+
+    /// The field of somebody else's token, and what stands before it wherever that is.
+    fn bearer(&self, header: Option<&str>, prefix: Option<String>) -> Result<(HeaderName, String), ConfigError> {
+        self.header_and_prefix(header, Some(prefix.unwrap_or_else(|| "Bearer ".to_owned())))
     }
 
     /// The longest body that is read whole for its proof.

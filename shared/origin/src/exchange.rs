@@ -2,6 +2,8 @@
 //!
 //! Must never follow a redirect, send a request whose proof could not be made, or send one twice that may have been read.
 
+use std::time::SystemTime;
+
 use culvert_hop::body::Body;
 use culvert_hop::exchange::{Answer, Deadlines, SendError};
 use culvert_hop::fault::{Fault, Retry, Side};
@@ -95,7 +97,11 @@ pub async fn ask(
         false => body,
     };
     let deadlines = service.timeouts.deadlines();
-    send(upstream, Request::from_parts(parts, body), &deadlines).await
+    let answer = send(upstream, Request::from_parts(parts, body), &deadlines).await?;
+    if let (Some(auth), Answer::Response(response)) = (&service.auth, &answer) {
+        auth.answered(&service.name, response.status(), response.headers(), SystemTime::now());
+    }
+    Ok(answer)
 }
 
 /// Connects to an origin that is raw TCP, and tells it who connected where it is set to be told.

@@ -120,6 +120,16 @@ impl Origins {
         }
     }
 
+    /// Has what proofs need of others got before it is needed.
+    fn tend_proofs(&self) {
+        // Not in tests without a runtime.
+        if tokio::runtime::Handle::try_current().is_ok() {
+            for upstream in self.table().iter() {
+                upstream.service.auth.iter().for_each(|auth| auth.tend(&upstream.service.name, &self.proofs));
+            }
+        }
+    }
+
     /// The present table.
     pub fn table(&self) -> Arc<Table> {
         self.table.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
@@ -131,9 +141,15 @@ impl Origins {
         let old = self.table();
         let mut kept = Vec::new();
         let upstreams = services.into_iter().map(|entry| {
-            let Entry { service, admission } = entry.into();
+            let Entry { mut service, admission } = entry.into();
             let name: Box<str> = service.name.as_str().into();
-            let same = old.upstreams.get(&name).filter(|upstream| upstream.reached_as(&service, &admission));
+            let before = old.upstreams.get(&name);
+            if let (Some(auth), Some(old)) = (&mut service.auth, before.and_then(|before| before.service.auth.as_ref()))
+            {
+                // A token is not asked for again because a file changed that it has nothing to do with.
+                if auth == old { *auth = old.clone() } else { auth.take_over(old) }
+            }
+            let same = before.filter(|upstream| upstream.reached_as(&service, &admission));
             let upstream = match same {
                 Some(upstream) => {
                     kept.push(name.clone());
@@ -148,6 +164,7 @@ impl Origins {
         let table = Arc::new(Table { upstreams: upstreams.collect() });
         *self.table.write().unwrap_or_else(std::sync::PoisonError::into_inner) = table;
         self.tend_keys(SystemTime::now());
+        self.tend_proofs();
         if self.table().iter().any(|upstream| upstream.service.auth.is_some()) {
             // Relays hear of services that came to be proven.
             self.proofs.renew();
@@ -180,10 +197,11 @@ pub async fn tend(origins: Origins) {
         ticks.tick().await;
         let now = SystemTime::now();
         origins.tend_keys(now);
+        origins.tend_proofs();
         for upstream in origins.table().iter() {
             let service = &upstream.service;
-            for end in service.tls.iter().flat_map(|tls| tls.expiries()) {
-                if warnings.is_due(&service.name, end, now) {
+            for end in service.expiries() {
+                if warnings.is_due(&service.name, &end, now) {
                     let at = rfc3339(end.at);
                     tracing::warn!(service = %service.name, file = end.file, at, "a certificate ends soon: renew it");
                 }

@@ -14,7 +14,7 @@ use http::{HeaderName, HeaderValue};
 use crate::origin::{Origin, split_authority};
 use crate::proof::{FieldPolicy, Proof};
 use crate::proxy_protocol::ProxyProtocol;
-use crate::tls::ClientTls;
+use crate::tls::{ClientTls, Expiry};
 
 /// A named origin.
 #[derive(Debug, Clone, PartialEq)]
@@ -114,6 +114,14 @@ impl Service {
             balance: None,
             timeouts: Timeouts::default(),
         }
+    }
+}
+
+impl Service {
+    /// When the certificates end that it is reached or proven with.
+    pub fn expiries(&self) -> impl Iterator<Item = Expiry> {
+        let tls = self.tls.iter().flat_map(|tls| tls.expiries().iter().copied());
+        tls.chain(self.auth.iter().filter_map(|auth| auth.expiry()))
     }
 }
 

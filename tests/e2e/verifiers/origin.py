@@ -4,7 +4,7 @@ origin.py http-signature ALGORITHM SCHEME KEYFILE...
 origin.py sigv4 SERVICE REGION CREDENTIALSFILE
 
 It says where it listens, and answers 200 with what came as JSON, or 403 with why. Key files are read at every request: PEM
-of public keys, or base64 of secrets. The credentials file has an id, a secret and perhaps a token, each on a line.
+of public keys, or base64 of secrets. The credentials file has an id, a secret and perhaps tokens that are good now, each on a line.
 """
 
 import base64
@@ -47,7 +47,7 @@ def sigv4(request, body):
     from botocore.credentials import Credentials
 
     service, region, file = ARGS
-    own, secret, *token = pathlib.Path(file).read_text().split()
+    own, secret, *tokens = pathlib.Path(file).read_text().split()
     said = request.headers.get_all("authorization", [])
     if len(said) != 1 or not said[0].startswith("AWS4-HMAC-SHA256 "):
         raise Refused(f"authorization: {said}")
@@ -57,7 +57,8 @@ def sigv4(request, body):
     needed = {name for name in names if name.startswith("x-amz-") or name in ("host", "content-type")} | {"x-amz-date"}
     if missing := needed - set(covered):
         raise Refused(f"not signed: {missing}")
-    if request.headers.get_all("x-amz-security-token", []) != token:
+    shown = request.headers.get_all("x-amz-security-token", [])
+    if shown not in ([[token] for token in tokens] or [[]]):
         raise Refused("another session's token")
     stamp = request.headers["x-amz-date"]
     then = datetime.datetime.strptime(stamp, "%Y%m%dT%H%M%SZ").replace(tzinfo=datetime.timezone.utc)
@@ -68,7 +69,7 @@ def sigv4(request, body):
         if name.lower() in covered:
             signed.headers.add_header(name, value)
     signed.context["timestamp"] = stamp
-    auth = (S3SigV4Auth if service == "s3" else SigV4Auth)(Credentials(own, secret, *token), service, region)
+    auth = (S3SigV4Auth if service == "s3" else SigV4Auth)(Credentials(own, secret, *shown), service, region)
     if parts["Credential"] != auth.scope(signed):
         raise Refused(f"Credential={parts['Credential']} is not {auth.scope(signed)}")
     canonical = auth.canonical_request(signed)
@@ -80,7 +81,7 @@ def sigv4(request, body):
         body = unchunked(request, body, auth, signed, expected)
     elif payload != "UNSIGNED-PAYLOAD" and payload != hashlib.sha256(body).hexdigest():
         raise Refused(f"the payload is not {payload}")
-    return {"payload": payload, "covered": covered, "sha256": hashlib.sha256(body).hexdigest(), "length": len(body)}
+    return {"payload": payload, "covered": covered, "session": shown, "sha256": hashlib.sha256(body).hexdigest(), "length": len(body)}
 
 
 def unchunked(request, body, auth, signed, before):

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use culvert_ops::config::ConfigError;
 use culvert_ops::secret::SecretSpec;
+use culvert_origin::proof::{
+    Component, HttpSignature, KeySource, SignatureAlgorithm, SignatureSettings, USUAL_COMPONENTS,
+};
 use serde::Deserialize;
 
 use super::super::raw::given;
 use super::Auth;
-use culvert_origin::proof::{
-    Component, HttpSignature, KeySource, SignatureAlgorithm, SignatureSettings, USUAL_COMPONENTS,
-};
 
 /// Below, clocks and ways take more than a signature lives; above, a recorded request is of use for too long.
 const LIFETIMES: std::ops::RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_secs(3600);

@@ -14,7 +14,6 @@ use culvert_hop::fault::{Fault, Side};
 use culvert_hop::message::Request;
 use culvert_hop::pool::{Lost, Opener, Pool, PoolSettings};
 use culvert_model::reason::Reason;
-use culvert_ops::runtime::now;
 use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -28,6 +27,7 @@ use crate::network::{Network, Sockets};
 use crate::origin::{Host, Origin};
 use crate::origin_io::OriginIo;
 use crate::tls::{ClientTls, Offer};
+use culvert_ops::runtime::now;
 
 /// The largest answer. Tokens have a few KiB.
 const MOST: usize = 64 * 1024;
@@ -124,7 +124,11 @@ impl Endpoint {
     /// # Errors
     /// [`Trouble::Away`]: there is no answer.
     pub async fn ask(&self, question: Question, names: &Names) -> Result<Answer, Trouble> {
-        let away = |fault: &Fault| Trouble::Away { by: self.url.clone(), why: fault.to_string() };
+        let away = |fault: &Fault| Trouble::Away {
+            by: self.url.clone(),
+            // Its hints are for origins.
+            why: fault.to_string().replace("[service.tls]", "[service.auth]").replace("the origin", "the endpoint"),
+        };
         let mut request = Request::new(Body::full(Bytes::copy_from_slice(&question.body)));
         *request.method_mut() = question.method;
         *request.uri_mut() = http::Uri::from(self.target.clone());

@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use culvert_hop::fault::Fault;
 use culvert_model::name::ServiceName;
-use culvert_ops::runtime::now;
 use culvert_ops::task::{Task, spawn};
 use tokio::sync::watch;
 
 use super::trouble::Trouble;
 use super::{Proofs, cannot, in_time};
+use culvert_ops::runtime::now;
 
 /// How long an endpoint that failed is left alone at first, and at most; twice as long each time.
 const REST: Duration = Duration::from_secs(1);

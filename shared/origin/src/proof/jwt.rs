@@ -7,15 +7,14 @@ use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use culvert_hop::fault::Fault;
 use culvert_hop::message::RequestParts;
 use culvert_model::proof::Algorithm;
 use http::{HeaderName, HeaderValue};
 use serde_json::{Map, Value};
+use zeroize::Zeroizing;
 
-use super::{About, Proofs, cannot};
+use super::{About, Proofs, cannot, jws};
 
 /// Claims that are ours to make.
 pub const OWN_CLAIMS: [&str; 10] =
@@ -89,11 +88,24 @@ impl Jwt {
         now: SystemTime,
     ) -> Result<(), Fault> {
         let value = match self.settings.is_bound {
-            true => self.mint(Some(parts), about, proofs, now)?,
+            true => field(&self.mint(Some(parts), about, proofs, now)?)?,
             false => self.cached(about, proofs, now)?,
         };
         parts.headers.append(self.settings.header.clone(), value);
         Ok(())
+    }
+
+    /// A token by itself, for whoever gives something else for it.
+    ///
+    /// # Errors
+    /// A [`Fault`] `origin_auth`.
+    pub fn token(&self, about: About<'_>, proofs: &Proofs, now: SystemTime) -> Result<Zeroizing<String>, Fault> {
+        self.mint(None, about, proofs, now)
+    }
+
+    /// Whether it names an issuer of its own.
+    pub const fn names_issuer(&self) -> bool {
+        self.settings.issuer.is_some()
     }
 
     fn cached(&self, about: About<'_>, proofs: &Proofs, now: SystemTime) -> Result<HeaderValue, Fault> {
@@ -107,7 +119,7 @@ impl Jwt {
         {
             return Ok(value.clone());
         }
-        let value = self.mint(None, about, proofs, now)?;
+        let value = field(&self.mint(None, about, proofs, now)?)?;
         if cached.len() >= KEPT {
             cached.clear();
         }
@@ -121,7 +133,7 @@ impl Jwt {
         About { service, caller }: About<'_>,
         proofs: &Proofs,
         now: SystemTime,
-    ) -> Result<HeaderValue, Fault> {
+    ) -> Result<Zeroizing<String>, Fault> {
         let settings = &self.settings;
         let issuer = settings.issuer.as_deref().map(Into::into).or_else(|| proofs.issuer());
         let issuer = issuer.ok_or_else(|| {
@@ -145,7 +157,7 @@ impl Jwt {
         claim("iat", seconds.into());
         claim("nbf", seconds.into());
         claim("exp", (seconds + settings.lifetime.as_secs()).into());
-        claim("jti", URL_SAFE_NO_PAD.encode(rand::random::<[u8; 16]>()).into());
+        claim("jti", jws::unique().into());
         if let Some(caller) = caller {
             claim("culvert_gateway", caller.into());
         }
@@ -154,20 +166,16 @@ impl Jwt {
             claim("culvert_path", parts.uri.path_and_query().map_or("/", |path| path.as_str()).into());
         }
         let head = format!(r#"{{"alg":"{}","kid":"{}","typ":"JWT"}}"#, settings.algorithm.name(), key.kid);
-        let claims = Value::Object(claims).to_string();
-        let mut token = String::with_capacity(512 + settings.prefix.len());
-        token.push_str(&settings.prefix);
-        URL_SAFE_NO_PAD.encode_string(head, &mut token);
-        token.push('.');
-        URL_SAFE_NO_PAD.encode_string(claims, &mut token);
-        let signed = token.get(settings.prefix.len()..).unwrap_or_default();
-        let signature = key.sign(signed.as_bytes()).ok_or_else(|| cannot("the token could not be signed"))?;
-        token.push('.');
-        URL_SAFE_NO_PAD.encode_string(signature, &mut token);
-        let mut value = HeaderValue::try_from(token).map_err(|_| cannot("the prefix holds what no field may hold"))?;
-        value.set_sensitive(true);
-        Ok(value)
+        jws::compact(&settings.prefix, &head, &Value::Object(claims), |text| key.sign(text))
+            .ok_or_else(|| cannot("the token could not be signed"))
     }
+}
+
+fn field(token: &str) -> Result<HeaderValue, Fault> {
+    let value = HeaderValue::from_str(token);
+    let mut value = value.map_err(|_| cannot("the prefix holds what no field may hold"))?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 impl PartialEq for Jwt {
@@ -186,6 +194,8 @@ impl fmt::Debug for Jwt {
 mod tests {
     use std::collections::BTreeSet;
 
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
     use culvert_hop::message::Request;
     use culvert_model::reason::Reason;
     use ring::signature::{

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -22,6 +22,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::rsa;
 use crate::names::Names;
+use culvert_ops::runtime::now;
 
 /// The file in the state directory.
 const FILE: &str = "proof.key";
@@ -31,6 +32,9 @@ const ROTATE_AFTER: Duration = Duration::from_secs(30 * 86_400);
 const AHEAD: Duration = Duration::from_secs(86_400);
 /// And so long after its last token was made: the longest life of a token, and room for clocks.
 const LINGER: Duration = Duration::from_secs(2 * 3600);
+
+/// Relays are told of a change by a message, which they have by then.
+const HEARD: Duration = Duration::from_secs(1);
 
 /// A connector's signing keys, and what tokens say of where to verify them. Clones share it.
 #[derive(Clone, Default)]
@@ -43,6 +47,7 @@ struct Inner {
     tunnel: RwLock<Option<Arc<str>>>,
     state: Mutex<Option<StateDir>>,
     changed: watch::Sender<u64>,
+    changed_at: Mutex<Option<Instant>>,
     /// Makes an RSA key, which takes long.
     making: Mutex<Option<Task<()>>>,
     names: Names,
@@ -164,7 +169,7 @@ impl Proofs {
         }
         *keys = next;
         drop(keys);
-        self.0.changed.send_modify(|version| *version += 1);
+        self.renew();
         Ok(is_missing)
     }
 
@@ -195,6 +200,14 @@ impl Proofs {
         self.0.keys.read().unwrap_or_else(PoisonError::into_inner).iter().map(|key| key.public.clone()).collect()
     }
 
+    /// Those of them that a relay may be told, which has said to know these beside what all do: over one that an older
+    /// relay does not know it would end the session.
+    pub fn published_to(&self, algorithms: &[Algorithm]) -> Vec<ProofKey> {
+        let mut keys = self.published();
+        keys.retain(|key| key.alg.is_known_to_all() || algorithms.contains(&key.alg));
+        keys
+    }
+
     /// Told when [`Proofs::published`] changed, or what tokens say.
     pub fn news(&self) -> watch::Receiver<u64> {
         self.0.changed.subscribe()
@@ -202,7 +215,20 @@ impl Proofs {
 
     /// Has relays told again.
     pub fn renew(&self) {
+        *self.0.changed_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(now());
         self.0.changed.send_modify(|version| *version += 1);
+    }
+
+    /// Waits until relays have heard of the last change: whoever verifies asks them at once, and may keep for long that a key
+    /// is none.
+    pub async fn is_heard(&self) {
+        loop {
+            let changed = *self.0.changed_at.lock().unwrap_or_else(PoisonError::into_inner);
+            match changed.map(|changed| changed + HEARD).filter(|heard| *heard > now()) {
+                Some(heard) => tokio::time::sleep_until(heard.into()).await,
+                None => return,
+            }
+        }
     }
 
     /// How often anything changed.
@@ -220,7 +246,7 @@ impl Proofs {
         };
         let (issuer, tunnel) = (set(&self.0.issuer, issuer), set(&self.0.tunnel, tunnel));
         if issuer || tunnel {
-            self.0.changed.send_modify(|version| *version += 1);
+            self.renew();
         }
     }
 
@@ -325,7 +351,7 @@ impl SigningKey {
         match &self.pair {
             Pair::Ed(pair) => Some(pair.sign(text).as_ref().to_vec()),
             Pair::Es(pair) => pair.sign(&SystemRandom::new(), text).ok().map(|signature| signature.as_ref().to_vec()),
-            Pair::Rs(pair) => rsa::sign(pair, text),
+            Pair::Rs(pair) => rsa::sign(pair, rsa::Padding::Pkcs1, text),
         }
     }
 }
@@ -383,6 +409,25 @@ mod tests {
         assert_eq!(kids(&again), kids(&first), "nothing is missing");
         state().write(FILE, b"[{}]").unwrap();
         assert!(Proofs::default().open(state()).unwrap_err().to_string().contains("proof.key"));
+    }
+
+    #[test]
+    fn an_older_relay_is_told_no_key_that_it_does_not_know() {
+        let proofs = Proofs::default();
+        proofs.need(&BTreeSet::from(Algorithm::ALL), SystemTime::now()).unwrap();
+        let told = |known: &[Algorithm]| proofs.published_to(known).iter().map(|key| key.alg).collect::<Vec<_>>();
+        assert_eq!(told(&[]), [Algorithm::EdDsa, Algorithm::Es256]);
+        assert_eq!(told(&Algorithm::ALL), Algorithm::ALL);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_is_shown_to_others_only_when_relays_have_heard_of_it() {
+        let (proofs, before) = (Proofs::default(), now());
+        proofs.is_heard().await;
+        assert_eq!(now(), before, "there is nothing to hear");
+        proofs.told("https://id.example/shop", "shop");
+        proofs.is_heard().await;
+        assert!(now() - before >= HEARD);
     }
 
     #[tokio::test]

@@ -8,25 +8,38 @@ use std::time::{Duration, SystemTime};
 
 use culvert_hop::body::Body;
 use culvert_hop::fault::{Fault, Retry, Side};
+use culvert_hop::fields::Fields;
 use culvert_hop::message::RequestParts;
 use culvert_model::name::ServiceName;
 use culvert_model::proof::Algorithm;
 use culvert_model::reason::Reason;
-use http::HeaderName;
+use http::{HeaderName, StatusCode};
 use tokio::time::timeout;
 
 mod aws;
+mod carried;
+mod entra_id;
 pub mod exchange;
+mod federated;
 mod fields;
+pub mod gcp;
 mod held;
+mod jws;
 mod jwt;
 mod keys;
 mod payload;
 mod rsa;
 mod signature;
+mod skew;
 mod trouble;
 
-pub use aws::{AwsSettings, AwsSigV4, BadProfile, CredentialSource, Credentials, PayloadPolicy, Scope, profile};
+pub use aws::{
+    AwsSettings, AwsSigV4, BadProfile, ContainerToken, CredentialSource, Credentials, IdentityToken, Lender,
+    PayloadPolicy, Scope, WebIdentity, profile,
+};
+pub use carried::Carried;
+pub use entra_id::{CertificateKey, ClientCredential, EntraId, EntraIdSettings, SharedSecret, Wanted};
+pub use federated::{Federated, FederatedSettings};
 pub use fields::{FieldPolicy, SetHeader, Untrailed, may_have_trailers, settable};
 pub use held::{Fresh, Holder, Holding, Source};
 pub use jwt::{Jwt, JwtSettings, OWN_CLAIMS};
@@ -37,6 +50,9 @@ pub use signature::{
 };
 pub use trouble::Trouble;
 
+use crate::tls::Expiry;
+use gcp::{GcpIdToken, GcpServiceAccount, IdTokenFrom};
+
 /// How long a request waits for a proof that others have a part in: then it fails.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -45,6 +61,12 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 pub enum Proof {
     /// A token that this connector signs.
     Jwt(Jwt),
+    /// A token of Microsoft Entra ID.
+    EntraId(Carried<EntraId>),
+    /// A token that Google signs.
+    GcpIdToken(Carried<GcpIdToken>),
+    /// A token that a Google service account's key signs.
+    GcpServiceAccount(Carried<GcpServiceAccount>),
     /// A signature of the request (RFC 9421).
     HttpSignature(HttpSignature),
     /// A signature of the request, as AWS takes it.
@@ -65,6 +87,15 @@ impl Proof {
     pub fn algorithm(&self) -> Option<Algorithm> {
         match self {
             Self::Jwt(jwt) => Some(jwt.algorithm()),
+            Self::EntraId(carried) => match &carried.holder().source().settings().credential {
+                ClientCredential::Federated(federated) => Some(federated.algorithm()),
+                ClientCredential::Secret(_) | ClientCredential::Certificate(_) => None,
+            },
+            Self::GcpIdToken(carried) => match &carried.holder().source().settings().from {
+                IdTokenFrom::Federation(federation) => Some(federation.federated.algorithm()),
+                IdTokenFrom::Key { .. } | IdTokenFrom::Metadata(_) => None,
+            },
+            Self::GcpServiceAccount(_) => None,
             Self::HttpSignature(signature) => signature.algorithm(),
             Self::AwsSigV4(signature) => signature.algorithm(),
         }
@@ -74,8 +105,92 @@ impl Proof {
     pub fn fields(&self) -> Vec<HeaderName> {
         match self {
             Self::Jwt(jwt) => vec![jwt.header().clone()],
+            Self::EntraId(carried) => vec![carried.header().clone()],
+            Self::GcpIdToken(carried) => vec![carried.header().clone()],
+            Self::GcpServiceAccount(carried) => vec![carried.header().clone()],
             Self::HttpSignature(signature) => signature.fields(),
             Self::AwsSigV4(signature) => signature.fields(),
+        }
+    }
+
+    /// Sees to it that what is needed is there before a request comes.
+    pub fn tend(&self, service: &ServiceName, proofs: &Proofs) {
+        match self {
+            Self::Jwt(_) | Self::HttpSignature(_) => {}
+            Self::AwsSigV4(signature) => {
+                let _ = signature.holder().map(|holder| holder.at_hand(service, proofs));
+            }
+            Self::EntraId(carried) => drop(carried.holder().at_hand(service, proofs)),
+            Self::GcpIdToken(carried) => drop(carried.holder().at_hand(service, proofs)),
+            Self::GcpServiceAccount(carried) => drop(carried.holder().at_hand(service, proofs)),
+        }
+    }
+
+    /// Comes in the place of another: what that one holds serves until there is something new, if it is for the same.
+    pub fn take_over(&self, other: &Self) {
+        match (self, other) {
+            (Self::EntraId(new), Self::EntraId(old))
+                if new.holder().source().is_for_the_same(old.holder().source()) =>
+            {
+                new.holder().take_over(old.holder());
+            }
+            (Self::GcpIdToken(new), Self::GcpIdToken(old))
+                if new.holder().source().is_for_the_same(old.holder().source()) =>
+            {
+                new.holder().take_over(old.holder());
+            }
+            (Self::GcpServiceAccount(new), Self::GcpServiceAccount(old))
+                if new.holder().source().is_for_the_same(old.holder().source()) =>
+            {
+                new.holder().take_over(old.holder());
+            }
+            (Self::AwsSigV4(new), Self::AwsSigV4(old)) => new.take_over(old),
+            _ => {}
+        }
+    }
+
+    /// What it holds of others; none for a kind that needs nobody.
+    pub fn holding(&self) -> Option<Holding> {
+        match self {
+            Self::Jwt(_) | Self::HttpSignature(_) => None,
+            Self::AwsSigV4(signature) => signature.holder().map(Holder::holding),
+            Self::EntraId(carried) => Some(carried.holder().holding()),
+            Self::GcpIdToken(carried) => Some(carried.holder().holding()),
+            Self::GcpServiceAccount(carried) => Some(carried.holder().holding()),
+        }
+    }
+
+    /// When a certificate ends that it is made with.
+    pub fn expiry(&self) -> Option<Expiry> {
+        match self {
+            Self::EntraId(carried) => match &carried.holder().source().settings().credential {
+                ClientCredential::Certificate(certificate) => certificate.expiry(),
+                ClientCredential::Secret(_) | ClientCredential::Federated(_) => None,
+            },
+            Self::Jwt(_)
+            | Self::GcpIdToken(_)
+            | Self::GcpServiceAccount(_)
+            | Self::HttpSignature(_)
+            | Self::AwsSigV4(_) => None,
+        }
+    }
+
+    /// The origin answered: if it refused, and its clock is far from this host's, the log says so.
+    pub fn answered(&self, service: &ServiceName, status: StatusCode, fields: &Fields, now: SystemTime) {
+        if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+            skew::tell(service, fields, now);
+        }
+    }
+
+    /// As `type` names it.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Jwt(_) => "jwt",
+            Self::EntraId(_) => "entra-id",
+            Self::GcpIdToken(_) => "gcp-id-token",
+            Self::GcpServiceAccount(_) => "gcp-service-account",
+            Self::HttpSignature(_) => "http-signature",
+            Self::AwsSigV4(_) => "aws-sigv4",
         }
     }
 
@@ -102,6 +217,9 @@ impl Proof {
                 }
                 proven => proven?,
             },
+            Self::EntraId(carried) => carried.prove(parts, about, proofs).await?,
+            Self::GcpIdToken(carried) => carried.prove(parts, about, proofs).await?,
+            Self::GcpServiceAccount(carried) => carried.prove(parts, about, proofs).await?,
             Self::HttpSignature(signature) => return Box::pin(signature.prove(parts, body, proofs, now)).await,
             Self::AwsSigV4(signature) => return Box::pin(signature.prove(parts, body, about, proofs, now)).await,
         }
@@ -121,3 +239,6 @@ pub fn cannot(why: impl fmt::Display) -> Fault {
 pub async fn in_time<T>(making: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
     timeout(PATIENCE, Box::pin(making)).await.unwrap_or_else(|_| Err(cannot("the proof was not there in time")))
 }
+
+#[cfg(test)]
+mod tests;

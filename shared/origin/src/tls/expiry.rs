@@ -17,7 +17,7 @@ const WARN_AGAIN: Duration = Duration::from_secs(86_400);
 /// The end of a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Expiry {
-    /// Which setting of `[service.tls]` names its file.
+    /// Which setting of `[service.tls]` or `[service.auth]` names its file.
     pub file: &'static str,
     /// Its end.
     pub at: SystemTime,
@@ -31,6 +31,11 @@ impl Expiry {
     /// Of our own chain: the first certificate of it that ends.
     pub(super) fn of_chain(chain: &[CertificateDer<'_>]) -> Option<Self> {
         ends(chain).min().map(|at| Self { file: "cert", at })
+    }
+
+    /// Of a certificate that is shown elsewhere than in TLS; `file` is the setting of `[service.auth]` that names it.
+    pub fn of_one(file: &'static str, der: &[u8]) -> Option<Self> {
+        Some(Self { file, at: certificate::read(der)?.not_after })
     }
 
     /// Of authorities: the last one that ends. An old one beside it is common, and hurts nobody.

@@ -6,6 +6,7 @@ mod backup;
 mod bad_input;
 mod callers;
 mod clones;
+mod clouds;
 mod confined;
 mod day;
 mod deploy;

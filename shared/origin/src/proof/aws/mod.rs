@@ -2,8 +2,10 @@
 //!
 //! Must never send a request that is not signed, or a caller's signature beside ours.
 
+mod answer;
 mod canonical;
 mod chunked;
+mod lender;
 mod profile;
 mod sign;
 mod source;
@@ -20,13 +22,14 @@ use http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, TRANSFER_ENC
 use http::{HeaderName, HeaderValue};
 use http_body::Body as _;
 
+pub use lender::{ContainerToken, IdentityToken, Lender, WebIdentity};
 pub use profile::{BadProfile, read as profile};
 pub use sign::{Credentials, Scope};
 pub use source::CredentialSource;
 
 use self::chunked::{Chunked, STREAMING, encoded_length};
 use self::sign::{Signed, Signer, sha256, stamp};
-use super::{About, Proofs, cannot, payload};
+use super::{About, Holder, Proofs, cannot, payload};
 
 const DATE: HeaderName = HeaderName::from_static("x-amz-date");
 const CONTENT_SHA256: HeaderName = HeaderName::from_static("x-amz-content-sha256");
@@ -80,6 +83,24 @@ impl AwsSigV4 {
         self.settings.credentials.algorithm()
     }
 
+    /// What holds credentials that are lent.
+    pub fn holder(&self) -> Option<&Holder<Lender>> {
+        match &self.settings.credentials {
+            CredentialSource::Fixed(_) => None,
+            CredentialSource::Lent(holder) => Some(holder),
+        }
+    }
+
+    /// Comes in the place of another: what was lent to that one serves until there is something new, if it is the same
+    /// that was lent.
+    pub fn take_over(&self, other: &Self) {
+        if let (Some(new), Some(old)) = (self.holder(), other.holder())
+            && new.source() == old.source()
+        {
+            new.take_over(old);
+        }
+    }
+
     /// The id of the access key, where it is known before it is asked for.
     pub fn key_id(&self) -> Option<&str> {
         self.settings.credentials.key_id()
@@ -104,7 +125,7 @@ impl AwsSigV4 {
         proofs: &Proofs,
         now: SystemTime,
     ) -> Result<Body, Fault> {
-        let credentials = self.settings.credentials.get(about, proofs, now).await?;
+        let credentials = self.settings.credentials.get(about, proofs).await?;
         if body.is_end_stream() {
             self.sign(parts, &sha256(b""), &credentials, &stamp(now))?;
             return Ok(body);

@@ -184,15 +184,22 @@ impl Carrier for Udp {
     }
 }
 
-/// As quinn-udp sets it, or so that routers may take datagrams apart, and we ourselves where a router said how narrow it is.
-#[expect(unsafe_code, reason = "neither std, socket2 nor nix knows this option")]
+/// As quinn-udp sets them, or so that routers may take datagrams apart, and we ourselves where a router said how narrow it
+/// is.
 fn set_discovery(socket: &impl AsFd, local: SocketAddr, fragments: bool) -> bool {
-    let (level, option, value) = match (local, fragments) {
-        (SocketAddr::V4(_), true) => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT),
-        (SocketAddr::V4(_), false) => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE),
-        (SocketAddr::V6(_), true) => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT),
-        (SocketAddr::V6(_), false) => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE),
-    };
+    match (local, fragments) {
+        (SocketAddr::V4(_), true) => set(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT),
+        (SocketAddr::V4(_), false) => set(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE),
+        (SocketAddr::V6(_), fragments) => {
+            let discover = if fragments { libc::IPV6_PMTUDISC_DONT } else { libc::IPV6_PMTUDISC_PROBE };
+            set(socket, libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, i32::from(!fragments))
+                && set(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, discover)
+        }
+    }
+}
+
+#[expect(unsafe_code, reason = "neither std, socket2 nor nix knows these options")]
+fn set(socket: &impl AsFd, level: i32, option: i32, value: i32) -> bool {
     // SAFETY: the descriptor is open, because `socket` is borrowed for the call; value and length describe one `c_int` on
     // this stack, which the kernel only reads.
     let result = unsafe {

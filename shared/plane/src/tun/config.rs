@@ -65,15 +65,15 @@ pub enum Unavailable {
     NoDevice,
     /// `/dev/net/tun` may not be opened.
     #[error(
-        "/dev/net/tun may not be opened: give this user read and write access to it (mode 0666 is usual), \
-             or in systemd DeviceAllow=/dev/net/tun rw with PrivateDevices=no"
+        "/dev/net/tun may not be opened: give this user read and write access to it (mode 0666 is usual), or in systemd \
+         install the drop-in stock-peers.conf (DeviceAllow=/dev/net/tun rw)"
     )]
     DeviceDenied,
     /// The kernel or a policy allows neither a network namespace nor a user namespace.
     #[error(
-        "no network namespace may be made ({0}): give the relay CAP_SYS_ADMIN and CAP_NET_ADMIN, or allow user \
-             namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone=1, \
-             kernel.apparmor_restrict_unprivileged_userns=0; in systemd RestrictNamespaces=user net)"
+        "no network namespace may be made ({0}): allow user namespaces (sysctl user.max_user_namespaces, \
+         kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0; in systemd the drop-in \
+         stock-peers.conf, RestrictNamespaces=user net), or give the relay CAP_SYS_ADMIN and CAP_NET_ADMIN"
     )]
     NoNamespace(io::Error),
     /// A user namespace was made, but it is worth nothing: AppArmor takes its capabilities away, or seccomp refuses a call.

@@ -21,9 +21,9 @@ use culvert_lab::wait;
 use culvert_model::address::RELAY_INNER;
 use culvert_model::close::CloseCode;
 use culvert_model::id::InstanceId;
-use culvert_model::key::PrivateKey;
+use culvert_model::key::{PrivateKey, Psk};
 use culvert_plane::tun::{Tun, TunConfig, Way};
-use culvert_plane::{Config, Event, Events, Path, PeerId, Plane, Role, StreamLimits, bind};
+use culvert_plane::{Config, Event, Events, Path, PeerId, Plane, PskEpoch, Role, StreamLimits, bind};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
@@ -48,22 +48,24 @@ struct Router {
     daemon: Child,
     interface: String,
     key: PrivateKey,
+    psk: Psk,
     config: tempfile::NamedTempFile,
 }
 
 impl Router {
     fn start(place: &Namespace, relay: &PrivateKey, relay_at: SocketAddr) -> Result<Self> {
-        let key = PrivateKey::generate();
+        let (key, psk) = (PrivateKey::generate(), Psk::generate());
         let interface = format!("wg{}", place.name().rsplit('-').nth(1).unwrap_or("0"));
         let config = tempfile::NamedTempFile::new()?;
         let text = format!(
-            "[Interface]\nPrivateKey = {}\n[Peer]\nPublicKey = {}\nEndpoint = {relay_at}\nAllowedIPs = 0.0.0.0/0, ::/0\n\
+            "[Interface]\nPrivateKey = {}\n[Peer]\nPublicKey = {}\nPresharedKey = {}\nEndpoint = {relay_at}\nAllowedIPs = 0.0.0.0/0, ::/0\n\
              PersistentKeepalive = 1\n",
             key.to_base64().as_str(),
-            relay.public_key()
+            relay.public_key(),
+            psk.to_base64().as_str()
         );
         std::fs::write(config.path(), text)?;
-        let mut router = Self { daemon: daemon(place, &interface)?, interface, key, config };
+        let mut router = Self { daemon: daemon(place, &interface)?, interface, key, psk, config };
         router.set_up(place)?;
         Ok(router)
     }
@@ -127,9 +129,21 @@ impl Scene {
         tokio::task::spawn_blocking(move || scene.internet.private.run("bash", &["-c", &command])).await?
     }
 
-    /// Datagrams that the relay's host has sent in parts.
+    /// What a host would notice: routes, links, settings.
+    fn host(&self) -> Result<String> {
+        let host = &self.internet.gateway;
+        let settings = ["net.ipv4.ip_local_port_range", "net.ipv4.tcp_mtu_probing", "net.ipv6.conf.default.accept_ra"];
+        let links = host.ip(&["-brief", "link"])?;
+        Ok(host.ip(&["route", "show", "table", "all"])? + &links + &host.run("sysctl", &settings)?)
+    }
+
+    /// Datagrams that went in parts, from the relay's host or from the router on the way.
     fn parts(&self) -> Result<u64> {
-        let counters = self.internet.gateway.run("cat", &["/proc/net/snmp6", "/proc/net/snmp"])?;
+        Ok(Self::parts_of(&self.internet.gateway)? + Self::parts_of(&self.internet.internet)?)
+    }
+
+    fn parts_of(place: &Namespace) -> Result<u64> {
+        let counters = place.run("cat", &["/proc/net/snmp6", "/proc/net/snmp"])?;
         let v6 = counters.lines().find_map(|line| line.strip_prefix("Ip6FragOKs"));
         let v4: Vec<_> = counters.lines().filter(|line| line.starts_with("Ip: ")).collect();
         let [names, values] = v4[..] else { bail!("{counters}") };
@@ -245,7 +259,7 @@ impl Side {
         let peer = plane.add_stock_peer(PeerConfig {
             public_key: scene.router.key.public_key(),
             static_index: 0,
-            psks: Vec::new(),
+            psks: vec![PskEpoch { epoch: 0, psk: scene.router.psk.clone() }],
             allowed_ips: vec!["10.20.0.0/16".parse()?, "fd00:20::/64".parse()?],
             path,
             persistent_keepalive: None,
@@ -307,8 +321,10 @@ async fn a_stock_router_behind_nat_serves_both_ways_whatever_ip_is_outside() -> 
     for v6_outside in [false, true] {
         let scene = Scene::build(v6_outside).await?;
         scene
-            .at_relay(|scene| async move {
-                let mut side = Side::start(&scene, Way::Thread, None).await?;
+            .at_relay(move |scene| async move {
+                // The relay's own binary as the keeper, once.
+                let way = if v6_outside { Way::Child } else { Way::Thread };
+                let mut side = Side::start(&scene, way, None).await?;
                 side.until_up().await?;
                 for origin in ORIGINS {
                     side.exchange(origin, BYTES).await?;
@@ -328,9 +344,15 @@ async fn on_a_path_of_1280_bytes_everything_still_arrives() -> Result<()> {
     if skipped("tun plane on a narrow path") {
         return Ok(());
     }
-    for v6_outside in [false, true] {
+    for (v6_outside, far) in [(false, false), (true, false), (false, true), (true, true)] {
         let scene = Scene::build(v6_outside).await?;
-        scene.internet.narrow(1280)?;
+        if far {
+            // The relay's host does not see it: a router takes IPv4 apart, and tells about IPv6.
+            scene.internet.internet.ip(&["link", "set", "to-vpc", "mtu", "1280"])?;
+            scene.internet.private.ip(&["link", "set", "lan", "mtu", "1280"])?;
+        } else {
+            scene.internet.narrow(1280)?;
+        }
         scene
             .at_relay(|scene| async move {
                 let mut side = Side::start(&scene, Way::Thread, None).await?;
@@ -343,7 +365,7 @@ async fn on_a_path_of_1280_bytes_everything_still_arrives() -> Result<()> {
                 Ok(())
             })
             .await
-            .with_context(|| format!("IPv6 outside: {v6_outside}"))?;
+            .with_context(|| format!("IPv6 outside: {v6_outside}, far: {far}"))?;
     }
     Ok(())
 }
@@ -396,6 +418,38 @@ async fn restarts_of_either_side_and_a_move_are_survived() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_removed_peers_connections_end_at_once_and_new_ones_find_no_route() -> Result<()> {
+    if skipped("tun plane and a removed peer") {
+        return Ok(());
+    }
+    let scene = Scene::build(false).await?;
+    scene
+        .at_relay(|scene| async move {
+            let mut side = Side::start(&scene, Way::Thread, None).await?;
+            side.until_up().await?;
+            let mut streams = [side.connect(ORIGINS[0]).await?, side.connect(ORIGINS[1]).await?];
+            let from = Instant::now();
+            side.plane.remove_peer(side.peer, CloseCode::Revoked).await;
+            for stream in &mut streams {
+                let asking = async {
+                    stream.write_all(b"d\0\0\0\0\0\x01\0\0").await?;
+                    stream.read(&mut [0; 10]).await
+                };
+                let kind = timeout(Duration::from_secs(5), asking).await?.map_err(|error| error.kind());
+                ensure!(kind == Err(std::io::ErrorKind::ConnectionReset), "{kind:?}");
+            }
+            for origin in ORIGINS {
+                let to: SocketAddr = origin.parse()?;
+                let refused = side.tun.tcp(to.is_ipv6()).await?.connect(to).await.map_err(|error| error.kind());
+                ensure!(matches!(refused, Err(std::io::ErrorKind::NetworkUnreachable)), "{refused:?}");
+            }
+            ensure!(from.elapsed() < Duration::from_secs(2), "{:?}", from.elapsed());
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test]
 async fn a_peer_reaches_nothing_but_echo_on_the_relays_inner_addresses() -> Result<()> {
     if skipped("tun plane and isolation") {
         return Ok(());
@@ -403,7 +457,7 @@ async fn a_peer_reaches_nothing_but_echo_on_the_relays_inner_addresses() -> Resu
     let scene = Scene::build(false).await?;
     // The relay's host has the same private range itself, and something listens there.
     scene.internet.gateway.ip(&["addr", "add", "10.20.0.5/16", "dev", "wan"])?;
-    let before = scene.internet.gateway.ip(&["route", "show", "table", "all"])?;
+    let before = scene.host()?;
     scene
         .at_relay(move |scene| async move {
             let _listener = TcpListener::bind("0.0.0.0:9000").await?;
@@ -447,7 +501,7 @@ async fn a_peer_reaches_nothing_but_echo_on_the_relays_inner_addresses() -> Resu
             Ok(())
         })
         .await?;
-    let after = scene.internet.gateway.ip(&["route", "show", "table", "all"])?;
-    ensure!(before == after, "the host's routes are as they were: {after}");
+    let after = scene.host()?;
+    ensure!(before == after, "the host is as it was: {after}");
     Ok(())
 }

@@ -6,21 +6,25 @@
 
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, ExitCode, Stdio};
 
 use nix::sys::prctl;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::Pid;
 
 use super::config::{TunConfig, Way};
 use super::keeper;
 
+/// What process lists show.
+const NAME: &str = "culvert-relay";
 /// The exit status of every wrong command line.
 const WRONG_USAGE: u8 = 2;
 
 /// Starts it; standard input is its end of the socket.
 pub(super) fn start(config: &TunConfig, socket: OwnedFd) -> io::Result<Child> {
     Command::new(&config.program)
+        .arg0(NAME)
         .args(&config.arguments)
         .env_clear()
         .current_dir("/")
@@ -34,6 +38,9 @@ pub(super) fn start(config: &TunConfig, socket: OwnedFd) -> io::Result<Child> {
 /// process may not map its own user); standard input is the relay's socket.
 pub fn child_main() -> ExitCode {
     let parent = nix::unistd::getppid();
+    // What asks the relay to end comes here too, from a terminal or systemd; it drains, and needs sockets for that long.
+    let _ = SigSet::all().thread_block();
+    let _ = prctl::set_name(c"tun-namespace");
     let stdin = io::stdin();
     match keeper::keep(stdin.as_fd(), Way::Child, || seclude(parent)) {
         Ok(()) => ExitCode::SUCCESS,

@@ -30,7 +30,7 @@ pub enum Way {
 /// What a TUN plane is made of.
 #[derive(Debug, Clone)]
 pub struct TunConfig {
-    /// The relay's addresses inside: what peers see it as. Nothing but ICMP echo answers there.
+    /// The relay's addresses inside: what peers see it as. Nothing but ICMP echo answers there. Their prefixes do not matter.
     pub inner: Vec<IpNet>,
     /// The longest packet inside, [`LOWEST_MTU`]..=[`HIGHEST_MTU`]; the MSS of both directions follows from it.
     pub mtu: u16,

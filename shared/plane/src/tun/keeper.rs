@@ -23,12 +23,17 @@ const NAME: &str = "culvert";
 const DEVICE: &str = "/dev/net/tun";
 
 /// What suits a namespace that only our own sockets use. Wishes: a kernel that refuses one works all the same.
-const SETTINGS: [(&str, &str); 3] = [
+const SETTINGS: [(&str, &str); 7] = [
     // A path that swallows long packets in silence is found by TCP itself (RFC 4821).
     ("net/ipv4/tcp_mtu_probing", "1"),
     // Nothing listens here, so every port is free for connections.
     ("net/ipv4/ip_local_port_range", "1024 65535"),
     ("net/ipv4/tcp_tw_reuse", "1"),
+    // Whatever the host says of its own links; and nobody is there to be told of this one.
+    ("net/ipv6/conf/default/disable_ipv6", "0"),
+    ("net/ipv6/conf/default/addr_gen_mode", "1"),
+    ("net/ipv6/conf/default/accept_ra", "0"),
+    ("net/ipv6/conf/default/router_solicitations", "0"),
 ];
 
 /// Why there is no device.
@@ -107,6 +112,9 @@ fn enter(way: Way) -> Result<(), Failure> {
 }
 
 fn make(setup: &Setup) -> Result<(OwnedFd, bool), Failure> {
+    for (name, value) in SETTINGS {
+        let _ = fs::write(Path::new("/proc/sys").join(name), value);
+    }
     let mut builder = DeviceBuilder::new().name(NAME).mtu(setup.mtu).offload(true).enable(true);
     if let Some(v4) = setup.v4 {
         builder = builder.ipv4(v4, 32, None::<Ipv4Addr>);
@@ -122,9 +130,6 @@ fn make(setup: &Setup) -> Result<(OwnedFd, bool), Failure> {
     for family in [setup.v4.map(|_| false), v6.then_some(true)].into_iter().flatten() {
         routes::set_default(family, interface).map_err(|error| Step::Route.failed(error))?;
     }
-    for (name, value) in SETTINGS {
-        let _ = fs::write(Path::new("/proc/sys").join(name), value);
-    }
     device.set_nonblocking(true).map_err(|error| Step::Make.failed(error))?;
     // The same open file: tun-rs has no other way to let go of it.
     let descriptor = device.as_fd().try_clone_to_owned().map_err(|error| Step::Make.failed(error))?;
@@ -139,7 +144,7 @@ fn serve(socket: BorrowedFd<'_>) {
         let count = usize::from(request.count).min(MOST);
         let opened: Result<Vec<_>, _> = (0..count).map(|_| open(request.kind)).collect();
         let reply = match opened {
-            Ok(sockets) => Reply::Sockets { kind: request.kind, sockets },
+            Ok(sockets) => Reply::Sockets { kind: request.kind, asked: request.count, sockets },
             Err(errno) => Reply::Short { kind: request.kind, errno: errno as i32 },
         };
         if reply.send(socket).is_err() {

@@ -99,8 +99,8 @@ pub(super) enum Reply {
     Ready { device: OwnedFd, v6: bool },
     /// It is not, and the keeper ends.
     Failed { step: Step, errno: i32 },
-    /// Fresh sockets.
-    Sockets { kind: Kind, sockets: Vec<OwnedFd> },
+    /// Fresh sockets, and how many were asked for: fewer come when descriptors are short here.
+    Sockets { kind: Kind, asked: u8, sockets: Vec<OwnedFd> },
     /// No socket now.
     Short { kind: Kind, errno: i32 },
 }
@@ -113,13 +113,13 @@ impl Reply {
             Self::Sockets { sockets, .. } => sockets.iter().map(OwnedFd::as_raw_fd).collect(),
             Self::Failed { .. } | Self::Short { .. } => Vec::new(),
         };
-        let (tag, of, errno) = match self {
+        let (tag, of, number) = match self {
             Self::Ready { v6, .. } => (0, u8::from(*v6), 0),
             Self::Failed { step, errno } => (1, *step as u8, *errno),
-            Self::Sockets { kind, .. } => (2, *kind as u8, 0),
+            Self::Sockets { kind, asked, .. } => (2, *kind as u8, i32::from(*asked)),
             Self::Short { kind, errno } => (3, *kind as u8, *errno),
         };
-        let [a, b, c, d] = errno.to_ne_bytes();
+        let [a, b, c, d] = number.to_ne_bytes();
         let control = [ControlMessage::ScmRights(&descriptors)];
         let control = if descriptors.is_empty() { &[][..] } else { &control[..] };
         sendmsg::<()>(to.as_raw_fd(), &[IoSlice::new(&[tag, of, a, b, c, d])], control, MsgFlags::MSG_NOSIGNAL, None)?;
@@ -131,14 +131,16 @@ impl Reply {
         let mut bytes = [0; LONGEST];
         let (length, mut descriptors) = receive(from, &mut bytes)?;
         let (Some([tag, of, a, b, c, d]), true) = (bytes.first_chunk(), length > 0) else { return Ok(None) };
-        let errno = i32::from_ne_bytes([*a, *b, *c, *d]);
+        let number = i32::from_ne_bytes([*a, *b, *c, *d]);
         let kind = Kind::from_byte(*of);
         let step = Step::ALL.get(usize::from(*of)).copied();
         let reply = match (*tag, kind, step) {
             (0, ..) => descriptors.pop().map(|device| Self::Ready { device, v6: *of != 0 }),
-            (1, _, Some(step)) => Some(Self::Failed { step, errno }),
-            (2, Some(kind), _) => Some(Self::Sockets { kind, sockets: descriptors }),
-            (3, Some(kind), _) => Some(Self::Short { kind, errno }),
+            (1, _, Some(step)) => Some(Self::Failed { step, errno: number }),
+            (2, Some(kind), _) => {
+                Some(Self::Sockets { kind, asked: u8::try_from(number).unwrap_or(u8::MAX), sockets: descriptors })
+            }
+            (3, Some(kind), _) => Some(Self::Short { kind, errno: number }),
             _ => None,
         };
         reply.map(Some).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the keeper's words make no sense"))
@@ -203,9 +205,10 @@ mod tests {
     fn words_and_descriptors_arrive_as_they_were_sent_and_the_end_is_noticed() {
         let (here, there) = pair().unwrap();
         let (one, other) = pair().unwrap();
-        Reply::Sockets { kind: Kind::UdpV6, sockets: vec![one, other] }.send(there.as_fd()).unwrap();
+        Reply::Sockets { kind: Kind::UdpV6, asked: 3, sockets: vec![one, other] }.send(there.as_fd()).unwrap();
         Reply::Failed { step: Step::Open, errno: 13 }.send(there.as_fd()).unwrap();
-        let Some(Reply::Sockets { kind: Kind::UdpV6, sockets }) = Reply::receive(here.as_fd()).unwrap() else {
+        let Some(Reply::Sockets { kind: Kind::UdpV6, asked: 3, sockets }) = Reply::receive(here.as_fd()).unwrap()
+        else {
             panic!("sockets")
         };
         send(sockets[0].as_fd(), b"through").unwrap();

@@ -16,7 +16,7 @@ use culvert_model::address::RELAY_INNER;
 use culvert_model::id::InstanceId;
 use culvert_model::key::PrivateKey;
 use culvert_plane::tun::{CHILD_ARGUMENT, Tun, TunConfig, Way, child_main};
-use culvert_plane::{Config, Events, Plane, Role, StreamLimits, bind};
+use culvert_plane::{Config, Events, Path, Plane, Role, StreamLimits, bind};
 use ipnet::IpNet;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
@@ -38,6 +38,9 @@ fn main() -> ExitCode {
     if words == [CHILD_ARGUMENT] {
         return child_main();
     }
+    // As the relay does to itself: the child starts from there.
+    let _ = nix::sys::prctl::set_dumpable(false);
+    let _ = nix::sys::prctl::set_no_new_privs();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let done = runtime.map_err(Into::into).and_then(|runtime| match words[..] {
         ["transfer", way, bytes] => runtime.block_on(transfer(parse(way), bytes.parse()?)),
@@ -193,6 +196,17 @@ async fn refusals(near: &Plane, tun: &Tun) -> Outcome<()> {
         if errno != Some(libc::EHOSTUNREACH) {
             return Err(format!("{to}: {errno:?}").into());
         }
+    }
+    // One that does not answer.
+    let silent = Path { remote: "127.0.0.1:9".parse()?, local: None, socket: 0 };
+    let silent = PeerConfig { path: Some(silent), ..peer(&PrivateKey::generate(), ["fd00:40::/64", "10.40.0.0/16"])? };
+    near.add_stock_peer(silent)?;
+    let from = Instant::now();
+    let refused = tun.tcp(true).await?.connect("[fd00:40::1]:80".parse()?).await;
+    let errno = refused.err().and_then(|error| error.raw_os_error());
+    say(&format!("a silent peer: {errno:?} in {:?}", from.elapsed()));
+    if errno != Some(libc::EHOSTUNREACH) || from.elapsed() > Duration::from_secs(10) {
+        return Err("a silent peer is not told of".into());
     }
     let socket = tun.udp(false).await?;
     socket.connect("10.20.0.5:53").await?;

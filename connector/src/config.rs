@@ -14,7 +14,7 @@ use culvert_ops::secret::SecretSource;
 use culvert_ops::{Environment, Program};
 use culvert_origin::allow::Allow;
 use culvert_origin::origin::Origin;
-use culvert_origin::proof::FieldPolicy;
+use culvert_origin::proof::{FieldPolicy, settable};
 use culvert_origin::service::{Balance, HealthCheck, Service, Timeouts, health_path};
 use culvert_origin::tls::{ClientTls, Files, Pin};
 use http::header::{self, HeaderName, HeaderValue};
@@ -208,20 +208,6 @@ pub const SETTINGS: &[Setting] = &[
     Setting::new("service[].timeouts.idle", Kind::Duration, "without a byte either way"),
     Setting::new("service[].timeouts.request", Kind::OptionalDuration, "the whole exchange"),
     Setting::new("service[].timeouts.queue", Kind::Duration, "waiting for a connector"),
-];
-
-/// Fields that belong to the connection, to routing or to Culvert.
-const NOT_SETTABLE: [HeaderName; 10] = [
-    header::HOST,
-    header::CONNECTION,
-    header::CONTENT_LENGTH,
-    header::TRANSFER_ENCODING,
-    header::TE,
-    header::TRAILER,
-    header::UPGRADE,
-    header::EXPECT,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
 ];
 
 /// What the command line says about settings.
@@ -506,14 +492,7 @@ impl Place<'_> {
     }
 
     fn header_name(&self, key: &str, text: &str) -> Result<HeaderName, ConfigError> {
-        let name = HeaderName::from_str(text).map_err(|_| self.loaded.wrong(key, "is no header field's name"))?;
-        if name == header::HOST {
-            return Err(self.loaded.wrong(key, "is set by `host = \"...\"`"));
-        }
-        if NOT_SETTABLE.contains(&name) || name.as_str().starts_with("culvert-") {
-            return Err(self.loaded.wrong(key, "cannot be set: it belongs to the connection"));
-        }
-        Ok(name)
+        settable(text).map_err(|why| self.loaded.wrong(key, why))
     }
 
     fn health(&self, key: &str, raw: &RawHealth) -> Result<HealthCheck, ConfigError> {

@@ -25,7 +25,7 @@ use culvert_plane::tun::TunConfig;
 use culvert_plane::{Events, Plane, Role, StreamLimits};
 use ipnet::Ipv4Net;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
@@ -132,6 +132,7 @@ impl Relay {
         for name in sockets.left() {
             warn!(name, "a socket of the service manager is not used");
         }
+        let wishes = behind::read(&settled.behind, &ProcessEnvironment)?;
         let udp = bind::wireguard(&settled.wireguard, settled.any_port)?;
         let admin = admin::bind_tcp(settled.admin.listen, !settled.admin.is_default).await?;
         let admin_socket = AdminSocket::bind(&state, settled.admin.group.as_deref())?;
@@ -223,6 +224,7 @@ impl Relay {
             metrics,
             doors,
             tcp_doors,
+            wishes: watch::Sender::new(wishes),
             issuer: issuer.as_ref().map(|(_, told)| Arc::clone(&told.door)),
             listeners: addresses,
             started: SystemTime::now(),
@@ -262,7 +264,10 @@ impl Relay {
         let mut owner = Owner::new();
         owner.spawn("relay.sessions", control.sessions.clone().run(events));
         let peers = control.sessions.peers().clone();
-        owner.spawn("relay.branches", behind::follow(peers, Arc::clone(&control.exchanges.directory)));
+        owner.spawn(
+            "relay.branches",
+            behind::follow(peers, Arc::clone(&control.exchanges.directory), control.wishes.subscribe()),
+        );
         owner.spawn("relay.refusals", control.refusals.clone().write(Arc::clone(&control.registry)));
         owner.spawn("relay.admin", admin::serve_tcp(admin, Arc::clone(&control)));
         owner.spawn("relay.admin_socket", admin::serve_socket(admin_socket, Arc::clone(&control)));

@@ -2,6 +2,7 @@
 //!
 //! Must never open, bind or resolve anything: a configuration is right or wrong by itself.
 
+mod behind;
 mod listeners;
 mod settings;
 
@@ -27,6 +28,7 @@ use crate::access_log::Target;
 use crate::cli::RunArgs;
 use crate::registry;
 use crate::router::{Route, Router, Select};
+pub(crate) use behind::{Behind, BehindTls};
 pub(crate) use listeners::listener_of;
 pub(crate) use settings::SETTINGS;
 
@@ -48,6 +50,8 @@ pub(crate) struct Settled {
     pub(crate) router: Router,
     pub(crate) access_log: Target,
     pub(crate) limits: Limits,
+    /// What origins behind stock peers are to get, by service.
+    pub(crate) behind: HashMap<ServiceName, Behind>,
     pub(crate) admin: Admin,
     pub(crate) issuer: Option<Issuer>,
     pub(crate) registry: registry::Url,
@@ -229,6 +233,7 @@ pub(crate) fn settle(loaded: &Loaded) -> Result<Settled, Quit> {
     }
     let limits = limits(loaded, &raw)?;
     Ok(Settled {
+        behind: behind::behind(loaded, &raw)?,
         wireguard,
         listeners: listeners::listeners(loaded, &raw)?,
         tcp: listeners::tcp(loaded, &raw)?,

@@ -14,11 +14,14 @@ use culvert_ops::admin::{Admin, Answer, Call, Caller, Health, Pairs};
 use culvert_ops::config::Loaded;
 use culvert_ops::drain::Plan;
 use culvert_ops::exit::Quit;
+use culvert_ops::load::ProcessEnvironment;
 use culvert_ops::log::LogHandle;
 use culvert_plane::Plane;
 use http::Method;
+use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
+use crate::behind::{self, Wishes};
 use crate::command::{
     self, Change, Command, Facts, Live, LiveConnector, LivePeer, LiveService, LiveStatus, Outcome, Reply, Request,
 };
@@ -55,6 +58,8 @@ pub(crate) struct Control {
     pub(crate) metrics: Arc<RelayMetrics>,
     pub(crate) doors: Vec<Arc<Door>>,
     pub(crate) tcp_doors: Vec<Arc<TcpDoor>>,
+    /// What origins behind stock peers are to get.
+    pub(crate) wishes: watch::Sender<Wishes>,
     pub(crate) issuer: Option<Arc<IssuerDoor>>,
     /// `wireguard`, `http` or `admin`, and the address.
     pub(crate) listeners: Vec<(String, String)>,
@@ -95,6 +100,7 @@ impl Control {
         for listener in &settled.listeners {
             tls.push(tls_of(listener)?);
         }
+        let wishes = behind::read(&settled.behind, &ProcessEnvironment)?;
         let mut notes = loaded.warnings.clone();
         let log = &self.exchanges.log;
         if settled.access_log == self.current().1.access_log {
@@ -108,6 +114,7 @@ impl Control {
         }
         *self.exchanges.router.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(settled.router.clone());
         self.exchanges.in_flight.set(settled.limits.process);
+        self.wishes.send_replace(wishes);
         self.exchanges.directory.set_limits(settled.limits.clone());
         self.exchanges.gateway_lanes.set(settled.limits.gateway);
         self.exchanges.bounds.set(&settled.limits.front);

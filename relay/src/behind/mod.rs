@@ -9,6 +9,7 @@ mod resolve;
 mod send;
 mod settle;
 mod severed;
+mod wishes;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -31,6 +32,7 @@ use crate::sessions::{Directory, Member, Pair, PairState};
 pub(crate) use branch::Branch;
 pub(crate) use send::send;
 pub(crate) use severed::Severed;
+pub(crate) use wishes::{Wishes, read};
 
 /// How often idle connections are swept.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
@@ -39,6 +41,7 @@ const SWEEP_EVERY: Duration = Duration::from_secs(5);
 struct Branches {
     peers: Peers,
     directory: Arc<Directory>,
+    wishes: Wishes,
     running: HashMap<StockPeerId, Running>,
 }
 
@@ -47,15 +50,17 @@ struct Running {
     branch: Arc<Branch>,
     member: Arc<Member>,
     rows: Vec<PeerServiceRow>,
+    wishes: Wishes,
     checks: Arc<Checks>,
     /// Takes the checks' news into the directory.
     _tells: Owner,
 }
 
 /// Keeps the directory true for as long as it runs.
-pub(crate) async fn follow(peers: Peers, directory: Arc<Directory>) {
+pub(crate) async fn follow(peers: Peers, directory: Arc<Directory>, mut wishes: watch::Receiver<Wishes>) {
     let mut changes = peers.changes();
-    let mut branches = Branches { peers, directory, running: HashMap::new() };
+    let now = wishes.borrow_and_update().clone();
+    let mut branches = Branches { peers, directory, wishes: now, running: HashMap::new() };
     let mut sweep = interval(SWEEP_EVERY);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     branches.agree();
@@ -63,6 +68,13 @@ pub(crate) async fn follow(peers: Peers, directory: Arc<Directory>) {
         tokio::select! {
             changed = changes.changed() => match changed {
                 Ok(()) => branches.agree(),
+                Err(_) => return,
+            },
+            changed = wishes.changed() => match changed {
+                Ok(()) => {
+                    branches.wishes = wishes.borrow_and_update().clone();
+                    branches.agree();
+                }
                 Err(_) => return,
             },
             now = sweep.tick() => branches.sweep(now),
@@ -91,7 +103,7 @@ impl Branches {
                 Some(running) => running,
                 None => Running::start(&self.peers, stock, &self.directory),
             };
-            let running = running.with(rows, has_plane, &self.directory);
+            let running = running.with(rows, &self.wishes, has_plane, &self.directory);
             self.running.insert(id, running);
         }
     }
@@ -109,17 +121,18 @@ impl Running {
         let checks = Arc::new(Checks::new(origins.clone()));
         let branch = Arc::new(Branch::new(stock, origins));
         let member = Arc::new(Member::behind(Arc::clone(&branch), directory.room(), Instant::now()));
-        Self { branch, member, rows: Vec::new(), checks, _tells: Owner::new() }
+        Self { branch, member, rows: Vec::new(), wishes: Wishes::default(), checks, _tells: Owner::new() }
     }
 
     /// Takes the services that are behind the peer now.
-    fn with(mut self, rows: Vec<PeerServiceRow>, has_plane: bool, directory: &Arc<Directory>) -> Self {
+    fn with(mut self, rows: Vec<PeerServiceRow>, wishes: &Wishes, has_plane: bool, directory: &Arc<Directory>) -> Self {
         let is_new_plane = self.branch.set_plane(has_plane) != has_plane;
-        if self.rows == rows && !is_new_plane {
+        let is_same = |row: &PeerServiceRow| wishes.get(&row.name) == self.wishes.get(&row.name);
+        if self.rows == rows && !is_new_plane && rows.iter().all(is_same) {
             return self;
         }
         let networks: Arc<[_]> = self.branch.stock.row.inner_networks().into();
-        let services: Vec<Service> = rows.iter().filter_map(settled).collect();
+        let services: Vec<Service> = rows.iter().filter_map(|row| settled(row, wishes)).collect();
         let entry =
             |service: &Service| Entry { service: service.clone(), admission: Admission::Behind(Arc::clone(&networks)) };
         self.branch.origins.replace(services.iter().map(entry).collect::<Vec<_>>());
@@ -138,7 +151,7 @@ impl Running {
             news: self.checks.news(),
         };
         tells.spawn("relay.behind", told.tell());
-        (self.rows, self._tells) = (rows, tells);
+        (self.rows, self.wishes, self._tells) = (rows, Arc::clone(wishes), tells);
         self
     }
 
@@ -191,7 +204,9 @@ fn announced(ServiceHealth { name, health }: ServiceHealth) -> AnnouncedService 
     AnnouncedService { name, health, balance: None, timeouts, tcp: false, managed: false }
 }
 
-/// The service, or nothing where another version of this program wrote what this one cannot read.
-fn settled(row: &PeerServiceRow) -> Option<Service> {
-    settle::settle(row).inspect_err(|why| warn!(service = %row.name, why, "a service behind a peer is left out")).ok()
+/// The service, or nothing where the configuration does not fit it, or another version of this program wrote what this one
+/// cannot read.
+fn settled(row: &PeerServiceRow, wishes: &Wishes) -> Option<Service> {
+    let settled = settle::settle(row, wishes.get(&row.name));
+    settled.inspect_err(|why| warn!(service = %row.name, why, "a service behind a peer is left out")).ok()
 }

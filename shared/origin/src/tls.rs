@@ -51,7 +51,7 @@ pub enum Offer {
 }
 
 /// What one service's `[service.tls]` says: a name, and the PEM texts of its files.
-#[derive(Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Files {
     /// The name that is asked for (SNI) and that the origin must prove, in place of its address's.
     pub server_name: Option<ServerName<'static>>,

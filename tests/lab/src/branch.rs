@@ -4,7 +4,7 @@
 //! relay ── internet (NAT, lets nothing in) ── router: wireguard-go ── inside: origins
 //! ```
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -66,6 +66,8 @@ impl Branch {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let inside = Namespace::new("in")?;
         netns::join((router, "office", addresses), (&inside, "eth0", host))?;
+        // An IPv6 address is not to be had in the moment after its link came up.
+        inside.sysctl("net.ipv6.ip_nonlocal_bind=1")?;
         for address in addresses {
             let gateway = address.split('/').next().context("an address")?;
             let family = if gateway.contains(':') { "-6" } else { "-4" };
@@ -83,28 +85,8 @@ impl Branch {
     /// # Errors
     /// It was refused.
     pub async fn up(&mut self, config: &str) -> Result<()> {
-        self.daemon = None;
-        let (first, rest) = (String::from("nsenter"), [format!("--net=/run/netns/{}", self.router), "--".to_owned()]);
-        let mut command = spawner::command(first);
-        command.args(rest).args(["wireguard-go", "-f", &self.interface]);
-        self.daemon = Some(Process::start("wireguard-go", command)?);
-        let control = PathBuf::from(format!("/var/run/wireguard/{}.sock", self.interface));
-        wait::until("wireguard-go", START, || async { control.exists().then_some(()) }).await?;
-        let file = self.directory.path().join("wg.conf");
-        let is_quick = |line: &&str| ["Address", "DNS", "MTU", "Table"].iter().any(|key| line.starts_with(key));
-        let plain: Vec<&str> = config.lines().filter(|line| !is_quick(line)).collect();
-        std::fs::write(&file, plain.join("\n"))?;
-        let file = file.display().to_string();
-        self.run("wg", &["setconf", &self.interface, &file])?;
-        for address in values(config, "Address") {
-            self.run("ip", &["addr", "add", &address, "dev", &self.interface, "noprefixroute"])?;
-        }
-        let mtu = values(config, "MTU").into_iter().next().unwrap_or_else(|| "1420".to_owned());
-        self.run("ip", &["link", "set", &self.interface, "up", "mtu", &mtu])?;
-        for network in values(config, "AllowedIPs") {
-            let family = if network.contains(':') { "-6" } else { "-4" };
-            self.run("ip", &[family, "route", "replace", &network, "dev", &self.interface])?;
-        }
+        self.down();
+        self.daemon = Some(router(&self.router, &self.interface, config, self.directory.path()).await?);
         Ok(())
     }
 
@@ -143,12 +125,7 @@ impl Branch {
     /// # Errors
     /// It failed: what it said.
     pub fn run(&self, program: &str, args: &[&str]) -> Result<String> {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.router, program]).args(args);
-        let output = command.output().with_context(|| program.to_owned())?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        ensure!(output.status.success(), "{program} {args:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
-        Ok(text)
+        run(&self.router, program, args)
     }
 }
 
@@ -156,6 +133,42 @@ impl Drop for Branch {
     fn drop(&mut self) {
         self.down();
     }
+}
+
+/// Starts `wireguard-go` in a namespace, with what `peer config` printed, keys and all.
+///
+/// # Errors
+/// It was refused, or does not start.
+pub async fn router(namespace: &str, interface: &str, config: &str, directory: &Path) -> Result<Process> {
+    let mut command = spawner::command("nsenter");
+    command.arg(format!("--net=/run/netns/{namespace}")).args(["--", "wireguard-go", "-f", interface]);
+    let daemon = Process::start("wireguard-go", command)?;
+    let control = PathBuf::from(format!("/var/run/wireguard/{interface}.sock"));
+    wait::until("wireguard-go", START, || async { control.exists().then_some(()) }).await?;
+    let file = directory.join("wg.conf");
+    let is_quick = |line: &&str| ["Address", "DNS", "MTU", "Table"].iter().any(|key| line.starts_with(key));
+    let plain: Vec<&str> = config.lines().filter(|line| !is_quick(line)).collect();
+    std::fs::write(&file, plain.join("\n"))?;
+    run(namespace, "wg", &["setconf", interface, &file.display().to_string()])?;
+    for address in values(config, "Address") {
+        run(namespace, "ip", &["addr", "add", &address, "dev", interface, "noprefixroute"])?;
+    }
+    let mtu = values(config, "MTU").into_iter().next().unwrap_or_else(|| "1420".to_owned());
+    run(namespace, "ip", &["link", "set", interface, "up", "mtu", &mtu])?;
+    for network in values(config, "AllowedIPs") {
+        let family = if network.contains(':') { "-6" } else { "-4" };
+        run(namespace, "ip", &[family, "route", "replace", &network, "dev", interface])?;
+    }
+    Ok(daemon)
+}
+
+fn run(namespace: &str, program: &str, args: &[&str]) -> Result<String> {
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", namespace, program]).args(args);
+    let output = command.output().with_context(|| program.to_owned())?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(output.status.success(), "{program} {args:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    Ok(text)
 }
 
 /// The values of a key, which may stand in one line or several.

@@ -34,7 +34,15 @@ const NEEDS: [Need; 7] = [
 ];
 const SOON: Duration = Duration::from_secs(20);
 const HOST: &str = "10.20.0.5";
-const CONFIG: &str = "[http]\nlisten = [\"127.0.0.1:8080\"]\n[[tcp]]\nlisten = \"127.0.0.1:7000\"\nservice = \"raw\"\n";
+const CONFIG: &str = "
+    [http]
+    listen = [\"127.0.0.1:8080\"]
+    [[tcp]]
+    listen = \"127.0.0.1:7000\"
+    service = \"raw\"
+    [service.legacy.headers]
+    X-Branch-Key = { env = \"BRANCH_KEY\", prefix = \"Bearer \" }
+";
 
 /// Everything up: gateway nginx, relay, NAT, the branch's router, origins.
 struct Site {
@@ -97,6 +105,7 @@ impl Site {
         .await?;
         let mut relay = Relay::within(&internet.gateway, RELAY_V4)?;
         relay.config(CONFIG)?;
+        relay.env.push(("BRANCH_KEY".to_owned(), "of-the-branch".to_owned()));
         if !prefix.is_empty() {
             relay.use_public_copy()?;
             let state = relay.directory().join("own");
@@ -210,6 +219,10 @@ async fn everything_passes(prefix: &[&str]) -> Result<()> {
     // The host's own network of the same range is as it was.
     let own = site.internet.gateway.run("curl", &["-sS", "http://10.20.0.5:8081/hello"])?;
     assert_eq!(own, "the wrong host\n");
+
+    // The relay proves to the origin whose it is, whatever the caller says.
+    let seen = site.curl("-H 'X-Branch-Key: forged' http://127.0.0.1:8000/live/head")?;
+    assert!(seen.contains("Bearer of-the-branch") && !seen.contains("forged"), "{seen}");
 
     // A debug build is slow.
     let is_release = binary::own("culvert-relay")?.components().any(|part| part.as_os_str() == "release");

@@ -37,6 +37,35 @@ pub struct SetHeader {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Alike(Box<[u8]>);
 
+/// Fields that belong to the connection, to routing or to Culvert.
+const NOT_SETTABLE: [HeaderName; 10] = [
+    header::HOST,
+    header::CONNECTION,
+    header::CONTENT_LENGTH,
+    header::TRANSFER_ENCODING,
+    header::TE,
+    header::TRAILER,
+    header::UPGRADE,
+    header::EXPECT,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
+
+/// Reads the name of a field that a service may set, remove or rename.
+///
+/// # Errors
+/// Why it may not.
+pub fn settable(text: &str) -> Result<HeaderName, &'static str> {
+    let name: HeaderName = text.parse().map_err(|_| "is no header field's name")?;
+    if name == header::HOST {
+        return Err("is set by `host = \"...\"`");
+    }
+    if NOT_SETTABLE.contains(&name) || name.as_str().starts_with("culvert-") {
+        return Err("cannot be set: it belongs to the connection");
+    }
+    Ok(name)
+}
+
 /// A name that two rules are about.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0} is set, removed or renamed elsewhere too, in this spelling or another")]

@@ -40,7 +40,7 @@ pub use aws::{
 pub use carried::Carried;
 pub use entra_id::{CertificateKey, ClientCredential, EntraId, EntraIdSettings, SharedSecret, Wanted};
 pub use federated::{Federated, FederatedSettings};
-pub use fields::{FieldPolicy, SetHeader, Untrailed, may_have_trailers};
+pub use fields::{FieldPolicy, SetHeader, Untrailed, may_have_trailers, settable};
 pub use held::{Fresh, Holder, Holding, Source};
 pub use jwt::{Jwt, JwtSettings, OWN_CLAIMS};
 pub use keys::{Proofs, SigningKey};

@@ -230,6 +230,43 @@ mod tests {
     }
 
     #[test]
+    fn a_peers_pre_shared_key_that_one_relay_was_told_is_opened_by_every_other() {
+        let (one, two, three) = (identity(), identity(), identity());
+        let (psk, key) = (Psk::generate(), PrivateKey::generate().public_key());
+        let peer = PeerRow {
+            id: culvert_model::id::StockPeerId::new(),
+            name: "branch".parse().unwrap(),
+            public_key: key,
+            allowed_ips: Vec::new(),
+            inner_ipv4: None,
+            endpoint: None,
+            psk: Some(one.seal(&psk, SealedFor::Peer(&key))),
+            keepalive: None,
+            dns: None,
+            created: NOW,
+            heard: Vec::new(),
+            last_endpoint: None,
+            last_handshake: None,
+            revoked: None,
+        };
+        let relays = vec![row(&one, "a:1"), row(&two, "b:1")];
+        let mut snapshot = Snapshot { relays, peers: vec![peer.clone()], ..Snapshot::default() };
+        assert!(missing_peer_seals(&snapshot, &two).is_empty(), "it cannot open it itself");
+        assert_eq!(peer_psk(&peer, &[], &two), Err(Unsealable));
+        snapshot.peer_seals = missing_peer_seals(&snapshot, &one);
+        assert_eq!(snapshot.peer_seals.len(), 1);
+        for relay in [&one, &two] {
+            assert_eq!(peer_psk(&peer, &snapshot.peer_seals, relay), Ok(Some(psk.clone())));
+        }
+        assert!(missing_peer_seals(&snapshot, &one).is_empty());
+        snapshot.relays.push(row(&three, "c:1"));
+        snapshot.peer_seals.extend(missing_peer_seals(&snapshot, &two));
+        assert_eq!(peer_psk(&peer, &snapshot.peer_seals, &three), Ok(Some(psk)));
+        let without = PeerRow { psk: None, ..peer };
+        assert_eq!(peer_psk(&without, &snapshot.peer_seals, &three), Ok(None));
+    }
+
+    #[test]
     fn tokens_name_this_relay_first_and_others_that_were_there_lately() {
         let (one, two, three, four) = (identity(), identity(), identity(), identity());
         let gone = RelayRow { seen: NOW, ..row(&three, "c:1") };

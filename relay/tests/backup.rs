@@ -10,6 +10,7 @@ use culvert_ops::state::StateDir;
 use serde_json::Value;
 use tempfile::TempDir;
 
+const PEER: &str = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=";
 const PASSPHRASE: &str = "correct horse battery staple";
 
 #[test]
@@ -17,6 +18,12 @@ fn a_relay_comes_back_with_its_identity_and_registry() {
     let place = Place::new();
     let token = place.tunnel("dc1");
     let key = place.at(&["key", "show"]).stdout;
+    let psk = culvert_model::key::Psk::generate().to_base64();
+    let made = place.with_input(
+        &["peer", "add", "branch", "--public-key", PEER, "--allowed-ips", "10.20.0.0/16", "--preshared-key", "-"],
+        &psk,
+    );
+    assert_eq!(made.status, 0, "{}", made.stderr);
     place.backup();
     assert_eq!(mode(&place.file), 0o600);
     let other = place.other();
@@ -24,7 +31,7 @@ fn a_relay_comes_back_with_its_identity_and_registry() {
     assert_eq!((restored.status, restored.stdout.as_str()), (0, ""), "{}", restored.stderr);
     assert!(restored.stderr.contains(key.trim()) && restored.stderr.contains("is undone"), "{}", restored.stderr);
     assert_eq!(other.at(&["key", "show"]).stdout, key);
-    for listing in [["tunnel", "list"], ["token", "list"], ["gateway", "list"]] {
+    for listing in [["tunnel", "list"], ["token", "list"], ["gateway", "list"], ["peer", "list"]] {
         assert_eq!(other.json(&listing), place.json(&listing), "{listing:?}");
     }
     assert_eq!(mode(&other.state), 0o700);
@@ -38,10 +45,13 @@ fn a_relay_comes_back_with_its_identity_and_registry() {
         let trail = place.json(&["audit"]);
         trail.as_array().unwrap().iter().map(|row| row["action"].as_str().unwrap().to_owned()).collect()
     };
-    assert_eq!(actions(&place), ["tunnel.create", "token.create", "relay.backup"]);
-    assert_eq!(actions(&other), ["tunnel.create", "token.create", "relay.backup", "relay.restore"]);
+    assert_eq!(actions(&place), ["tunnel.create", "token.create", "peer.add", "relay.backup"]);
+    assert_eq!(actions(&other), ["tunnel.create", "token.create", "peer.add", "relay.backup", "relay.restore"]);
+    // Its pre-shared key opens: another public key takes it along.
+    let config = ["peer", "config", "branch", "--generate-key", "--endpoint", "relay.example.com:51820"];
+    assert_eq!(other.at(&config).status, 0);
     let sealed = fs::read(&place.file).unwrap();
-    for secret in [key.trim(), "dc1", token.trim_start_matches("culvert_t1_"), PASSPHRASE] {
+    for secret in [key.trim(), "dc1", token.trim_start_matches("culvert_t1_"), psk.trim(), PASSPHRASE] {
         assert!(!contains(&sealed, secret.as_bytes()), "the backup shows {secret}");
     }
     let private = fs::read(place.state.join("private.key")).unwrap();

@@ -10,6 +10,8 @@ use culvert_model::key::{Psk, PublicKey};
 use culvert_model::name::Label;
 use culvert_model::token::Endpoint;
 use culvert_ops::exit::Quit;
+use culvert_ops::load::ProcessEnvironment;
+use culvert_ops::secret::{Secret, SecretSource};
 use ipnet::IpNet;
 use zeroize::Zeroizing;
 
@@ -38,7 +40,7 @@ pub(crate) enum PeerVerb {
         #[command(flatten)]
         ask: Ask,
     },
-    /// Print the other side's configuration, for wg-quick; without a word, nothing in it is secret
+    /// Print the other side's configuration, for wg-quick; nothing in it is secret unless a key is generated
     Config {
         /// Its name or id
         name: String,
@@ -127,22 +129,21 @@ impl PeerVerb {
 }
 
 fn psk(path: &Path) -> Result<GivenPsk, Quit> {
-    let mut text = Zeroizing::new(String::with_capacity(128));
-    let read = if path == Path::new("-") {
-        std::io::stdin().take(KEY_FILE_BYTES).read_to_string(&mut text)
+    let (name, read) = if path == Path::new("-") {
+        let mut text = Zeroizing::new(String::with_capacity(128));
+        let read = std::io::stdin().take(KEY_FILE_BYTES).read_to_string(&mut text);
+        read.map_err(|error| Quit::failed(format!("the pre-shared key cannot be read from stdin: {error}")))?;
+        ("stdin".to_owned(), Secret::new(text.as_str()))
     } else {
-        std::fs::File::open(path).and_then(|file| file.take(KEY_FILE_BYTES).read_to_string(&mut text))
+        if path.to_str().is_some_and(|text| text.parse::<Psk>().is_ok()) {
+            let words = "--preshared-key names a file; every user of this host can read a key on the command line";
+            return Err(Quit::usage(words).hint("hand it over in a file of mode 0600, or on stdin: --preshared-key -"));
+        }
+        let read = SecretSource::File(path.to_path_buf()).read(&ProcessEnvironment);
+        (path.display().to_string(), read.map_err(|error| Quit::failed(error.to_string()))?)
     };
-    let shown = path.display();
-    if read.is_err() && path.to_str().is_some_and(|text| text.parse::<Psk>().is_ok()) {
-        return Err(Quit::usage(
-            "--preshared-key names a file; a key on the command line can be read by everybody here",
-        )
-        .hint("write it into a file of mode 0600, or hand it over on stdin: --preshared-key -"));
-    }
-    read.map_err(|error| Quit::failed(format!("the pre-shared key's file {shown} cannot be read: {error}")))?;
-    let psk: Psk = text.trim().parse().map_err(|error| {
-        Quit::failed(format!("{shown} holds no pre-shared key: {error}")).hint("`culvert-relay genpsk` makes one")
+    let psk: Psk = read.expose().trim().parse().map_err(|error| {
+        Quit::failed(format!("{name} holds no pre-shared key: {error}")).hint("`culvert-relay genpsk` makes one")
     })?;
     Ok(GivenPsk(psk))
 }

@@ -92,6 +92,11 @@ pub(super) async fn rotate(
     if let Err(error) = registry.audit(row).await {
         notes.push(format!("the audit trail could not be written: {error}"));
     }
+    let peers: Vec<&str> = view.peers().map(|peer| peer.name.as_str()).collect();
+    if !peers.is_empty() {
+        // Nobody can tell a stock peer but its operator.
+        notes.push(format!("peers have to be told by hand, until then: `peer config` has it for {}", peers.join(" ")));
+    }
     let shown = show(view, known);
     Ok(Outcome { json: shown.json, text: shown.text, notes, changes: vec![Change::KeyRotated] })
 }
@@ -161,5 +166,26 @@ mod tests {
         assert!(row["detail"].as_str().unwrap().starts_with(old.text.trim()));
         // Nobody is left behind, so nothing stands against another.
         assert!(relay.ask(rotate).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_rotation_names_the_peers_that_have_to_be_told_by_hand() {
+        let relay = Relay::new();
+        let peer = crate::command::PeerWanted {
+            name: "branch".parse().unwrap(),
+            public_key: Some(culvert_model::key::PublicKey::from_bytes([7; 32])),
+            allowed_ips: vec!["10.20.0.0/16".parse().unwrap()],
+            endpoint: None,
+            psk: None,
+            keepalive: None,
+            dns: None,
+        };
+        relay.ask(Command::PeerAdd { peer }).await.unwrap();
+        let rotated = relay.ask(Command::KeyRotate { grace_seconds: 86_400, force: false }).await.unwrap();
+        assert!(
+            rotated.notes.iter().any(|note| note.ends_with("`peer config` has it for branch")),
+            "{:?}",
+            rotated.notes
+        );
     }
 }

@@ -109,6 +109,7 @@ pub(super) async fn add(
     } else {
         notes.push(format!("`peer config {}` prints what the other side needs", peer.name));
     }
+    notes.extend(one_of_several(view, known));
     Ok(Outcome { json, text, notes, changes: vec![Change::PeerAdded(peer.id)] })
 }
 
@@ -199,6 +200,7 @@ pub(super) async fn config(
     if peer.psk.is_some() && secrets.psk.is_none() {
         notes.push("put its pre-shared key in too; --generate-psk makes another".to_owned());
     }
+    notes.extend(one_of_several(view, known));
     let text = peer_config::text(&peer, at.as_ref(), &secrets, known)?;
     let json = json!({ "id": peer.id, "name": peer.name, "public_key": peer.public_key, "config": text });
     Ok(Outcome { json, text, notes, changes })
@@ -243,6 +245,13 @@ async fn set_keys(
         action: if made.private_key.is_some() { "peer.key" } else { "peer.psk" },
     };
     Ok(registry.set_peer_keys(before.id.clone(), keys, reserved(view, known), by, view.now).await?)
+}
+
+/// Every relay knows the peer; the other side has one tunnel, and what it leads to has one address.
+fn one_of_several(view: &View, known: &Facts<'_>) -> Option<String> {
+    let own = known.identity.relay_tag();
+    let others = view.snapshot.relays.iter().filter(|relay| relay.tag != own).count();
+    (others > 0).then(|| format!("the other side speaks to this relay alone: at {others} others its services are down"))
 }
 
 fn reserved(view: &View, known: &Facts<'_>) -> Reserved {

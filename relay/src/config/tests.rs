@@ -53,6 +53,20 @@ fn without_a_word_the_documented_defaults_hold() {
 }
 
 #[test]
+fn the_relays_address_toward_stock_peers_is_a_hosts_in_a_network_of_its_own() {
+    let inner = |text: &str| settled(&format!("[wireguard]\ninner_ipv4 = \"{text}\"")).map(|s| s.wireguard.inner_ipv4);
+    let default = settled("").unwrap().wireguard;
+    assert_eq!((default.inner_ipv4.to_string().as_str(), default.peer_mtu), ("100.127.80.1/20", 1408));
+    assert_eq!(inner("10.99.0.7/24").unwrap().to_string(), "10.99.0.7/24");
+    assert_eq!(inner("10.99.0.7").unwrap().to_string(), "10.99.0.7/24", "an address alone has a small network");
+    for bad in ["", "fd00::1/64", "10.99.0.0/24", "10.99.0.255/24", "10.99.0.7/32", "127.0.0.1/24", "relay"] {
+        let quit = inner(bad).unwrap_err();
+        assert!(quit.exit == Exit::Config && quit.message.contains("wireguard.inner_ipv4"), "{bad}: {}", quit.message);
+    }
+    assert!(refused("[wireguard]\npeer_mtu = 1200").message.contains("1280"));
+}
+
+#[test]
 fn flags_replace_the_lists_of_the_file() {
     let host = Host::with("[http]\nlisten = [\"127.0.0.1:1\"]\n[wireguard]\nendpoints = [\"a.example:1\"]");
     let args = RunArgs {

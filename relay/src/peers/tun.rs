@@ -7,8 +7,11 @@ use std::time::Duration;
 
 use culvert_plane::Plane;
 use culvert_plane::tun::{Tun, TunConfig, Way};
+use tokio::time::timeout;
 use tracing::{info, warn};
 
+/// It takes milliseconds: past this nothing is waited for, and the relay goes on without.
+const STARTED_WITHIN: Duration = Duration::from_secs(10);
 /// Somebody who kills the namespace's process again and again gets no more than this of the relay.
 pub(super) const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
@@ -51,7 +54,10 @@ impl TunPlane {
             return false;
         }
         let Some(config) = lock(&self.config).clone() else { return false };
-        let started = Tun::start(plane, config).await.map_err(|error| error.to_string());
+        let started = match timeout(STARTED_WITHIN, Tun::start(plane, config)).await {
+            Ok(started) => started.map_err(|error| error.to_string()),
+            Err(_) => Err("whoever makes the network namespace does not answer".to_owned()),
+        };
         let before = lock(&self.now).replace(started.clone());
         let told = |one: &Option<Result<Tun, String>>| one.as_ref().and_then(|one| one.as_ref().err().cloned());
         let (was, is) = (told(&before), started.as_ref().err());

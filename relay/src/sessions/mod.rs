@@ -16,6 +16,7 @@ mod places;
 mod proofs;
 mod report;
 mod statics;
+mod strangers;
 mod table;
 
 use std::collections::HashSet;
@@ -29,7 +30,6 @@ use culvert_model::address::BOOTSTRAP_INNER;
 use culvert_model::close::CloseCode;
 use culvert_model::control::ToConnector;
 use culvert_model::id::{ConnectorId, TokenId};
-use culvert_model::key::PublicKey;
 use culvert_plane::{Connection, Event, Events, Plane};
 use futures_util::future::join_all;
 use ipnet::IpNet;
@@ -41,7 +41,7 @@ use crate::enrol;
 use crate::identity::Identity;
 use crate::paths::{local_of, path_to};
 use crate::peers::Peers;
-use crate::refusals::{Attempt, Refusals};
+use crate::refusals::Refusals;
 use crate::registry::{ConnectorRow, Forgotten, Note, Registry, RelayRow, Snapshot, TokenRow, TokenSealRow, peers};
 use crate::relays;
 use clones::Displaced;
@@ -341,27 +341,6 @@ impl Shared {
             let relay = self.identity.relay_tag();
             self.notes.add(Note::Endpoint { connector: id, relay, remote: path.remote, local });
         }
-    }
-
-    /// A key that nobody has: only that of a connector that was revoked is worth a word. The answer is silence.
-    fn stranger(&self, public_key: &PublicKey, path: Path) {
-        let from = path.remote.ip();
-        if let Some(name) = self.peers.deleted(public_key) {
-            return self.refusals.note(Attempt {
-                action: "peer.refused",
-                actor: name.to_string(),
-                subject: name.to_string(),
-                detail: format!("a handshake under the key of a deleted peer, from {from}"),
-            });
-        }
-        let Some(id) = self.table().revoked.get(public_key).cloned() else { return };
-        debug!(connector = %id, from = %from, "a revoked key was named");
-        self.refusals.note(Attempt {
-            action: "connector.refused",
-            actor: id.to_string(),
-            subject: id.to_string(),
-            detail: format!("a handshake under its revoked key, from {from}"),
-        });
     }
 
     fn epoch_promoted(self: &Arc<Self>, peer: PeerId, epoch: u32, tasks: &mut JoinSet<()>) {

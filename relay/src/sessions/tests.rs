@@ -34,6 +34,7 @@ use crate::registry::Url;
 use crate::send::Sender;
 
 mod keys;
+mod peers;
 mod rekey;
 
 const SOON: Duration = Duration::from_secs(10);

@@ -254,6 +254,35 @@ async fn a_peer_with_an_endpoint_is_dialled_until_it_is_there() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_peer_that_knows_the_relays_former_key_is_called_back_while_that_is_answered() -> Result<()> {
+    if skip::unless("peers", &NEEDS) {
+        return Ok(());
+    }
+    let internet = Internet::build()?;
+    let mut relay = started(&internet, RELAY_V4, "").await?;
+    let config = asked(&relay, &["peer", "add", "branch", "--generate-key", "--allowed-ips", "10.20.0.0/16"]).await?;
+    let stock = Stock::new(&internet.private)?;
+    stock.up(&config)?;
+    is(&relay, "up").await?;
+    let said = relay.cli(&["key", "rotate", "--grace", "1h"]).await?;
+    ensure!(said.status == 0 && said.stderr.contains("`peer config` has it for branch"), "{said:?}");
+    stock.pings(INNER[0]).with_context(|| relay.last_words())?;
+    relay.kill()?;
+    relay.launch()?;
+    let from = Instant::now();
+    answers(&relay).await?;
+    is(&relay, "up").await?;
+    let took = from.elapsed();
+    // Under the newest key first, which is not answered for WireGuard's five seconds.
+    ensure!(took < Duration::from_secs(15), "it came by itself, after {took:?}");
+    stock.pings(INNER[0]).with_context(|| relay.last_words())?;
+    let changed = asked(&relay, &["peer", "config", "branch", "--generate-key"]).await?;
+    stock.up(&changed)?;
+    stock.pings(INNER[1]).with_context(|| relay.last_words())?;
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_relay_that_cannot_have_a_tun_plane_says_so_and_runs_on() -> Result<()> {
     if skip::unless("peers", &NEEDS) {
         return Ok(());

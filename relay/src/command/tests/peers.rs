@@ -3,6 +3,7 @@
 use culvert_model::key::{PrivateKey, Psk};
 
 use super::*;
+use crate::registry::RelayRow;
 
 #[tokio::test]
 async fn a_peer_is_added_shown_and_deleted() {
@@ -136,6 +137,23 @@ async fn a_key_that_is_made_for_a_peer_is_shown_once_with_all_that_it_needs() {
     let dialled = PeerWanted { endpoint: Some("192.0.2.7:51821".to_owned()), ..wanted("branch", None) };
     let text = lost.ask(Command::PeerAdd { peer: dialled }).await.unwrap().text;
     assert!(text.contains("ListenPort = 51821") && !text.contains("Endpoint"), "{text}");
+}
+
+#[tokio::test]
+async fn among_several_relays_it_is_said_that_a_peer_speaks_to_one() {
+    let relay = Relay::new();
+    let warns = |outcome: &Outcome| outcome.notes.iter().any(|note| note.contains("speaks to this relay alone"));
+    let added = relay.ask(Command::PeerAdd { peer: wanted("branch", None) }).await.unwrap();
+    assert!(!warns(&added), "{:?}", added.notes);
+    let tags = [relay.identity.relay_tag(), "b".repeat(16)];
+    for (number, tag) in tags.into_iter().enumerate() {
+        let public_key = PublicKey::from_bytes([u8::try_from(number).unwrap(); 32]);
+        let row = RelayRow { tag, public_key, kem_key: vec![7; 4], endpoints: Vec::new(), seen: now() };
+        relay.registry.note_relay(row).await.unwrap();
+    }
+    let config = Command::PeerConfig { peer: "branch".to_owned(), wanted: PeerConfigWanted::default() };
+    let shown = relay.ask(config).await.unwrap();
+    assert!(warns(&shown), "{:?}", shown.notes);
 }
 
 #[tokio::test]

@@ -83,6 +83,38 @@ async fn relays_up(connector: &Connector, count: usize) -> Result<Value> {
 }
 
 #[tokio::test]
+async fn a_peer_that_one_relay_was_told_of_runs_at_the_other_with_its_pre_shared_key() -> Result<()> {
+    if is_skipped("a peer of two relays") {
+        return Ok(());
+    }
+    let setup = Two::new().await?;
+    let psk = setup.one.directory().join("psk");
+    std::fs::write(&psk, setup.one.cli_bare(&["genpsk"]).await?.stdout)?;
+    let file = psk.display().to_string();
+    let key = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=";
+    let since = Instant::now();
+    let add = ["peer", "add", "branch", "--public-key", key, "--allowed-ips", "10.20.0.0/16", "--preshared-key", &file];
+    let said = setup.one.cli(&add).await?;
+    ensure!(said.status == 0, "{said:?}\n{}", setup.last_words());
+    // The metrics count those that run: what is sealed for another relay alone does not.
+    let runs = async |relay: &Relay, count: usize| {
+        let line = format!("culvert_peers{{state=\"never\"}} {count}");
+        relay.ask("/metrics").await.is_ok_and(|answer| answer.text().contains(&line))
+    };
+    in_force("a peer at the other relay", since, || runs(&setup.two, 1)).await.with_context(|| setup.last_words())?;
+    let set = ["service", "set", "legacy", "--peer", "branch", "--origin", "http://10.20.0.5:8080"];
+    ensure!(setup.two.cli(&set).await?.status == 0, "either may change it");
+    let since = Instant::now();
+    let known = async || setup.one.get("legacy", "/").await.is_ok_and(|answer| answer.status != 404);
+    in_force("a service behind a peer at the other relay", since, known).await?;
+    let since = Instant::now();
+    ensure!(setup.two.cli(&["peer", "delete", "branch"]).await?.status == 0, "{}", setup.last_words());
+    in_force("a peer's end at the other relay", since, || runs(&setup.one, 0)).await?;
+    in_force("its service's end", since, async || setup.one.get("legacy", "/").await.is_ok_and(|a| a.status == 404))
+        .await
+}
+
+#[tokio::test]
 async fn a_token_names_both_relays_and_a_connector_that_joined_with_one_use_is_served_from_either() -> Result<()> {
     if is_skipped("a token of two relays") {
         return Ok(());

@@ -5,12 +5,14 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use culvert_lab::client::Answer;
 use culvert_lab::load::Plan;
 use culvert_lab::process::Process;
 use culvert_lab::skip::{Need, unless};
-use culvert_lab::{Connector, Origin, Relay, binary, client, spawner, wait};
+use culvert_lab::{Connector, Origin, Relay, address, binary, client, spawner, wait};
 use http::{HeaderName, Method, Request};
 use http_body_util::Full;
 
@@ -189,6 +191,45 @@ async fn another_implementation_of_rfc_9421_lets_our_requests_in_and_no_changed_
             sent.into_iter().filter(|(own, _)| !own.to_lowercase().starts_with("signature")).collect();
         assert_eq!(guarded.again(post, "/orders?id=7", &unsigned, body).await?.status, 403);
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn our_own_key_signs_and_another_implementation_verifies_it_by_what_the_relay_serves() -> Result<()> {
+    let name = "our_own_key_signs_and_another_implementation_verifies_it_by_what_the_relay_serves";
+    if unless(name, &[Need::PyPi("http_message_signatures")]) {
+        return Ok(());
+    }
+    let files = tempfile::tempdir()?;
+    let public = files.path().join("own.pub");
+    let guarded = Guarded::start(&["http-signature", "ED25519", "http", &public.display().to_string()]).await?;
+    let at = address::at(address::own_loopback(), 31_482);
+    let mut relay = Relay::new()?;
+    relay.config(&format!(
+        "[http]\nlisten = [\"{}\"]\n[issuer]\nurl = \"http://{at}\"\nlisten = \"{at}\"\n",
+        relay.http
+    ))?;
+    relay.start().await?;
+    let token = relay.tunnel("shop", &["orders"]).await?;
+    let mut connector = Connector::new(&token, &[])?;
+    connector.config(&format!(
+        "[[service]]\nname = \"orders\"\norigin = \"{}\"\n[service.auth]\ntype = \"http-signature\"\nalgorithm = \"ed25519\"\n",
+        guarded.url()
+    ))?;
+    connector.start().await?;
+    relay.up("orders").await?;
+    let key = wait::until("the key is served", PATIENCE, || async {
+        let keys = client::get(at, "id.example", "/shop/.well-known/jwks.json").await.ok()?.json().ok()?;
+        keys["keys"].as_array()?.first().cloned()
+    })
+    .await?;
+    // SubjectPublicKeyInfo of Ed25519 (RFC 8410 §4) before the 32 bytes.
+    let x = URL_SAFE_NO_PAD.decode(key["x"].as_str().context("x")?)?;
+    let der = [&b"\x30\x2a\x30\x05\x06\x03\x2b\x65\x70\x03\x21\x00"[..], &x].concat();
+    let text = format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", STANDARD.encode(der));
+    replace(&text, &public)?;
+    let said = let_in(&relay, forged(Method::POST, "orders", "/a?b=c", "{}")?).await?;
+    assert_eq!(said["parameters"]["keyid"], key["kid"]);
     Ok(())
 }
 

@@ -13,6 +13,7 @@ use http::{Method, StatusCode};
 use serde_json::Value;
 
 use super::{Command, Facts, Offline, PATH, RELOAD_PATH, Reply, Request, carry_out};
+use crate::behind;
 use crate::cli::{Ask, CheckArgs, Place, ReadyArgs, RunArgs};
 use crate::config;
 use crate::door::{IssuerDoor, tls_of};
@@ -113,6 +114,7 @@ pub(crate) fn check(args: &CheckArgs) -> Result<Exit, Quit> {
     for listener in &settled.listeners {
         tls_of(listener)?;
     }
+    behind::read(&settled.behind, &ProcessEnvironment)?;
     let issuer = settled.issuer.as_ref().map(IssuerDoor::of).transpose()?.flatten();
     for warning in loaded.warnings.iter().chain(&issuer.and_then(|issuer| issuer.warning())) {
         exit::say(format_args!("warning: {warning}"));

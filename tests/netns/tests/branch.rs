@@ -20,7 +20,7 @@ use culvert_lab::process::Process;
 use culvert_lab::skip::{self, Need};
 use culvert_lab::topology::{Internet, RELAY_V4};
 use culvert_lab::websocket::{Message, WebSocket};
-use culvert_lab::{Origin, Relay, binary, client, spawner, wait};
+use culvert_lab::{Connector, Origin, Relay, binary, client, spawner, wait};
 use http_body_util::BodyExt as _;
 
 const NEEDS: [Need; 7] = [
@@ -133,6 +133,9 @@ impl Site {
             files,
         };
         site.set("legacy", &["--origin", "http://10.20.0.5:8081"]).await?;
+        let unheard = site.get("legacy", "/").await?;
+        assert_eq!(unheard.status, 503, "{}", unheard.text());
+        assert!(unheard.text().contains("no_connector"), "{}", unheard.text());
         site.branch.up(&site.config).await?;
         site.is_up("legacy").await?;
         Ok(site)
@@ -512,9 +515,17 @@ async fn nothing_leads_from_a_peer_anywhere(site: &Site, other: &Branch) -> Resu
     }
     let seen = other.run("nft", &["list", "table", "inet", "seen"])?;
     ensure!(seen.contains("counter packets 0 "), "{seen}");
-    for target in ["fd43:554c:5645::2", "fd43:554c:5645:1::1"] {
-        ensure!(site.branch.run("ping", &["-c", "1", "-W", "1", target]).is_err(), "{target} answers");
-    }
+    // A connector answers echo to the relay and to nobody else.
+    let token = site.relay.tunnel("main", &["orders"]).await?;
+    let mut connector = Connector::within(&site.internet.private, &token, &["orders=http://127.0.0.1:1"])?;
+    connector.launch()?;
+    let there = wait::until("the connector's inner address", SOON, || async {
+        let listed = site.relay.json(&["connector", "list"]).await.ok()?;
+        listed.pointer("/0/inner_address")?.as_str().map(str::to_owned)
+    });
+    let there = there.await.with_context(|| connector.last_words())?;
+    let silent = site.branch.run("ping", &["-c", "2", "-i", "0.2", "-W", "1", &there]);
+    ensure!(silent.is_err(), "the connector at {there} answers a peer");
     // The host's own addresses, through the tunnel.
     site.branch.run("ip", &["route", "add", "203.0.113.77/32", "dev", interface])?;
     site.internet.gateway.ip(&["addr", "add", "203.0.113.77/32", "dev", "lo"])?;

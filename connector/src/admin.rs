@@ -10,6 +10,9 @@ use culvert_model::key::PublicKey;
 use culvert_ops::admin::{Admin, Answer, Call, Health, Pairs};
 use culvert_ops::exit::Quit;
 use culvert_ops::time::rfc3339;
+use culvert_origin::proof::Proof;
+use culvert_origin::proxy_protocol::ProxyProtocol;
+use culvert_origin::tls::Expiry;
 use http::Method;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -17,9 +20,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::VERSION;
 use crate::board::RelayState;
 use crate::identity::Identity;
-use crate::proxy_protocol::ProxyProtocol;
 use crate::shared::Shared;
-use crate::tls::Expiry;
 
 /// What somebody asks the running connector for, and waits for.
 #[derive(Debug)]
@@ -90,7 +91,8 @@ impl Window {
                 "origin": upstream.service.origin.to_string(),
                 "source": if upstream.is_managed() { "relay" } else { "connector" },
                 "proxy_protocol": upstream.service.proxy_protocol.map(ProxyProtocol::name),
-                "certificates": upstream.service.tls.iter().flat_map(|tls| tls.expiries()).map(certificate).collect::<Vec<_>>(),
+                "certificates": upstream.service.expiries().map(|end| certificate(&end)).collect::<Vec<_>>(),
+                "proof": upstream.service.auth.as_deref().map(proof),
                 "up": why_down.is_none(),
                 "reason": why_down.as_ref().map(|down| &down.reason),
                 "detail": why_down.as_ref().and_then(|down| down.detail.as_ref()),
@@ -139,6 +141,16 @@ impl Window {
     }
 }
 
+/// How requests are proven, and what is held for it: null where nobody else has a part in it.
+fn proof(proof: &Proof) -> Value {
+    let holding = proof.holding();
+    json!({
+        "type": proof.kind(),
+        "left_seconds": holding.as_ref().and_then(|holding| holding.left).map(|left| left.as_secs()),
+        "trouble": holding.and_then(|holding| holding.trouble),
+    })
+}
+
 /// Whole seconds since then; a clock that went back gives none.
 pub fn age_seconds(then: SystemTime, now: SystemTime) -> u64 {
     now.duration_since(then).map_or(0, |age| age.as_secs())
@@ -185,8 +197,11 @@ impl Admin for Window {
             .map(|(name, state)| (name, state.up, state.last_handshake.and_then(|then| now.duration_since(then).ok())))
             .collect();
         shared.metrics.set_certificates(table.iter().flat_map(|upstream| {
-            let ends = upstream.service.tls.iter().flat_map(|tls| tls.expiries());
-            ends.map(|end| (upstream.service.name.as_str(), end.file, end.seconds_left(now)))
+            upstream.service.expiries().map(|end| (upstream.service.name.as_str(), end.file, end.seconds_left(now)))
+        }));
+        shared.metrics.set_proofs(table.iter().filter_map(|upstream| {
+            let holding = upstream.service.auth.as_ref()?.holding()?;
+            Some((upstream.service.name.as_str(), holding.left.unwrap_or_default().as_secs_f64()))
         }));
         shared.metrics.text(&services, &relays)
     }
@@ -269,6 +284,21 @@ pub fn status_text(status: &Value) -> String {
         for end in service["certificates"].as_array().into_iter().flatten() {
             lines.push(format!("             {} until {}", text(&end["file"]), text(&end["not_after"])));
         }
+        let proof = &service["proof"];
+        if !proof["left_seconds"].is_null() {
+            lines.push(format!(
+                "             proof by {}: held for {} s more",
+                text(&proof["type"]),
+                proof["left_seconds"]
+            ));
+        }
+        if !proof["trouble"].is_null() {
+            lines.push(format!(
+                "             proof by {} cannot be renewed: {}",
+                text(&proof["type"]),
+                text(&proof["trouble"])
+            ));
+        }
         if !service["detail"].is_null() {
             lines.push(format!("             {}", text(&service["detail"])));
         }
@@ -290,7 +320,8 @@ mod tests {
             "public_key": "K=", "inner_address": "fd43::1", "clock": "behind",
             "relays": [{"endpoints": ["r:1"], "state": "down", "since": null, "reason": "no answer", "refused": [{"name": "x", "why": "not granted"}]}],
             "services": [{"name": "orders", "origin": "http://o:1", "up": false, "reason": "origin_refused", "detail": "10.0.0.1:1: refused"},
-                         {"name": "crm", "origin": "http://c:1", "up": true, "source": "relay", "certificates": [{"file": "cert", "not_after": "2027-01-01T00:00:00Z"}]}],
+                         {"name": "crm", "origin": "http://c:1", "up": true, "source": "relay", "certificates": [{"file": "cert", "not_after": "2027-01-01T00:00:00Z"}],
+                          "proof": {"type": "entra-id", "left_seconds": 60, "trouble": "https://x refused"}}],
             "managed_refused": [{"name": "hr", "why": "not allowed here"}],
         });
         let text = status_text(&status);
@@ -304,6 +335,8 @@ mod tests {
             "             10.0.0.1:1: refused",
             "service      crm http://c:1 up, managed at the relay",
             "             cert until 2027-01-01T00:00:00Z",
+            "             proof by entra-id: held for 60 s more",
+            "             proof by entra-id cannot be renewed: https://x refused",
             "refused      hr: not allowed here",
         ] {
             assert!(text.contains(line), "{line}\n{text}");

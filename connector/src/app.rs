@@ -2,7 +2,6 @@
 //!
 //! Must never end for what may pass: only a refusal for good, a revoked key or the drain ends it.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -16,6 +15,8 @@ use culvert_ops::exit::{Exit, Quit};
 use culvert_ops::state::StateDir;
 use culvert_ops::systemd::Notifier;
 use culvert_ops::task::{Owner, Task, spawn};
+use culvert_origin::health::Checks;
+use culvert_origin::origins::{Origins, tend};
 use futures_util::future::select_all;
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -24,19 +25,19 @@ use crate::admin::{Asked, Facts, Window};
 use crate::board::{Board, RelayState};
 use crate::config::Settled;
 use crate::gate::Gate;
-use crate::health::Checks;
 use crate::identity::{Admission, Candidate, Identity, IdentityError, Relay, Store, fingerprint, relays_of};
 use crate::introductions::Introductions;
 use crate::join::{self, Refused};
 use crate::metrics::ConnectorMetrics;
-use crate::origins::{Origins, tend};
 use crate::relays::{self, Told};
 use crate::rotation::Rotation;
 use crate::shared::Shared;
 use crate::stay::{Over, stay};
 use crate::{VERSION, words};
+use watched::Watched;
 
 mod rotate;
+mod watched;
 
 /// How often watched files are looked at, and idle connections swept.
 const TICK: Duration = Duration::from_millis(500);
@@ -383,7 +384,7 @@ impl App {
             notifier.ready("reloaded");
         }
         let (settled, restart) = loaded?;
-        self.watched = Watched::new(apply(&self.shared, &settled));
+        self.watched.follow(apply(&self.shared, &settled));
         self.rotate_after = settled.key.rotate_after;
         tracing::info!(services = settled.services.len(), "configuration reloaded");
         for key in &restart {
@@ -512,36 +513,6 @@ fn label_of(host: &str) -> Option<Label> {
     fitting.trim_matches('-').parse().ok()
 }
 
-/// Files, and what they looked like.
-struct Watched(BTreeMap<PathBuf, Option<Look>>);
-
-type Look = (u64, u64, SystemTime);
-
-impl Watched {
-    fn new(paths: Vec<PathBuf>) -> Self {
-        Self(paths.into_iter().map(|path| (path.clone(), look(&path))).collect())
-    }
-
-    /// Whether any file is another one than before. One that is away for a moment is not looked at.
-    fn changed(&mut self) -> bool {
-        let mut changed = false;
-        for (path, last) in &mut self.0 {
-            let now = look(path);
-            if now.is_some() && now != *last {
-                *last = now;
-                changed = true;
-            }
-        }
-        changed
-    }
-}
-
-fn look(path: &std::path::Path) -> Option<Look> {
-    use std::os::unix::fs::MetadataExt as _;
-    let metadata = std::fs::metadata(path).ok()?;
-    Some((metadata.ino(), metadata.len(), metadata.modified().ok()?))
-}
-
 impl From<IdentityError> for Quit {
     fn from(error: IdentityError) -> Self {
         match error {
@@ -562,23 +533,5 @@ mod tests {
         for (host, label) in [("Web_01.example.com", Some("web-01")), ("-x-", Some("x")), ("...", None), ("", None)] {
             assert_eq!(label_of(host).as_ref().map(Label::as_str), label, "{host:?}");
         }
-    }
-
-    #[test]
-    fn a_replaced_file_is_noticed_once_and_a_missing_one_is_not() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("key");
-        std::fs::write(&path, "one").unwrap();
-        let mut watched = Watched::new(vec![path.clone()]);
-        assert!(!watched.changed());
-        let next = directory.path().join("next");
-        std::fs::write(&next, "two").unwrap();
-        std::fs::rename(&next, &path).unwrap();
-        assert!(watched.changed());
-        assert!(!watched.changed());
-        std::fs::remove_file(&path).unwrap();
-        assert!(!watched.changed());
-        std::fs::write(&path, "four").unwrap();
-        assert!(watched.changed());
     }
 }

@@ -11,30 +11,27 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 
 use culvert_hop::body::{Body, Ending, Outcome};
-use culvert_hop::exchange::{Answer, SendError};
+use culvert_hop::failure;
 use culvert_hop::fault::{Fault, Retry, Side};
 use culvert_hop::message::{Request, RequestParts as Parts, Response};
 use culvert_hop::request::{self, Head};
-use culvert_hop::retry::{Again, is_idempotent};
 use culvert_hop::server::{self, ServerSettings};
 use culvert_hop::upgrade::{OnUpgrade, Protocol, Raw, splice};
-use culvert_hop::{failure, response};
-use culvert_model::control::{CALLER_FIELD, SERVICE_FIELD};
+use culvert_model::control::SERVICE_FIELD;
 use culvert_model::reason::Reason;
 use culvert_ops::drain::{Drain, InFlight};
+use culvert_ops::runtime::now;
 use culvert_ops::task::Owner;
+use culvert_origin::exchange::{Carried, Switch, exchange};
+use culvert_origin::figures::ServiceMetrics;
+use culvert_origin::origin_io::OriginIo;
+use culvert_origin::origins::{Origins, Upstream};
 use culvert_plane::{Closed, Connection, Stream};
 use http::{StatusCode, Version};
-use http_body::Body as _;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-use crate::metrics::{ConnectorMetrics, ServiceMetrics};
-use crate::origin_io::OriginIo;
-use crate::origins::{Origins, Upstream};
-use crate::proof::{Untrailed, may_have_trailers};
-use crate::reach::now;
-use crate::service::HostPolicy;
+use crate::metrics::ConnectorMetrics;
 
 mod tcp;
 
@@ -51,9 +48,6 @@ pub struct Gate {
     drain: Drain,
     settings: Arc<ServerSettings>,
 }
-
-/// How often a request that was refused unread is sent again.
-const REFUSALS: u32 = 4;
 
 /// Tasks that outlive a stream's exchanges: upgraded connections. They end with the relay's connection.
 type Upgraded = Arc<std::sync::Mutex<Owner>>;
@@ -147,42 +141,17 @@ impl Gate {
 
     async fn exchange(
         &self,
-        mut parts: Parts,
+        parts: Parts,
         head: Head,
         body: Body,
-        upstream: &Arc<Upstream>,
+        upstream: &Upstream,
         upgraded: &Upgraded,
     ) -> Result<Response<Body>, Fault> {
-        let service = &upstream.service;
-        // Before it is taken out with everything that is between relay and connector alone.
-        let caller = service.auth.as_ref().and_then(|_| parts.headers.get(CALLER_FIELD).cloned());
-        request::deliver(&mut parts, &head);
-        match &service.host {
-            HostPolicy::Preserve => {}
-            HostPolicy::Origin => request::set_host(&mut parts, upstream.authority.clone()),
-            HostPolicy::Literal(host) => request::set_host(&mut parts, host.clone()),
-        }
-        upstream.prove(&mut parts, caller.as_ref())?;
-        let body = match may_have_trailers(&parts, &body) && !service.fields.is_empty() {
-            true => Untrailed::of(body, &service.fields),
-            false => body,
-        };
-        let deadlines = service.timeouts.deadlines();
-        match send(upstream, Request::from_parts(parts, body), &deadlines).await? {
-            Answer::Response(response) => {
-                let (mut parts, body) = response.into_parts();
-                response::accept(&mut parts)?;
-                Ok(Response::from_parts(parts, body))
-            }
-            Answer::Switched(response, raw) => {
-                let (mut parts, ()) = response.into_parts();
-                let Some(upgrade) = head.upgrade else {
-                    return Err(Fault::new(Reason::UpgradeRefused).side(Side::Origin));
-                };
-                response::accept_switch(&mut parts, &upgrade)?;
-                let protocol = Protocol::of(&upgrade.protocol);
-                self.keep(upgrade.on, raw, protocol, deadlines.idle, upgraded);
-                Ok(Response::from_parts(parts, Body::empty()))
+        match exchange(upstream, parts, head, body).await? {
+            Carried::Response(response) => Ok(response),
+            Carried::Switched(response, Switch { caller, origin, protocol }) => {
+                self.keep(caller, origin, protocol, upstream.service.timeouts.deadlines().idle, upgraded);
+                Ok(response)
             }
         }
     }
@@ -204,42 +173,6 @@ impl Gate {
         };
         let mut owner = upgraded.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         owner.spawn("connector.upgraded", passing);
-    }
-}
-
-/// Sends once; once more where the first try met an idle connection that the origin had closed meanwhile; and a few
-/// times where it was refused unread on a shared one, which an origin does that ends its connections now and then.
-async fn send(
-    upstream: &Upstream,
-    mut request: Request<Body>,
-    deadlines: &culvert_hop::exchange::Deadlines,
-) -> Result<Answer<OriginIo>, Fault> {
-    let mut stale_is_possible = upstream.may_be_stale(now());
-    let mut left = if upstream.is_shared() { REFUSALS } else { 0 };
-    loop {
-        let keep = left > 0 || stale_is_possible && is_idempotent(request.method()) && request.body().is_end_stream();
-        let again = if keep {
-            let (kept, again) = Again::keep(request);
-            request = kept;
-            Some(again)
-        } else {
-            None
-        };
-        let SendError { fault, request: untouched } = match upstream.pool.send(request, deadlines).await {
-            Ok(answer) => {
-                upstream.note_used(now());
-                return Ok(answer);
-            }
-            Err(error) => error,
-        };
-        let is_refused = left > 0 && fault.retry == Retry::Safe;
-        if fault.reason != Reason::OriginClosed || !(stale_is_possible || is_refused) {
-            return Err(fault);
-        }
-        left = left.saturating_sub(1);
-        stale_is_possible = false;
-        let next = untouched.map(|request| *request).or_else(|| again.and_then(|again| again.request(&fault)));
-        request = next.ok_or(fault)?;
     }
 }
 

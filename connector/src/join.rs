@@ -12,6 +12,7 @@ use culvert_model::close::CloseCode;
 use culvert_model::control::{self, Enrol, Enrolled, Refusal, Subject, ToConnector, ToRelay};
 use culvert_model::key::PublicKey;
 use culvert_model::token::Token;
+use culvert_ops::runtime::now;
 use culvert_plane::{Connection, PskEpoch};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::time::{sleep, timeout};
@@ -20,7 +21,7 @@ use crate::VERSION;
 use crate::control::{ControlError, Incoming, Outgoing};
 use crate::identity::{Admission, Candidate, Relay};
 use crate::link::{Ended, Link};
-use crate::reach::{Reached, Speaker, Way, now};
+use crate::reach::{Reached, Speaker, Way};
 use crate::shared::Shared;
 
 /// How long a relay may take to answer: its registry writes to disk first.

@@ -4,17 +4,14 @@
 #![warn(missing_docs)]
 
 pub mod admin;
-pub mod allow;
 pub mod app;
 pub mod board;
 pub mod cli;
 pub mod command;
 pub mod config;
-pub mod connect;
 pub mod control;
 pub mod diagnose;
 pub mod gate;
-pub mod health;
 pub mod identity;
 pub mod introductions;
 pub mod join;
@@ -22,13 +19,6 @@ pub mod link;
 pub mod liveness;
 pub mod managed;
 pub mod metrics;
-pub mod moves;
-pub mod names;
-pub mod origin;
-pub mod origin_io;
-pub mod origins;
-pub mod proof;
-pub mod proxy_protocol;
 pub mod psks;
 pub mod reach;
 pub mod relays;
@@ -36,11 +26,9 @@ pub mod renewal;
 pub mod resolve;
 pub mod roam;
 pub mod rotation;
-pub mod service;
 pub mod session;
 pub mod shared;
 pub mod stay;
-pub mod tls;
 pub mod words;
 
 pub use app::{Start, run};

@@ -7,13 +7,12 @@ use std::sync::Arc;
 
 use culvert_model::control::{MAX_MESSAGE_BYTES, ManagedService, RefusedService};
 use culvert_model::name::ServiceName;
-
-use crate::allow::Allow;
-use crate::connect::Admission;
-use crate::origin::Origin;
-use crate::origins::Entry;
-use crate::service::{BadHost, HostPolicy, Service, health_path};
-use crate::tls::{ClientTls, Files};
+use culvert_origin::allow::Allow;
+use culvert_origin::connect::Admission;
+use culvert_origin::origin::Origin;
+use culvert_origin::origins::Entry;
+use culvert_origin::service::{BadHost, HostPolicy, Service, health_path};
+use culvert_origin::tls::{ClientTls, Files};
 
 /// Managed services that are taken; the rest is refused.
 const AT_MOST: usize = 256;
@@ -45,7 +44,7 @@ enum Refused {
     #[error("{0} is longer than {LONGEST} characters")]
     TooLong(&'static str),
     #[error("{0}")]
-    Origin(#[from] crate::origin::BadOrigin),
+    Origin(#[from] culvert_origin::origin::BadOrigin),
     #[error("host: {0}")]
     Host(#[from] BadHost),
     #[error("health path: {0}")]
@@ -53,7 +52,7 @@ enum Refused {
     #[error("a tcp:// origin gets no requests: it has neither a Host nor a health path")]
     NotOfTcp,
     #[error("TLS: {0}")]
-    Tls(#[from] crate::tls::BadTls),
+    Tls(#[from] culvert_origin::tls::BadTls),
 }
 
 impl Managed {

@@ -3,13 +3,14 @@
 //! Must never have a label whose values a caller can invent: `service` is from this connector's own table.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use culvert_model::name::ServiceName;
 use culvert_model::reason::Reason;
 use culvert_ops::Program;
-use culvert_ops::metrics::{Counter, Counters, DURATIONS, Gauge, Gauges, Histogram, Histograms, Metrics};
+use culvert_ops::metrics::{Counters, DURATIONS, Gauges, Histograms, Metrics};
+use culvert_origin::figures::ServiceMetrics;
 use http::StatusCode;
 
 use crate::VERSION;
@@ -28,17 +29,8 @@ pub struct ConnectorMetrics {
     relay_up: Gauges<1>,
     last_handshake: Gauges<1>,
     certificate_expiry: Gauges<2>,
+    proof_left: Gauges<1>,
     services: Mutex<HashMap<ServiceName, ServiceMetrics>>,
-}
-
-/// The handles of one service: looked up once.
-#[derive(Clone)]
-pub struct ServiceMetrics {
-    name: Arc<str>,
-    duration: Histogram,
-    in_flight: Gauge,
-    /// The counter of the usual answer: a look-up spared for most requests.
-    ok: Counter,
 }
 
 impl ConnectorMetrics {
@@ -68,8 +60,13 @@ impl ConnectorMetrics {
             ),
             certificate_expiry: registry.gauges(
                 "culvert_certificate_expiry_seconds",
-                "Until a certificate of [service.tls] ends",
+                "Until a certificate of [service.tls] or [service.auth] ends",
                 ["service", "file"],
+            ),
+            proof_left: registry.gauges(
+                "culvert_proof_left_seconds",
+                "How long what [service.auth] holds of others is good for; 0: there is nothing",
+                ["service"],
             ),
             services: Mutex::new(HashMap::new()),
             registry,
@@ -117,6 +114,11 @@ impl ConnectorMetrics {
         self.certificate_expiry.replace(ends.map(|(service, file, left)| ([service, file], left)));
     }
 
+    /// Takes how many seconds what each service's proof holds is good for: service, seconds.
+    pub fn set_proofs<'a>(&self, ends: impl Iterator<Item = (&'a str, f64)>) {
+        self.proof_left.replace(ends.map(|(service, left)| ([service], left)));
+    }
+
     /// All of them as text, with what is gathered when it is asked for.
     pub fn text(&self, services: &[(String, bool)], relays: &[(String, bool, Option<Duration>)]) -> String {
         let up = |up: bool| if up { 1.0 } else { 0.0 };
@@ -131,18 +133,6 @@ impl ConnectorMetrics {
 impl Default for ConnectorMetrics {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-impl ServiceMetrics {
-    /// One more is being served.
-    pub fn enter(&self) {
-        self.in_flight.inc();
-    }
-
-    /// One less.
-    pub fn leave(&self) {
-        self.in_flight.dec();
     }
 }
 
@@ -173,6 +163,7 @@ mod tests {
         metrics.answered(&orders, StatusCode::BAD_GATEWAY, Duration::from_millis(3));
         metrics.failed(Some(&orders), Reason::OriginRefused);
         metrics.set_certificates([("orders", "cert", 60.0)].into_iter());
+        metrics.set_proofs([("orders", 30.0)].into_iter());
         let text =
             metrics.text(&[("orders".to_owned(), false)], &[("relay".to_owned(), true, Some(Duration::from_secs(2)))]);
         for line in [
@@ -185,6 +176,7 @@ mod tests {
             "culvert_relay_up{relay=\"relay\"} 1",
             "culvert_last_handshake_seconds{relay=\"relay\"} 2",
             "culvert_certificate_expiry_seconds{service=\"orders\",file=\"cert\"} 60",
+            "culvert_proof_left_seconds{service=\"orders\"} 30",
         ] {
             assert!(text.contains(line), "{line}\n{text}");
         }

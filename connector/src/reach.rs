@@ -13,6 +13,7 @@ use culvert_model::close::CloseCode;
 use culvert_model::id::InstanceId;
 use culvert_model::key::{PrivateKey, PublicKey};
 use culvert_model::token::Endpoint;
+use culvert_ops::runtime::now;
 use culvert_plane::{
     AddPeerError, Closed, Config, Connection, DialError, Event, Events, PeerConfig, PeerId, PeerKey, Plane, PskEpoch,
     PskError, Role, StreamLimits,
@@ -405,11 +406,6 @@ pub fn ended_as(closed: &Closed) -> Ended {
         Some(code) if closed.by_peer => Ended::ByRelay(code),
         _ => Ended::Lost(closed.cause.clone()),
     }
-}
-
-/// The runtime's clock, which tests can hold still.
-pub fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
 }
 
 fn ended_by(error: DialError) -> Ended {

@@ -6,20 +6,22 @@ use std::time::{Duration, Instant, SystemTime};
 
 use culvert_model::close::CloseCode;
 use culvert_model::control::{self, Announce, AnnouncedService, ManagedService, ToConnector, ToRelay, Welcome};
+use culvert_model::proof::Algorithm;
 use culvert_ops::drain::InFlight;
+use culvert_ops::runtime::now;
+use culvert_origin::health;
 use culvert_plane::{Connection, Event, Stream};
 use tokio::io::{ReadHalf, WriteHalf};
 use tokio::sync::{Mutex, watch};
 use tokio::time::{sleep_until, timeout};
 
 use crate::control::{ControlError, Incoming, Outgoing};
-use crate::health;
 use crate::identity::Identity;
 use crate::introductions::Introduced;
 use crate::link::{Ended, Link};
 use crate::liveness::{Check, Liveness};
 use crate::managed::Managed;
-use crate::reach::{Way, ended_as, now};
+use crate::reach::{Way, ended_as};
 use crate::relays::Told;
 use crate::roam::Roam;
 use crate::shared::Shared;
@@ -62,6 +64,8 @@ struct Session<'a> {
     announced: Vec<AnnouncedService>,
     managing: Managing,
     told_proof_keys: bool,
+    /// Those that the relay has said to know.
+    algorithms: Vec<Algorithm>,
     pings: u64,
     drain: Draining,
     retired: Option<Instant>,
@@ -124,6 +128,7 @@ pub async fn live(
         announced: Vec::new(),
         managing: Managing::default(),
         told_proof_keys: false,
+        algorithms: Vec::new(),
         pings: 0,
         drain: Draining::Not,
         retired: None,
@@ -299,10 +304,14 @@ impl Session<'_> {
                 self.shared.introductions.answered(&relay, introduced);
                 Ok(())
             }
-            ToConnector::Issuer { url } => {
+            ToConnector::Issuer { url, algorithms } => {
                 let tunnel = self.identity.lock().await.joined.tunnel.clone();
                 self.shared.origins.proofs().told(&url, tunnel.as_str());
-                Ok(())
+                let knows = |algorithm: &Algorithm| algorithms.iter().any(|name| name == algorithm.name());
+                let more: Vec<_> = Algorithm::ALL.into_iter().filter(knows).collect();
+                let is_news = more != self.algorithms;
+                self.algorithms = more;
+                if is_news { self.tell_proof_keys().await } else { Ok(()) }
             }
             ToConnector::RelayKey { public_key, previous_until } => {
                 self.relay_key(public_key, previous_until.as_deref()).await;
@@ -402,7 +411,7 @@ impl Session<'_> {
     /// A connector that signs nothing says nothing: an older relay is not asked what it does not know.
     async fn tell_proof_keys(&mut self) -> Result<(), ControlError> {
         let origins = &self.shared.origins;
-        let keys = origins.proofs().published();
+        let keys = origins.proofs().published_to(&self.algorithms);
         let table = origins.table();
         let proven = table.iter().filter(|upstream| upstream.service.auth.is_some());
         let callers = proven.map(|upstream| upstream.service.name.clone()).collect();

@@ -8,20 +8,20 @@ use culvert_model::id::InstanceId;
 use culvert_model::name::Label;
 use culvert_model::token::Token;
 use culvert_ops::drain::Drain;
+use culvert_origin::allow::Allow;
+use culvert_origin::health::Checks;
+use culvert_origin::origins::Origins;
+use culvert_origin::service::Service;
 use tokio::sync::{mpsc, watch};
 
-use crate::allow::Allow;
 use crate::board::Board;
 use crate::gate::Gate;
-use crate::health::Checks;
 use crate::identity::Store;
 use crate::introductions::Introductions;
 use crate::managed::Managed;
 use crate::metrics::ConnectorMetrics;
-use crate::origins::Origins;
 use crate::relays::Told;
 use crate::rotation::Rotation;
-use crate::service::Service;
 
 /// The parts that outlive any session.
 pub struct Shared {

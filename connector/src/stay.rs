@@ -9,13 +9,14 @@ use base64::engine::general_purpose::STANDARD;
 use culvert_model::close::CloseCode;
 use culvert_model::control::{Refusal, Subject};
 use culvert_model::kem::KemKey;
+use culvert_ops::runtime::now;
 use tokio::sync::{Mutex, watch};
 use tokio::time::{sleep, sleep_until, timeout};
 
 use crate::identity::{Admission, Candidate, Identity, Relay};
 use crate::join::{self, Refused};
 use crate::link::Link;
-use crate::reach::{Reached, Speaker, Way, now};
+use crate::reach::{Reached, Speaker, Way};
 use crate::session::{self, Left};
 use crate::shared::Shared;
 

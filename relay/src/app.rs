@@ -25,17 +25,18 @@ use culvert_plane::tun::TunConfig;
 use culvert_plane::{Events, Plane, Role, StreamLimits};
 use ipnet::Ipv4Net;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use crate::access_log::AccessLog;
+use crate::behind;
 use crate::bind;
 use crate::cli::RunArgs;
 use crate::config::{self, Settled, WireGuard};
 use crate::control::{Control, Reload, note_reload};
-use crate::door::{Door, TcpDoor, tls_of};
+use crate::door::{Door, IssuerDoor, TcpDoor, tls_of};
 use crate::exchange::{Exchanges, MessageBounds};
 use crate::front::{Bound, Front, Leads};
 use crate::gateways::Gateways;
@@ -78,7 +79,7 @@ pub(crate) struct Relay {
     listeners: Vec<(Bound, Leads, bool)>,
     admin: TcpListener,
     admin_socket: AdminSocket,
-    issuer: Option<(TcpListener, Arc<str>)>,
+    issuer: Option<(TcpListener, issuer::Told)>,
     events: Events,
     drain: Drain,
     _lock: Lock,
@@ -131,6 +132,7 @@ impl Relay {
         for name in sockets.left() {
             warn!(name, "a socket of the service manager is not used");
         }
+        let wishes = behind::read(&settled.behind, &ProcessEnvironment)?;
         let udp = bind::wireguard(&settled.wireguard, settled.any_port)?;
         let admin = admin::bind_tcp(settled.admin.listen, !settled.admin.is_default).await?;
         let admin_socket = AdminSocket::bind(&state, settled.admin.group.as_deref())?;
@@ -222,6 +224,8 @@ impl Relay {
             metrics,
             doors,
             tcp_doors,
+            wishes: watch::Sender::new(wishes),
+            issuer: issuer.as_ref().map(|(_, told)| Arc::clone(&told.door)),
             listeners: addresses,
             started: SystemTime::now(),
             current: Mutex::new((loaded, settled)),
@@ -259,11 +263,16 @@ impl Relay {
         let (reload, reloads) = mpsc::channel(1);
         let mut owner = Owner::new();
         owner.spawn("relay.sessions", control.sessions.clone().run(events));
+        let peers = control.sessions.peers().clone();
+        owner.spawn(
+            "relay.branches",
+            behind::follow(peers, Arc::clone(&control.exchanges.directory), control.wishes.subscribe()),
+        );
         owner.spawn("relay.refusals", control.refusals.clone().write(Arc::clone(&control.registry)));
         owner.spawn("relay.admin", admin::serve_tcp(admin, Arc::clone(&control)));
         owner.spawn("relay.admin_socket", admin::serve_socket(admin_socket, Arc::clone(&control)));
-        if let Some((listener, url)) = issuer {
-            owner.spawn("relay.issuer", issuer::serve(listener, url, control.sessions.clone()));
+        if let Some((listener, told)) = issuer {
+            owner.spawn("relay.issuer", issuer::serve(listener, told, control.sessions.clone()));
         }
         owner.spawn("relay.gateways", note_gateways(Arc::clone(&control)));
         owner.spawn("relay.registry", follow_registry(Arc::clone(&control)));
@@ -307,14 +316,19 @@ impl Relay {
     }
 }
 
-async fn bind_issuer(settled: &Settled) -> Result<Option<(TcpListener, Arc<str>)>, Quit> {
-    let Some(config::Issuer { url, listen: Some(listen) }) = &settled.issuer else { return Ok(None) };
+async fn bind_issuer(settled: &Settled) -> Result<Option<(TcpListener, issuer::Told)>, Quit> {
+    let Some(config) = &settled.issuer else { return Ok(None) };
+    let Some(door) = IssuerDoor::of(config)? else { return Ok(None) };
+    let listen = door.listen;
     let listener =
         TcpListener::bind(listen).await.or_failed(format_args!("cannot listen on {listen} (issuer.listen)"))?;
     if let Ok(address) = listener.local_addr() {
         info!(kind = "issuer", %address, "listening");
     }
-    Ok(Some((listener, url.as_str().into())))
+    if let Some(warning) = door.warning() {
+        warn!(warning, "configuration");
+    }
+    Ok(Some((listener, issuer::Told { door: Arc::new(door), base: config.url.as_str().into() })))
 }
 
 async fn obey_reloads(mut reloads: mpsc::Receiver<()>, control: Arc<Control>, notifier: Arc<Notifier>) {
@@ -361,14 +375,9 @@ async fn watch_certificates(control: Arc<Control>) {
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        // A reload may have given a listener its first.
-        let doors: Vec<_> = control.doors.iter().filter(|door| door.tls().is_some()).map(Arc::clone).collect();
-        if doors.is_empty() {
-            continue;
-        }
-        let look = move || doors.iter().for_each(|door| door.look_at_files(SystemTime::now()));
+        let control = Arc::clone(&control);
         // On a thread of its own: a disk that hangs must not stop requests.
-        let _ = tokio::task::spawn_blocking(look).await;
+        let _ = tokio::task::spawn_blocking(move || control.look_at_certificates(SystemTime::now())).await;
     }
 }
 

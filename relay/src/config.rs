@@ -2,6 +2,7 @@
 //!
 //! Must never open, bind or resolve anything: a configuration is right or wrong by itself.
 
+mod behind;
 mod listeners;
 mod settings;
 
@@ -27,6 +28,7 @@ use crate::access_log::Target;
 use crate::cli::RunArgs;
 use crate::registry;
 use crate::router::{Route, Router, Select};
+pub(crate) use behind::{Behind, BehindTls};
 pub(crate) use listeners::listener_of;
 pub(crate) use settings::SETTINGS;
 
@@ -48,6 +50,8 @@ pub(crate) struct Settled {
     pub(crate) router: Router,
     pub(crate) access_log: Target,
     pub(crate) limits: Limits,
+    /// What origins behind stock peers are to get, by service.
+    pub(crate) behind: HashMap<ServiceName, Behind>,
     pub(crate) admin: Admin,
     pub(crate) issuer: Option<Issuer>,
     pub(crate) registry: registry::Url,
@@ -167,6 +171,8 @@ pub(crate) struct Issuer {
     pub(crate) url: String,
     /// None: another server has the keys.
     pub(crate) listen: Option<SocketAddr>,
+    /// None = clear text.
+    pub(crate) tls: Option<TlsFiles>,
 }
 
 /// `[admin]`.
@@ -227,6 +233,7 @@ pub(crate) fn settle(loaded: &Loaded) -> Result<Settled, Quit> {
     }
     let limits = limits(loaded, &raw)?;
     Ok(Settled {
+        behind: behind::behind(loaded, &raw)?,
         wireguard,
         listeners: listeners::listeners(loaded, &raw)?,
         tcp: listeners::tcp(loaded, &raw)?,
@@ -262,9 +269,10 @@ pub(crate) fn settle(loaded: &Loaded) -> Result<Settled, Quit> {
 
 fn issuer(loaded: &Loaded, raw: settings::RawIssuer) -> Result<Option<Issuer>, Quit> {
     let Some(url) = raw.url else {
-        return match raw.listen {
-            None => Ok(None),
-            Some(_) => Err(loaded.wrong("issuer.listen", "needs issuer.url: who tokens are signed as").into()),
+        return match (raw.listen, raw.tls) {
+            (None, None) => Ok(None),
+            (Some(_), _) => Err(loaded.wrong("issuer.listen", "needs issuer.url: who tokens are signed as").into()),
+            (None, Some(_)) => Err(loaded.wrong("issuer.tls", "needs issuer.url: who tokens are signed as").into()),
         };
     };
     let is_web = url.starts_with("https://") || url.starts_with("http://");
@@ -273,7 +281,11 @@ fn issuer(loaded: &Loaded, raw: settings::RawIssuer) -> Result<Option<Issuer>, Q
         return Err(loaded.wrong("issuer.url", "https://HOST is expected, and a path where there is one").into());
     }
     let listen = raw.listen.map(|text| socket(loaded, "issuer.listen", &text)).transpose()?;
-    Ok(Some(Issuer { url: url.trim_end_matches('/').to_owned(), listen }))
+    if listen.is_none() && raw.tls.is_some() {
+        return Err(loaded.wrong("issuer.tls", "needs issuer.listen: where it is spoken").into());
+    }
+    let tls = raw.tls.as_ref().map(|tls| listeners::files(loaded, "issuer", tls)).transpose()?;
+    Ok(Some(Issuer { url: url.trim_end_matches('/').to_owned(), listen, tls }))
 }
 
 impl Limits {

@@ -14,16 +14,19 @@ use culvert_ops::admin::{Admin, Answer, Call, Caller, Health, Pairs};
 use culvert_ops::config::Loaded;
 use culvert_ops::drain::Plan;
 use culvert_ops::exit::Quit;
+use culvert_ops::load::ProcessEnvironment;
 use culvert_ops::log::LogHandle;
 use culvert_plane::Plane;
 use http::Method;
+use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
+use crate::behind::{self, Wishes};
 use crate::command::{
     self, Change, Command, Facts, Live, LiveConnector, LivePeer, LiveService, LiveStatus, Outcome, Reply, Request,
 };
 use crate::config::Settled;
-use crate::door::{Door, TcpDoor, tls_of};
+use crate::door::{Door, IssuerDoor, Shown, TcpDoor, tls_of};
 use crate::exchange::Exchanges;
 use crate::front::Front;
 use crate::identity::Identity;
@@ -55,6 +58,9 @@ pub(crate) struct Control {
     pub(crate) metrics: Arc<RelayMetrics>,
     pub(crate) doors: Vec<Arc<Door>>,
     pub(crate) tcp_doors: Vec<Arc<TcpDoor>>,
+    /// What origins behind stock peers are to get.
+    pub(crate) wishes: watch::Sender<Wishes>,
+    pub(crate) issuer: Option<Arc<IssuerDoor>>,
     /// `wireguard`, `http` or `admin`, and the address.
     pub(crate) listeners: Vec<(String, String)>,
     pub(crate) started: SystemTime,
@@ -94,6 +100,7 @@ impl Control {
         for listener in &settled.listeners {
             tls.push(tls_of(listener)?);
         }
+        let wishes = behind::read(&settled.behind, &ProcessEnvironment)?;
         let mut notes = loaded.warnings.clone();
         let log = &self.exchanges.log;
         if settled.access_log == self.current().1.access_log {
@@ -107,6 +114,7 @@ impl Control {
         }
         *self.exchanges.router.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(settled.router.clone());
         self.exchanges.in_flight.set(settled.limits.process);
+        self.wishes.send_replace(wishes);
         self.exchanges.directory.set_limits(settled.limits.clone());
         self.exchanges.gateway_lanes.set(settled.limits.gateway);
         self.exchanges.bounds.set(&settled.limits.front);
@@ -255,8 +263,16 @@ impl Control {
 
     /// When each listener's certificate ends.
     fn certificates(&self) -> Vec<(String, SystemTime)> {
-        let ends = |door: &Arc<Door>| Some((door.address().to_string(), door.tls()?.expires()?));
-        self.doors.iter().filter_map(ends).collect()
+        let doors = self.doors.iter().map(|door| (door.address().to_string(), door.shown()));
+        let issuer = self.issuer.iter().map(|door| (door.listen.to_string(), &door.shown));
+        let ends = |(address, shown): (String, &Shown)| Some((address, shown.tls()?.expires()?));
+        doors.chain(issuer).filter_map(ends).collect()
+    }
+
+    /// Takes listeners' certificates anew whose files changed and are right. Blocks on the disk.
+    pub(crate) fn look_at_certificates(&self, now: SystemTime) {
+        let doors = self.doors.iter().map(|door| door.shown());
+        doors.chain(self.issuer.iter().map(|door| &door.shown)).for_each(|shown| shown.look_at_files(now));
     }
 
     fn current(&self) -> MutexGuard<'_, (Loaded, Settled)> {

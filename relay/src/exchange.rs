@@ -28,6 +28,7 @@ use tokio::time::sleep;
 use crate::access_log::AccessLog;
 use crate::config::{FrontLimits, Listener};
 use crate::door::Door;
+use crate::far_end::FarEnd;
 use crate::front::{LongRunning, Running, Told, Turn, until};
 use crate::gateways::{Gateway, Gateways, PeerCertificate};
 use crate::lane::GatewayLanes;
@@ -306,7 +307,7 @@ enum Answered {
 }
 
 struct Switched {
-    raw: upgrade::Raw<culvert_plane::Stream>,
+    raw: upgrade::Raw<FarEnd>,
     idle: Option<Duration>,
 }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 use culvert_hop::body::Body;
 use culvert_hop::message::{Request, Response};
 use culvert_hop::server::{self, Http2, ServerSettings};
+use culvert_model::proof::{Algorithm, ProofKey};
 use culvert_ops::task::Owner;
 use http::{HeaderValue, Method, StatusCode, header};
 use serde_json::{Value, json};
@@ -18,6 +19,9 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tracing::debug;
 
+use crate::config::ArrivalBounds;
+use crate::door::IssuerDoor;
+use crate::front::{Arrivals, Manners, Socket};
 use crate::sessions::{Sessions, issuer_of};
 
 const DISCOVERY: &str = "/.well-known/openid-configuration";
@@ -29,14 +33,22 @@ const CONNECTIONS: usize = 256;
 /// How long one may take to ask, and to ask again.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// What is answered as whom.
+#[derive(Clone)]
+pub(crate) struct Told {
+    /// The listener's own.
+    pub(crate) door: Arc<IssuerDoor>,
+    /// `[issuer] url`, without a slash at its end.
+    pub(crate) base: Arc<str>,
+}
+
 /// Answers whoever verifies, until it is dropped.
-pub(crate) async fn serve(listener: TcpListener, base: Arc<str>, sessions: Sessions) {
-    let settings = Arc::new(ServerSettings {
-        http2: Http2::Never,
-        head_timeout: PATIENCE,
-        keep_alive: PATIENCE,
-        ..ServerSettings::front()
-    });
+pub(crate) async fn serve(listener: TcpListener, told: Told, sessions: Sessions) {
+    let settings = |http2| {
+        Arc::new(ServerSettings { http2, head_timeout: PATIENCE, keep_alive: PATIENCE, ..ServerSettings::front() })
+    };
+    let (http1, http2) = (settings(Http2::Never), settings(Http2::Always));
+    let arrivals = Arc::new(Arrivals::new(ArrivalBounds { within: PATIENCE, at_once: CONNECTIONS }));
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = Owner::new();
     loop {
@@ -49,14 +61,25 @@ pub(crate) async fn serve(listener: TcpListener, base: Arc<str>, sessions: Sessi
                 continue;
             }
         };
-        let (settings, base, sessions) = (Arc::clone(&settings), Arc::clone(&base), sessions.clone());
+        let (http1, http2) = (Arc::clone(&http1), Arc::clone(&http2));
+        let (arrivals, told, sessions) = (Arc::clone(&arrivals), told.clone(), sessions.clone());
         connections.spawn("relay.verifier", async move {
+            let tls = told.door.shown.tls().map(|tls| tls.config());
+            let manners = Manners { proxy_protocol: false, tls };
+            let arrived = match arrivals.arrive(Socket::Tcp(stream), None, None, manners).await {
+                Ok(arrived) => arrived,
+                Err(why) => {
+                    debug!(%why, "a verifier was turned away");
+                    return;
+                }
+            };
+            let settings = if arrived.tls.is_some_and(|settled| settled.http2) { http2 } else { http1 };
             let service = |request: Request<Body>| {
                 let (parts, _) = request.into_parts();
-                let answer = answer(&parts.method, parts.uri.path(), &base, |tunnel| jwks(&sessions, tunnel));
+                let answer = answer(&parts.method, parts.uri.path(), &told.base, |tunnel| jwks(&sessions, tunnel));
                 async move { Ok::<_, Infallible>(answer) }
             };
-            server::serve(stream, &settings, service, std::future::pending()).await;
+            server::serve(arrived.io, &settings, service, std::future::pending()).await;
             drop(permit);
         });
     }
@@ -64,7 +87,7 @@ pub(crate) async fn serve(listener: TcpListener, base: Arc<str>, sessions: Sessi
 
 fn jwks(sessions: &Sessions, tunnel: &str) -> Option<Value> {
     let keys = sessions.proof_keys(tunnel)?;
-    Some(json!({ "keys": keys.iter().map(culvert_model::proof::ProofKey::jwk).collect::<Vec<_>>() }))
+    Some(json!({ "keys": keys.iter().map(ProofKey::jwk).collect::<Vec<_>>() }))
 }
 
 fn answer(method: &Method, path: &str, base: &str, keys: impl Fn(&str) -> Option<Value>) -> Response<Body> {
@@ -98,7 +121,7 @@ fn document(path: &str, base: &str, keys: impl Fn(&str) -> Option<Value>) -> Opt
         "jwks_uri": format!("{issuer}{KEYS}"),
         "response_types_supported": ["id_token"],
         "subject_types_supported": ["public"],
-        "id_token_signing_alg_values_supported": ["EdDSA", "ES256"],
+        "id_token_signing_alg_values_supported": Algorithm::ALL,
         "claims_supported": ["iss", "sub", "aud", "iat", "nbf", "exp", "jti"],
     }))
 }

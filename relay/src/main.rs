@@ -3,6 +3,7 @@
 mod access_log;
 mod app;
 mod backup;
+mod behind;
 mod bind;
 mod cli;
 mod command;
@@ -12,6 +13,7 @@ mod dev;
 mod door;
 mod enrol;
 mod exchange;
+mod far_end;
 mod front;
 mod gateways;
 mod identity;

@@ -12,11 +12,12 @@ use culvert_hop::fault::Fault;
 use culvert_hop::limits::Permit;
 use culvert_hop::message::RequestParts as Parts;
 use culvert_hop::request;
+use culvert_model::id::ConnectorId;
 use culvert_model::reason::Reason;
-use culvert_plane::Stream;
 use http::{HeaderValue, Method, Uri};
 
 use crate::access_log::{AccessLog, Entry};
+use crate::far_end::FarEnd;
 use crate::front::{Cut, Turn};
 use crate::gateways::Gateway;
 use crate::metrics::ServiceMetrics;
@@ -103,7 +104,7 @@ impl Record {
         &mut self,
         sent: Result<Sent, Failed>,
         elapsed: Duration,
-    ) -> Result<(Answer<Stream>, Arc<Pair>), Fault> {
+    ) -> Result<(Answer<FarEnd>, Arc<Pair>), Fault> {
         match sent {
             Ok(Sent { answer, pair, in_use }) => {
                 self.in_use = Some(in_use);
@@ -165,7 +166,7 @@ impl Drop for Record {
             gateway: self.gateway.as_ref().map(|gateway| gateway.name.as_str()),
             service: self.service.as_ref().map(|service| service.name().as_str()),
             tunnel: member.map(|member| member.tunnel.as_str()),
-            connector: member.map(|member| member.id.as_str()),
+            connector: member.and_then(|member| member.connector()).map(ConnectorId::as_str),
             method: self.method.as_str(),
             path: self.uri.path(),
             status: self.status,

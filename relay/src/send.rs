@@ -14,11 +14,12 @@ use culvert_hop::message::Request;
 use culvert_hop::retry::{self, Again};
 use culvert_model::control::ServiceTimeouts;
 use culvert_model::reason::Reason;
-use culvert_plane::Stream;
 use tokio::time::{sleep, timeout_at};
 
+use crate::behind;
+use crate::far_end::FarEnd;
 use crate::record::InUse;
-use crate::sessions::{Member, Pair, Service};
+use crate::sessions::{Member, Pair, Service, Via};
 
 /// The longest wait for a connector that is on its way back (wire.md §2 "Relay restart").
 const WAIT_AT_MOST: Duration = Duration::from_secs(2);
@@ -36,7 +37,7 @@ pub(crate) struct Sender {
 /// An answer, and over which connector it came.
 pub(crate) struct Sent {
     /// As received, the connector's failure field taken out.
-    pub(crate) answer: Answer<Stream>,
+    pub(crate) answer: Answer<FarEnd>,
     /// Over this one.
     pub(crate) pair: Arc<Pair>,
     /// Counts it as running.
@@ -102,7 +103,7 @@ impl Sender {
             match once_more {
                 Some(once_more) => {
                     tracing::debug!(
-                        service = %service.name(), connector = %pair.member.id, reason = %fault.reason,
+                        service = %service.name(), connector = %pair.member.who, reason = %fault.reason,
                         detail = fault.detail(), "trying once more"
                     );
                     request = once_more;
@@ -174,7 +175,7 @@ impl Sender {
             return first.await;
         };
         let Ok(room) = other.member.room.enter().await else { return first.await };
-        tracing::debug!(service = %service.name(), connector = %other.member.id, "asking another connector too");
+        tracing::debug!(service = %service.name(), connector = %other.member.who, "asking another connector too");
         let _ = other.member.begin(Instant::now());
         let in_use = InUse::new(Arc::clone(&other.member), room);
         let second = once(other, in_use, request);
@@ -201,7 +202,16 @@ type Tried = (Arc<Pair>, InUse, SendError);
 
 /// One try over one connector.
 async fn once(pair: Arc<Pair>, in_use: InUse, request: Request<Body>) -> Result<Sent, Tried> {
-    let mut answer = match pair.member.upstream.send(request, &deadlines(pair.timeouts)).await {
+    let tunnel = match &pair.member.via {
+        Via::Tunnel(tunnel) => tunnel,
+        Via::Branch(branch) => {
+            return match Box::pin(behind::send(branch, &pair.service, request)).await {
+                Ok(answer) => Ok(Sent { answer, pair, in_use }),
+                Err(fault) => Err((pair, in_use, SendError { fault, request: None })),
+            };
+        }
+    };
+    let mut answer = match tunnel.upstream.send(request, &deadlines(pair.timeouts)).await {
         Ok(answer) => answer,
         Err(error) => return Err((pair, in_use, error)),
     };
@@ -211,7 +221,7 @@ async fn once(pair: Arc<Pair>, in_use: InUse, request: Request<Body>) -> Result<
     {
         return Err((pair, in_use, SendError { fault, request: None }));
     }
-    Ok(Sent { answer, pair, in_use })
+    Ok(Sent { answer: FarEnd::over_tunnel(answer), pair, in_use })
 }
 
 fn kept(request: Request<Body>) -> (Request<Body>, Option<Again>) {

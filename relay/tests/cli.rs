@@ -329,6 +329,11 @@ fn check_says_where_each_value_comes_from_and_a_wrong_file_ends_78_with_its_line
     assert_eq!(ended.status, 78);
     assert!(ended.stderr.contains("relay.toml:2") && ended.stderr.contains("domain"), "{}", ended.stderr);
     assert_eq!(relay(&["check", "--config", "/nowhere/relay.toml"]).status, 78);
+    // What an origin behind a peer is to get is read: it would else be missed at the first request.
+    fs::write(&config, "[service.legacy.headers]\nx-key = { file = \"missing.key\" }\n").unwrap();
+    let ended = relay(&["check", "--config", path]);
+    assert_eq!(ended.status, 78);
+    assert!(ended.stderr.contains("service.legacy.headers.x-key: cannot read"), "{}", ended.stderr);
 }
 
 #[test]

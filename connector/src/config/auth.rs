@@ -1,52 +1,185 @@
-//! What `[service.auth]` means.
+//! What `[service.auth]` means: a file for each type.
+//!
+//! Must never let a key pass in silence that the type knows nothing of.
 
-use std::time::Duration;
+use std::cell::RefCell;
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
 
-use culvert_model::proof::Algorithm;
 use culvert_ops::config::ConfigError;
-use http::{HeaderValue, header};
-use serde_json::Map;
+use culvert_ops::secret::{Secret, SecretSpec};
+use culvert_origin::origin::Origin;
+use culvert_origin::proof::exchange::Endpoint;
+use culvert_origin::proof::{MOST, Proof, USUAL_LIMIT};
+use culvert_origin::tls::{ClientTls, Files};
+use http::{HeaderName, HeaderValue, header};
+use serde::de::DeserializeOwned;
 
 use super::Place;
-use super::raw::RawAuth;
-use crate::proof::{JwtSettings, OWN_CLAIMS};
 
-/// Keys are published for so long after they signed; and below, clocks and ways take more than a token lives.
-const LIFETIMES: std::ops::RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_secs(3600);
+mod aws;
+mod entra_id;
+mod federated;
+mod gcp;
+mod http_signature;
+mod jwt;
+
+/// One service's `[service.auth]`, and where it stands.
+struct Auth<'a, 'b> {
+    place: &'a Place<'b>,
+    key: &'a str,
+    table: &'a toml::Table,
+    /// Whether the origin is reached by https.
+    is_tls: bool,
+    /// Files whose change is a reason to reload.
+    watched: RefCell<&'a mut Vec<PathBuf>>,
+}
 
 impl Place<'_> {
-    pub(super) fn auth(&self, key: &str, raw: &RawAuth) -> Result<JwtSettings, ConfigError> {
-        let wrong = |what: &str, why: &str| self.loaded.wrong(&format!("{key}.{what}"), why);
-        if raw.kind.is_none() {
-            return Err(wrong("type", "is missing"));
+    pub(super) fn auth(
+        &self,
+        key: &str,
+        table: &toml::Table,
+        origin: &Origin,
+        watched: &mut Vec<PathBuf>,
+    ) -> Result<Proof, ConfigError> {
+        let auth = Auth { place: self, key, table, is_tls: origin.is_tls(), watched: RefCell::new(watched) };
+        match table.get("type").and_then(toml::Value::as_str) {
+            Some("jwt") => auth.keeps_to("jwt", &jwt::KEYS).and_then(|()| jwt::settle(&auth).map(Proof::Jwt)),
+            Some("entra-id") => {
+                auth.keeps_to("entra-id", &entra_id::KEYS)?;
+                entra_id::settle(&auth).map(Proof::EntraId)
+            }
+            Some("gcp-id-token") => {
+                auth.keeps_to("gcp-id-token", &gcp::ID_TOKEN_KEYS)?;
+                gcp::id_token(&auth).map(Proof::GcpIdToken)
+            }
+            Some("gcp-service-account") => {
+                auth.keeps_to("gcp-service-account", &gcp::SERVICE_ACCOUNT_KEYS)?;
+                gcp::service_account(&auth).map(Proof::GcpServiceAccount)
+            }
+            Some("http-signature") => {
+                auth.keeps_to("http-signature", &http_signature::KEYS)?;
+                http_signature::settle(&auth).map(Proof::HttpSignature)
+            }
+            Some("aws-sigv4") => {
+                auth.keeps_to("aws-sigv4", &aws::KEYS)?;
+                aws::settle(&auth).map(Proof::AwsSigV4)
+            }
+            Some(other) => Err(auth.wrong("type", format_args!("{other:?} is none that this version knows"))),
+            None => Err(auth.wrong("type", "is missing")),
         }
-        let audience = raw.audience.clone().filter(|text| !text.is_empty());
-        let lifetime = raw.lifetime.unwrap_or(Duration::from_secs(300));
-        if !LIFETIMES.contains(&lifetime) {
-            return Err(wrong("lifetime", "must be from 10s to 1h"));
+    }
+}
+
+impl Auth<'_, '_> {
+    fn wrong(&self, what: &str, why: impl Display) -> ConfigError {
+        self.place.loaded.wrong(&format!("{}.{what}", self.key), why)
+    }
+
+    /// Refuses keys that are another type's.
+    fn keeps_to(&self, kind: &str, keys: &[&str]) -> Result<(), ConfigError> {
+        match self.table.keys().find(|given| *given != "type" && !keys.contains(&given.as_str())) {
+            Some(other) => Err(self.wrong(other, format_args!("is not for type {kind:?}: take it out"))),
+            None => Ok(()),
         }
-        let header = match &raw.header {
-            Some(name) => self.header_name(&format!("{key}.header"), name)?,
+    }
+
+    /// The keys of a type with their types, which were checked before.
+    fn read<T: DeserializeOwned>(&self) -> Result<T, ConfigError> {
+        self.table.clone().try_into().map_err(|error| self.place.loaded.wrong(self.key, error))
+    }
+
+    fn needed(&self, what: &str, given: Option<String>, why: &str) -> Result<String, ConfigError> {
+        let given = given.filter(|text| !text.is_empty());
+        given.ok_or_else(|| self.wrong(what, format_args!("is missing: {why}")))
+    }
+
+    fn variable(&self, name: &str) -> Option<String> {
+        self.place.environment.var(name)
+    }
+
+    /// Reads a secret, and has its file watched.
+    fn secret(&self, what: &str, spec: &SecretSpec) -> Result<Secret, ConfigError> {
+        let environment = self.place.environment;
+        self.watched.borrow_mut().extend(spec.sources.iter().filter_map(|source| source.watched(environment)));
+        spec.read(environment).map_err(|error| self.wrong(what, error))
+    }
+
+    /// Reads a file, and has it watched.
+    fn file(&self, what: &str, path: &Path) -> Result<Vec<u8>, ConfigError> {
+        self.watched.borrow_mut().push(path.to_path_buf());
+        let wrong = |error| self.wrong(what, format_args!("cannot read {}: {error}", path.display()));
+        std::fs::read(path).map_err(wrong)
+    }
+
+    /// Where tokens are asked for, verified by the authorities in `ca`, or the system's.
+    fn endpoint(&self, what: &str, url: &str, ca: Option<&Path>) -> Result<Endpoint, ConfigError> {
+        let is_tls = url.starts_with("https://");
+        let tls = match (is_tls, ca) {
+            (true, ca) => {
+                let ca = ca.map(|path| self.file("ca", path)).transpose()?;
+                let tls = ClientTls::new(Files { ca, ..Files::default() });
+                Some(tls.map_err(|error| self.wrong("ca", error))?)
+            }
+            (false, _) => None,
+        };
+        Endpoint::new(url, || tls).map_err(|error| self.wrong(what, error))
+    }
+
+    /// Exactly one of several keys.
+    fn one_of(&self, given: &[(&str, bool)]) -> Result<(), ConfigError> {
+        let names = || given.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+        let mut set = given.iter().filter(|(_, is_given)| *is_given).map(|(name, _)| *name);
+        match (set.next(), set.next()) {
+            (Some(_), None) => Ok(()),
+            (None, _) => {
+                let why = format_args!("one of {} is needed", names());
+                Err(self.place.loaded.wrong(self.key, why))
+            }
+            (Some(first), Some(second)) => {
+                Err(self.wrong(second, format_args!("cannot stand beside {first}: only one of {} can", names())))
+            }
+        }
+    }
+
+    /// Refuses a key that does nothing without another.
+    fn goes_with(&self, what: &str, is_given: bool, other: &str, is_other_given: bool) -> Result<(), ConfigError> {
+        match is_given && !is_other_given {
+            true => Err(self.wrong(what, format_args!("does nothing without {other}: take it out"))),
+            false => Ok(()),
+        }
+    }
+
+    /// The field of somebody else's token, and what stands before it wherever that is.
+    fn bearer(&self, header: Option<&str>, prefix: Option<String>) -> Result<(HeaderName, String), ConfigError> {
+        self.header_and_prefix(header, Some(prefix.unwrap_or_else(|| "Bearer ".to_owned())))
+    }
+
+    /// The longest body that is read whole for its proof.
+    fn payload_limit(&self, given: Option<usize>) -> Result<usize, ConfigError> {
+        match given {
+            None => Ok(USUAL_LIMIT),
+            Some(limit) if (1..=MOST).contains(&limit) => Ok(limit),
+            Some(_) => Err(self.wrong("payload_limit", "must be from 1 to 64MiB")),
+        }
+    }
+
+    /// The field that a token goes in, and what stands before it there.
+    fn header_and_prefix(
+        &self,
+        header: Option<&str>,
+        prefix: Option<String>,
+    ) -> Result<(HeaderName, String), ConfigError> {
+        let header = match header {
+            Some(name) => self.place.header_name(&format!("{}.header", self.key), name)?,
             None => header::AUTHORIZATION,
         };
         let usual = if header == header::AUTHORIZATION { "Bearer " } else { "" };
-        let prefix = raw.prefix.clone().unwrap_or_else(|| usual.to_owned());
+        let prefix = prefix.unwrap_or_else(|| usual.to_owned());
         if HeaderValue::from_str(&prefix).is_err() {
-            return Err(wrong("prefix", "holds characters that no header field may hold"));
+            return Err(self.wrong("prefix", "holds characters that no header field may hold"));
         }
-        if let Some(own) = raw.claims.keys().find(|name| OWN_CLAIMS.contains(&name.as_str())) {
-            return Err(wrong(&format!("claims.{own}"), "is a claim that the connector makes itself"));
-        }
-        Ok(JwtSettings {
-            algorithm: raw.algorithm.unwrap_or(Algorithm::EdDsa),
-            audience: audience.ok_or_else(|| wrong("audience", "is missing: whom tokens are for"))?,
-            issuer: raw.issuer.clone(),
-            subject: raw.subject.clone(),
-            lifetime,
-            header,
-            prefix,
-            is_bound: raw.bind.as_deref() == Some("request"),
-            claims: raw.claims.iter().map(|(name, text)| (name.clone(), text.as_str().into())).collect::<Map<_, _>>(),
-        })
+        Ok((header, prefix))
     }
 }

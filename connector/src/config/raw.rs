@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use culvert_model::proof::Algorithm;
 use culvert_ops::secret::SecretSpec;
 use serde::{Deserialize, Deserializer};
 
@@ -59,7 +58,7 @@ pub(super) struct RawService {
     #[serde(default)]
     pub(super) rename_headers: BTreeMap<String, String>,
     pub(super) authorization: Option<String>,
-    pub(super) auth: Option<RawAuth>,
+    pub(super) auth: Option<toml::Table>,
     #[serde(default)]
     pub(super) tls: RawTls,
     pub(super) proxy_protocol: Option<String>,
@@ -81,23 +80,6 @@ pub(super) struct RawTls {
     pub(super) ca: Option<PathBuf>,
     pub(super) cert: Option<PathBuf>,
     pub(super) key: Option<PathBuf>,
-}
-
-#[derive(Debug, Deserialize)]
-pub(super) struct RawAuth {
-    #[serde(rename = "type")]
-    pub(super) kind: Option<String>,
-    pub(super) algorithm: Option<Algorithm>,
-    pub(super) audience: Option<String>,
-    pub(super) issuer: Option<String>,
-    pub(super) subject: Option<String>,
-    #[serde(default, deserialize_with = "given")]
-    pub(super) lifetime: Option<Duration>,
-    pub(super) header: Option<String>,
-    pub(super) prefix: Option<String>,
-    pub(super) bind: Option<String>,
-    #[serde(default)]
-    pub(super) claims: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -124,6 +106,6 @@ pub(super) struct RawTimeouts {
 }
 
 /// A duration that was given; absent otherwise.
-fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+pub(super) fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
     culvert_ops::config::duration::deserialize(deserializer).map(Some)
 }

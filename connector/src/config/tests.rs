@@ -1,10 +1,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 
+use culvert_origin::proof::Proof;
+use culvert_origin::service::HostPolicy;
 use tempfile::TempDir;
 
 use super::*;
-use crate::service::HostPolicy;
 
 struct Host(TempDir);
 
@@ -114,6 +115,12 @@ fn what_means_nothing_is_refused_with_its_line() {
         (format!("{service}{service}"), 5, "twice"),
         (format!("{service}[service.auth]\ntype = \"jwt\"\n"), 5, "audience: is missing"),
         (format!("{service}[service.auth]\ntype = \"saml\"\n"), 5, "jwt"),
+        (format!("{service}[service.auth]\naudience = \"a\"\n"), 5, "auth.type: is missing"),
+        (
+            format!("{service}[service.auth]\ntype = \"jwt\"\nclient_id = \"a\"\n"),
+            6,
+            "is not for type \"jwt\": take it out",
+        ),
         (format!("{service}[service.auth]\ntype = \"jwt\"\naudience = \"a\"\nlifetime = \"2h\"\n"), 7, "10s to 1h"),
         (format!("{service}[service.auth]\ntype = \"jwt\"\naudience = \"a\"\nclaims.iss = \"x\"\n"), 7, "itself"),
         (
@@ -180,7 +187,7 @@ fn every_kind_of_origin_is_read() {
     let settled = settled(text).unwrap();
     let all: Vec<_> = settled.services.iter().map(|service| service.origin.to_string()).collect();
     assert_eq!(all, ["h2c://grpc.internal:50051", "tcp://db.internal:5432"]);
-    assert_eq!(settled.services[1].proxy_protocol, Some(crate::proxy_protocol::ProxyProtocol::V2));
+    assert_eq!(settled.services[1].proxy_protocol, Some(culvert_origin::proxy_protocol::ProxyProtocol::V2));
 }
 
 #[test]
@@ -226,4 +233,185 @@ fn the_ages_of_keys_have_defaults_and_bounds() {
         let error = settled(&format!("[key]\n{text}")).unwrap_err();
         assert!(error.contains(part), "{error}");
     }
+}
+
+#[test]
+fn what_a_cloud_would_refuse_later_is_refused_at_once() {
+    let entra = "type = \"entra-id\"\nclient_id = \"app\"\n";
+    let whole = "tenant = \"t\"\nscope = \"api://x/.default\"\n";
+    let id = "type = \"gcp-id-token\"\naudience = \"https://x\"\n";
+    let pool = "provider = \"projects/1/locations/global/workloadIdentityPools/a/providers/b\"\n";
+    let account = "service_account = \"a@p.iam.gserviceaccount.com\"\n";
+    for (text, says) in [
+        ("type = \"entra-id\"\n".to_owned(), "auth.client_id: is missing"),
+        (entra.to_owned(), "auth: one of scope, resource is needed"),
+        (format!("{entra}scope = \"a\"\nresource = \"b\"\n"), "auth.resource: cannot stand beside scope"),
+        (format!("{entra}scope = \"a\"\n"), "auth.tenant: is missing"),
+        (format!("{entra}scope = \"a\"\ntenant = \"a/b\"\n"), "auth.tenant: is no directory"),
+        (format!("{entra}{whole}"), "auth: one of client_secret, certificate, federated is needed"),
+        (
+            format!("{entra}{whole}client_secret = \"s\"\nfederated = true\n"),
+            "auth.federated: cannot stand beside client_secret",
+        ),
+        (
+            format!("{entra}{whole}client_secret = {{ env = \"NONE\" }}\n"),
+            "auth.client_secret: the variable NONE is not set, or empty",
+        ),
+        (format!("{entra}{whole}client_secret = \"s\"\nkey = \"k\"\n"), "auth.key: does nothing without certificate"),
+        (
+            format!("{entra}{whole}client_secret = \"s\"\nissuer = \"https://x\"\n"),
+            "auth.issuer: does nothing without federated",
+        ),
+        (format!("{entra}{whole}certificate = \"none.pem\"\n"), "auth.certificate: cannot read"),
+        (
+            format!("{entra}{whole}federated = true\nendpoint = \"https://x/token\"\n"),
+            "auth.tenant: does nothing beside endpoint",
+        ),
+        (
+            format!("{entra}scope = \"a\"\nfederated = true\nendpoint = \"http://login.example/token\"\n"),
+            "auth.endpoint: tokens are asked for over https://",
+        ),
+        (format!("{entra}{whole}federated = true\nprovider = \"x\"\n"), "auth.provider: is not for type \"entra-id\""),
+        ("type = \"gcp-id-token\"\nmetadata = true\n".to_owned(), "auth.audience: is missing"),
+        (id.to_owned(), "auth: one of key, provider, metadata is needed"),
+        (format!("{id}{pool}metadata = true\n"), "auth.metadata: cannot stand beside provider"),
+        (format!("{id}{pool}"), "auth.service_account: is missing"),
+        (format!("{id}{pool}service_account = \"a\"\n"), "auth.service_account: \"a\" is no service account"),
+        (format!("{id}{account}provider = \"b\"\n"), "auth.provider: \"b\" is no provider"),
+        (format!("{id}{account}metadata = true\n"), "auth.service_account: does nothing without provider"),
+        (format!("{id}key = \"{{}}\"\n"), "auth.key: is no key file of a service account"),
+        (format!("{id}metadata = true\ntenant = \"t\"\n"), "auth.tenant: is not for type \"gcp-id-token\""),
+        ("type = \"gcp-service-account\"\naudience = \"https://x\"\n".to_owned(), "auth.key: is missing"),
+    ] {
+        let service = "[[service]]\nname = \"a\"\norigin = \"http://127.0.0.1:1\"\n[service.auth]\n";
+        let said = settled(&format!("{service}{text}")).unwrap_err();
+        assert!(said.contains("connector.toml:") && said.contains(says), "{text}\n{said}");
+        assert!(!said.contains("\"s\""), "{said}");
+    }
+    for text in [
+        format!("{entra}{whole}client_secret = {{ env = \"KEY\" }}\n"),
+        format!("{entra}resource = \"https://x\"\ntenant = \"contoso.com\"\nfederated = true\n"),
+        format!("{id}{pool}{account}"),
+        format!("{id}metadata = true\nheader = \"x-serverless-authorization\"\n"),
+    ] {
+        let service = "[[service]]\nname = \"a\"\norigin = \"http://127.0.0.1:1\"\n[service.auth]\n";
+        let settled = settled(&format!("{service}{text}")).unwrap();
+        assert_ne!(settled.services[0].auth.as_ref().unwrap().kind(), "jwt");
+    }
+}
+
+#[test]
+fn what_no_signature_of_a_request_can_be_is_refused_with_its_line() {
+    let service = "[[service]]\nname = \"a\"\norigin = \"http://127.0.0.1:1\"\n";
+    let signed = &format!("{service}[service.auth]\ntype = \"http-signature\"\n");
+    let hmac = &format!("{signed}algorithm = \"hmac-sha256\"\n");
+    let key = "key = \"0123456789abcdef\"\n";
+    for (text, line, says) in [
+        (signed.clone(), 5, "auth.algorithm: is missing: hmac-sha256"),
+        (format!("{signed}algorithm = \"ES256\"\n"), 6, "must be hmac-sha256"),
+        (hmac.clone(), 6, "auth.key: is missing"),
+        (format!("{hmac}key = \"hunter2\"\n"), 7, "shorter than 16 bytes"),
+        (format!("{hmac}key = \"hunter2\"\nencoding = \"base64\"\n"), 7, "no base64"),
+        (format!("{hmac}{key}label = \"A\"\n"), 8, "small letters"),
+        (format!("{hmac}{key}keyid = \"\u{e9}\"\n"), 8, "characters"),
+        (format!("{hmac}{key}lifetime = \"2h\"\n"), 8, "10s to 1h"),
+        (format!("{hmac}{key}components = [\"@status\"]\n"), 8, "nothing that can be covered"),
+        (format!("{hmac}{key}components = [\"te\"]\n"), 8, "cannot be covered"),
+        (format!("{hmac}{key}components = [\"@path\", \"@path\"]\n"), 8, "twice"),
+        (format!("{hmac}{key}components = [\"@path\"]\n"), 8, "lacks content-digest"),
+        (format!("{hmac}{key}digest = \"none\"\ncomponents = []\n"), 9, "is of nothing"),
+        (format!("{hmac}{key}digest = \"none\"\ncomponents = [\"content-digest\"]\n"), 9, "is the caller's"),
+        (format!("{hmac}{key}digest = \"none\"\npayload_limit = \"1MiB\"\n"), 9, "take it out"),
+        (format!("{hmac}{key}payload_limit = \"1GiB\"\n"), 8, "1 to 64MiB"),
+        (format!("{hmac}{key}audience = \"a\"\n"), 8, "is not for type \"http-signature\""),
+        (format!("{signed}algorithm = \"ed25519\"\nkey = \"hunter2\"\n"), 7, "openssl genpkey -algorithm ed25519"),
+        (format!("{signed}algorithm = \"ed25519\"\nencoding = \"base64\"\n"), 7, "in PEM"),
+        (
+            format!(
+                "{service}remove_headers = [\"content_digest\"]\n[service.auth]\ntype = \"http-signature\"\nalgorithm = \"ed25519\"\n"
+            ),
+            7,
+            "elsewhere too",
+        ),
+    ] {
+        let said = settled(&text).unwrap_err();
+        assert!(said.contains(&format!("connector.toml:{line}: ")) && said.contains(says), "{text}\n{said}");
+        assert!(!said.contains("hunter2"), "{said}");
+    }
+}
+
+#[test]
+fn what_cannot_sign_for_aws_is_refused_with_its_line() {
+    let service = "[[service]]\nname = \"a\"\norigin = \"http://127.0.0.1:1\"\n";
+    let typed = format!("{service}[service.auth]\ntype = \"aws-sigv4\"\n");
+    let aws = format!("{typed}region = \"eu-west-1\"\nservice = \"execute-api\"\n");
+    let role = "role_arn = \"arn:aws:iam::1:role/x\"\n";
+    let keys = "access_key_id = \"AKID\"\nsecret_access_key = \"hunter2\"\n";
+    for (text, line, says) in [
+        (typed.clone(), 5, "auth.service: is missing"),
+        (format!("{typed}service = \"lambda\"\n"), 6, "auth.region: is missing"),
+        (format!("{typed}service = \"Execute API\"\nregion = \"r\"\n"), 6, "small letters"),
+        (format!("{aws}credentials = \"environment\"\n"), 8, "AWS_ACCESS_KEY_ID is not set"),
+        (format!("{aws}access_key_id = \"AKID\"\n"), 8, "go together"),
+        (format!("{aws}{keys}credentials = \"profile\"\n"), 8, "is not for credentials that come from \"profile\""),
+        (format!("{aws}role_arn = \"role/x\"\n"), 8, "arn:aws:iam"),
+        (format!("{aws}credentials = \"web-identity\"\n"), 8, "auth.role_arn: is missing"),
+        (format!("{aws}{role}session_name = \"a b\"\n"), 9, "2 to 64 letters"),
+        (format!("{aws}{role}session_lifetime = \"5m\"\n"), 9, "15m to 12h"),
+        (format!("{aws}{role}algorithm = \"EdDSA\"\n"), 9, "RS256 or ES256"),
+        (format!("{aws}{role}token_file = \"t\"\nsubject = \"s\"\n"), 10, "take one out"),
+        (format!("{aws}{role}endpoint = \"http://sts.example\"\n"), 9, "https://"),
+        (format!("{aws}{role}profile = \"x\"\n"), 8, "take it out"),
+        (format!("{aws}{keys}endpoint = \"https://sts.example\"\n"), 10, "take it out"),
+        (format!("{aws}credentials = \"container\"\n"), 8, "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
+        (format!("{aws}access_key_id = \"A B\"\nsecret_access_key = \"hunter2\"\n"), 9, "no key has"),
+        (format!("{aws}profile = \"x\"\ncredentials = \"environment\"\n"), 8, "take it out"),
+        (format!("{aws}profile_file = \"none\"\n"), 8, "cannot read"),
+        (format!("{aws}{keys}payload = \"chunked\"\n"), 10, "S3 alone"),
+        (format!("{aws}{keys}payload = \"unsigned\"\npayload_limit = \"1KiB\"\n"), 11, "take it out"),
+        (format!("{aws}{keys}payload_limit = \"0\"\n"), 10, "1 to 64MiB"),
+        (format!("{aws}{keys}signed_headers = [\"te\"]\n"), 10, "cannot be signed"),
+        (format!("{aws}{keys}tenant = \"a\"\n"), 10, "is not for type \"aws-sigv4\""),
+    ] {
+        let said = settled(&text).unwrap_err();
+        assert!(said.contains(&format!("connector.toml:{line}: ")) && said.contains(says), "{text}\n{said}");
+        assert!(!said.contains("hunter2"), "{said}");
+    }
+}
+
+#[test]
+fn aws_credentials_are_found_in_the_order_of_awss_own_tools() {
+    let host = Host::new(
+        "[[service]]\nname = \"a\"\norigin = \"http://127.0.0.1:1\"\n[service.auth]\ntype = \"aws-sigv4\"\nservice = \"lambda\"\n",
+    );
+    let home = host.0.path().display().to_string();
+    let region = ("AWS_REGION", "eu-west-1");
+    let lent = |env: &[(&str, &str)]| {
+        let settled = host.settle(&[&[region, ("HOME", &home)], env].concat(), &[]).unwrap();
+        format!("{:?}", settled.services[0].auth)
+    };
+    assert!(lent(&[]).contains("Instance"), "the last resort");
+    let container = ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "/v2/x");
+    assert!(lent(&[container]).contains("http://169.254.170.2/v2/x"));
+    let token = [("AWS_WEB_IDENTITY_TOKEN_FILE", "/token"), ("AWS_ROLE_ARN", "arn:aws:iam::1:role/x"), container];
+    let shown = lent(&token);
+    assert!(shown.contains("https://sts.eu-west-1.amazonaws.com/") && shown.contains("/token"), "{shown}");
+    fs::create_dir(host.0.path().join(".aws")).unwrap();
+    fs::write(
+        host.0.path().join(".aws/credentials"),
+        "[default]\naws_access_key_id = AKIDDEFAULT\naws_secret_access_key = s\n[b]\naws_access_key_id = AKIDB\naws_secret_access_key = s\n",
+    )
+    .unwrap();
+    let found = |env: &[(&str, &str)]| {
+        let settled = host.settle(&[&[region, ("HOME", &home)], env].concat(), &[]).unwrap();
+        let watched = settled.watched.iter().any(|path| path.ends_with(".aws/credentials"));
+        match settled.services[0].auth.as_deref() {
+            Some(Proof::AwsSigV4(signing)) => (signing.key_id().unwrap_or_default().to_owned(), watched),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(found(&[]), ("AKIDDEFAULT".to_owned(), true));
+    assert_eq!(found(&[("AWS_PROFILE", "b")]), ("AKIDB".to_owned(), true));
+    let keys = [("AWS_ACCESS_KEY_ID", "AKIDENV"), ("AWS_SECRET_ACCESS_KEY", "s"), ("AWS_PROFILE", "b")];
+    assert_eq!(found(&keys), ("AKIDENV".to_owned(), false));
 }

@@ -7,16 +7,16 @@ use culvert_hop::fault::{Fault, Retry, Side};
 use culvert_hop::fields::Fields;
 use culvert_hop::message::{RequestParts as Parts, Response};
 use culvert_hop::request::{Head, Upgrade};
-use culvert_hop::upgrade::{Protocol, Raw};
+use culvert_hop::upgrade::Protocol;
 use culvert_model::control::{PEER_FIELD, TCP_PROTOCOL};
 use culvert_model::reason::Reason;
+use culvert_origin::exchange::connect_raw;
+use culvert_origin::origins::Upstream;
+use culvert_origin::proxy_protocol::Peer;
 use http::header::{CONNECTION, UPGRADE};
 use http::{HeaderValue, StatusCode};
-use tokio::io::AsyncWriteExt as _;
 
 use super::{Gate, Upgraded};
-use crate::origins::Upstream;
-use crate::proxy_protocol::Peer;
 
 /// Whether this is about raw TCP, by what the service is or by what the relay wants.
 pub(super) fn is_asked(upstream: &Upstream, head: &Head) -> bool {
@@ -45,16 +45,7 @@ impl Gate {
             return Err(Fault::new(Reason::NoSuchService).side(Side::Here).retry(Retry::Safe).log(why));
         };
         let peer = peer(&parts.headers)?;
-        let mut io = upstream.open().await?;
-        if let Some(version) = service.proxy_protocol {
-            let header = version.header(peer.as_ref());
-            let sent = tokio::time::timeout(service.timeouts.connect, io.write_all(&header)).await;
-            if !matches!(sent, Ok(Ok(()))) {
-                let why = "the connection was lost at its PROXY header";
-                return Err(Fault::new(Reason::OriginClosed).side(Side::Origin).retry(Retry::Safe).log(why));
-            }
-        }
-        let raw = Raw { io, first: bytes::Bytes::new() };
+        let raw = connect_raw(upstream, peer.as_ref()).await?;
         self.keep(upgrade.on, raw, Protocol::Other, service.timeouts.deadlines().idle, upgraded);
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;

@@ -1,13 +1,13 @@
 use std::time::Duration;
 
 use culvert_ops::task::{Task, spawn};
+use culvert_origin::service::{HostPolicy, Service};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::*;
-use crate::service::Service;
 
 mod tcp;
 

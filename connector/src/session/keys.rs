@@ -10,10 +10,10 @@ use base64::engine::general_purpose::STANDARD;
 use culvert_model::control::{Rekey, Rekeyed, ToRelay};
 use culvert_model::kem::KemKey;
 use culvert_model::key::PublicKey;
+use culvert_ops::runtime::now;
 
 use super::Session;
 use crate::control::ControlError;
-use crate::reach::now;
 use crate::renewal::Renewal;
 use crate::rotation::GRACE;
 

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use culvert_connector::tls::{ClientTls, Files};
 use culvert_lab::address;
 use culvert_lab::nginx::Nginx;
 use culvert_lab::skip::{self, Need};
 use culvert_model::reason::Reason;
 use culvert_ops::task::{Task, spawn};
+use culvert_origin::tls::{ClientTls, Files};
 use h2::server::SendResponse;
 use h2::{Reason as Code, RecvStream, SendStream};
 use http::{HeaderMap, Request, Response};

@@ -4,10 +4,10 @@ use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use culvert_connector::tls::{ClientTls, Files};
 use culvert_lab::nginx::Nginx;
 use culvert_lab::skip::{self, Need};
 use culvert_lab::{address, wait};
+use culvert_origin::tls::{ClientTls, Files};
 use zeroize::Zeroizing;
 
 use crate::pki::Pki;

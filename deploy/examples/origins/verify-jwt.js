@@ -4,7 +4,7 @@
 'use strict';
 const crypto = require('node:crypto');
 
-const HASH = { EdDSA: null, ES256: 'sha256' };
+const HASH = { EdDSA: null, ES256: 'sha256', RS256: 'sha256' };
 
 async function keysOf(issuer) {
   const document = await (await fetch(`${issuer}/.well-known/openid-configuration`)).json();

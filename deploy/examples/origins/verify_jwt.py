@@ -28,7 +28,7 @@ def verify(token, keys, issuer, audience, method=None, path=None):
         token,
         key,
         # Never what the token itself asks for.
-        algorithms=["EdDSA", "ES256"],
+        algorithms=["EdDSA", "ES256", "RS256"],
         issuer=issuer,
         audience=audience,
         options={"require": ["iss", "sub", "aud", "iat", "nbf", "exp", "jti"]},

@@ -13,9 +13,10 @@ use http::{Method, StatusCode};
 use serde_json::Value;
 
 use super::{Command, Facts, Offline, PATH, RELOAD_PATH, Reply, Request, carry_out};
+use crate::behind;
 use crate::cli::{Ask, CheckArgs, Place, ReadyArgs, RunArgs};
 use crate::config;
-use crate::door::tls_of;
+use crate::door::{IssuerDoor, tls_of};
 use crate::identity;
 
 /// How long a command waits for another one, or for a relay that is starting.
@@ -113,7 +114,9 @@ pub(crate) fn check(args: &CheckArgs) -> Result<Exit, Quit> {
     for listener in &settled.listeners {
         tls_of(listener)?;
     }
-    for warning in &loaded.warnings {
+    behind::read(&settled.behind, &ProcessEnvironment)?;
+    let issuer = settled.issuer.as_ref().map(IssuerDoor::of).transpose()?.flatten();
+    for warning in loaded.warnings.iter().chain(&issuer.and_then(|issuer| issuer.warning())) {
         exit::say(format_args!("warning: {warning}"));
     }
     match &loaded.file {

@@ -120,7 +120,7 @@ fn long_form(loaded: &Loaded, key: &str, raw: &RawListener) -> Result<Listener, 
     })
 }
 
-fn files(loaded: &Loaded, key: &str, raw: &RawTls) -> Result<TlsFiles, Quit> {
+pub(super) fn files(loaded: &Loaded, key: &str, raw: &RawTls) -> Result<TlsFiles, Quit> {
     match (&raw.cert, &raw.key) {
         (Some(cert), Some(own)) => {
             Ok(TlsFiles { cert: cert.clone(), key: own.clone(), client_ca: raw.client_ca.clone() })

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use culvert_ops::config::{Kind, Setting};
-use culvert_ops::secret::SecretSource;
+use culvert_ops::secret::{SecretSource, SecretSpec};
 use serde::{Deserialize, Deserializer};
 
 const COUNT: Kind = Kind::Integer { min: 1, max: 1_000_000 };
@@ -81,11 +81,30 @@ pub(crate) const SETTINGS: &[Setting] = &[
     Setting::new("service.*.limits.queue", COUNT_OR_NONE, "requests waiting for one of them to end"),
     Setting::new("service.*.limits.queue_time", Kind::Duration, "how long they wait"),
     Setting::new("service.*.limits.body", Kind::OptionalSize, "bytes of a request's body"),
+    Setting::new("service.*.headers.*", Kind::Secret, "behind a peer: set on every request in place of the caller's"),
+    Setting::new("service.*.remove_headers", Kind::List(&Kind::Text), "behind a peer: taken out of every request"),
+    Setting::new("service.*.tls.cert", Kind::Path, "behind a peer: our certificate toward an https origin"),
+    Setting::new("service.*.tls.key", Kind::Path, "its key"),
+    Setting::new("service.*.tls.server_name", Kind::Text, "the name to ask for and to verify in place of the origin's"),
+    Setting::new(
+        "service.*.tls.pins",
+        Kind::List(&Kind::Text),
+        "sha256/BASE64 of keys of which the origin must have one, as curl's --pinnedpubkey",
+    ),
+    Setting::new("service.*.tls.min_version", Kind::Choice(&["1.2", "1.3"]), "the oldest TLS that is spoken"),
+    Setting::new("service.*.timeouts.connect", Kind::Duration, "behind a peer: until the origin accepted (5s)"),
+    Setting::new("service.*.timeouts.first_byte", Kind::Duration, "until the response's head (60s)"),
+    Setting::new("service.*.timeouts.idle", Kind::Duration, "without a byte either way (1h)"),
+    Setting::new("service.*.timeouts.request", Kind::OptionalDuration, "the whole exchange"),
+    Setting::new("service.*.auth.type", Kind::Text, "proofs that are signed are a connector's: refused here"),
     Setting::new("admin.listen", Kind::Address, "address of the admin endpoints").or("127.0.0.1:9480").restart(),
     Setting::new("admin.group", Kind::Text, "group that may use admin.sock too").restart(),
     Setting::new("issuer.url", Kind::Url, "who connectors sign tokens as: this and /TUNNEL; what verifiers fetch")
         .restart(),
     Setting::new("issuer.listen", Kind::Address, "where the keys for them are served").restart(),
+    Setting::new("issuer.tls.cert", Kind::Path, "our certificate there and its chain (PEM): verifiers speak TLS")
+        .restart(),
+    Setting::new("issuer.tls.key", Kind::Path, "its key (PEM)").restart(),
     Setting::new("registry.url", Kind::Url, "sqlite:FILE, in the state directory, or postgres://USER@HOST/DATABASE")
         .or("sqlite:registry.db")
         .restart(),
@@ -122,6 +141,7 @@ pub(super) struct Raw {
 pub(super) struct RawIssuer {
     pub(super) url: Option<String>,
     pub(super) listen: Option<String>,
+    pub(super) tls: Option<RawTls>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -215,6 +235,43 @@ pub(super) struct RawLimits {
 pub(super) struct RawService {
     #[serde(default)]
     pub(super) limits: RawServiceLimits,
+    #[serde(default)]
+    pub(super) headers: BTreeMap<String, SecretSpec>,
+    #[serde(default)]
+    pub(super) remove_headers: Vec<String>,
+    #[serde(default)]
+    pub(super) tls: RawOriginTls,
+    #[serde(default)]
+    pub(super) timeouts: RawOriginTimeouts,
+    pub(super) auth: Option<RawAuth>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct RawOriginTls {
+    pub(super) cert: Option<PathBuf>,
+    pub(super) key: Option<PathBuf>,
+    pub(super) server_name: Option<String>,
+    #[serde(default)]
+    pub(super) pins: Vec<String>,
+    pub(super) min_version: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct RawOriginTimeouts {
+    #[serde(default, deserialize_with = "some_duration")]
+    pub(super) connect: Option<Duration>,
+    #[serde(default, deserialize_with = "some_duration")]
+    pub(super) first_byte: Option<Duration>,
+    #[serde(default, deserialize_with = "some_duration")]
+    pub(super) idle: Option<Duration>,
+    #[serde(default, with = "culvert_ops::config::optional_duration")]
+    pub(super) request: Option<Duration>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct RawAuth {
+    #[serde(rename = "type")]
+    pub(super) kind: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

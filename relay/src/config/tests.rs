@@ -170,6 +170,13 @@ fn what_is_wrong_is_named_with_its_line() {
         ("[[route]]\nhost = \"a:80\"\nservice = \"a\"", 2, "ports are ignored"),
         ("[[route]]\npath = \"orders\"\nservice = \"a\"", 2, "a path starts with /"),
         ("[[route]]\npath = \"/o\"\nservice = \"A_B\"", 3, "is not a name"),
+        ("[issuer]\nlisten = \"127.0.0.1:1\"", 2, "needs issuer.url"),
+        ("[issuer]\nurl = \"https://id\"\ntls = { cert = \"a\", key = \"b\" }", 3, "needs issuer.listen"),
+        (
+            "[issuer]\nurl = \"https://id\"\nlisten = \"127.0.0.1:1\"\ntls = { cert = \"a\" }",
+            4,
+            "cert and key are needed",
+        ),
         ("[registry]\nurl = \"mysql://x\"", 2, "sqlite:FILE or postgres:"),
         ("[http]\ndomian = \"x\"", 2, "unknown key \"http.domian\"; did you mean \"http.domain\"?"),
         ("[[http.listener]]\nlisten = \"127.0.0.1:1\"\nproxy_protocl = true", 3, "unknown key"),
@@ -227,4 +234,22 @@ fn the_example_is_right_with_what_it_has_commented_out_too() {
     let settled = settled(&whole.join("\n")).unwrap_or_else(|quit| panic!("{quit}"));
     assert_eq!((settled.listeners.len(), settled.tcp.len()), (4, 1));
     assert!(settled.listeners[1].identified && settled.listeners[1].tls.is_some());
+}
+
+#[test]
+fn what_origins_behind_peers_get_is_settled_and_what_only_a_connector_does_is_refused_by_name() {
+    let text = "[service.legacy]\nremove_headers = [\"x-debug\"]\n[service.legacy.headers]\nX-Key = { env = \"KEY\" }\n\
+                [service.legacy.tls]\ncert = \"/c.pem\"\nkey = \"/k.pem\"\nmin_version = \"1.3\"\n\
+                [service.legacy.timeouts]\nfirst_byte = \"7s\"\n";
+    let behind = settled(text).unwrap().behind.remove(&"legacy".parse().unwrap()).unwrap();
+    assert_eq!(behind.headers[0].0, "x-key");
+    assert_eq!(behind.removed, ["x-debug"]);
+    assert!(behind.tls.tls13_only && behind.tls.identity.is_some());
+    assert_eq!(behind.timeouts.first_byte, Some(Duration::from_secs(7)));
+    let no = |text: &str| settled(text).unwrap_err().to_string();
+    let jwt = no("[service.legacy.auth]\ntype = \"jwt\"\n");
+    assert!(jwt.contains("service.legacy.auth") && jwt.contains("made by connectors alone"), "{jwt}");
+    assert!(no("[service.legacy.headers]\nHost = \"a\"\n").contains("host = "));
+    assert!(no("[service.legacy.tls]\ncert = \"/c.pem\"\n").contains("go together"));
+    assert!(no("[service.legacy.tls]\npins = [\"x\"]\n").contains("is no pin"));
 }

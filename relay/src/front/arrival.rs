@@ -30,25 +30,25 @@ const SPEAK_TLS: &[u8] =
 
 /// What a listener has its connections begin with.
 #[derive(Default)]
-pub(super) struct Manners {
-    pub(super) proxy_protocol: bool,
-    pub(super) tls: Option<Arc<ServerConfig>>,
+pub(crate) struct Manners {
+    pub(crate) proxy_protocol: bool,
+    pub(crate) tls: Option<Arc<ServerConfig>>,
 }
 
 /// A connection that can speak.
-pub(super) struct Arrived {
-    pub(super) io: CallerIo,
+pub(crate) struct Arrived {
+    pub(crate) io: CallerIo,
     /// Who called: as the PROXY header says where one was asked for. None on a unix socket.
-    pub(super) source: Option<SocketAddr>,
+    pub(crate) source: Option<SocketAddr>,
     /// Where it called.
-    pub(super) destination: Option<SocketAddr>,
+    pub(crate) destination: Option<SocketAddr>,
     /// None = clear text.
-    pub(super) tls: Option<Settled>,
+    pub(crate) tls: Option<Settled>,
 }
 
 /// Why a connection never spoke.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum TurnedAway {
+pub(crate) enum TurnedAway {
     #[error(transparent)]
     ProxyHeader(#[from] BadHeader),
     #[error("TLS handshake failed: {0}")]
@@ -64,7 +64,7 @@ pub(super) enum TurnedAway {
 pub(crate) struct TurnedAwayCounts([AtomicU64; TurnedAway::NAMES.len()]);
 
 /// Those who are arriving.
-pub(super) struct Arrivals {
+pub(crate) struct Arrivals {
     queue: Mutex<Queue>,
     turned_away: TurnedAwayCounts,
 }
@@ -84,7 +84,7 @@ struct Place<'a> {
 }
 
 impl Arrivals {
-    pub(super) fn new(bounds: ArrivalBounds) -> Self {
+    pub(crate) fn new(bounds: ArrivalBounds) -> Self {
         let queue = Queue { bounds, next: 0, arriving: VecDeque::new() };
         Self { queue: Mutex::new(queue), turned_away: TurnedAwayCounts::default() }
     }
@@ -100,7 +100,7 @@ impl Arrivals {
     }
 
     /// Reads what comes before the connection's own words. `source` and `destination` are the socket's.
-    pub(super) async fn arrive(
+    pub(crate) async fn arrive(
         &self,
         socket: Socket,
         source: Option<SocketAddr>,

@@ -23,13 +23,13 @@ pub(crate) enum Bound {
 }
 
 /// A socket as it was accepted.
-pub(super) enum Socket {
+pub(crate) enum Socket {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
 
 /// A caller's connection of any kind. Reset on drop when it is cut, so that no caller takes the end for a clean one.
-pub(super) struct CallerIo {
+pub(crate) struct CallerIo {
     stream: Stream,
     fate: Arc<Fate>,
     /// How long its caller may take nothing of what is there for it.

@@ -28,11 +28,10 @@ use crate::access_log::Entry;
 use crate::config::FrontLimits;
 use crate::door::{Door, TcpDoor};
 use crate::exchange::Exchanges;
-use arrival::{Arrivals, Manners};
 use connection::Speaks;
 
-pub(crate) use arrival::TurnedAwayCounts;
-pub(crate) use io::Bound;
+pub(crate) use arrival::{Arrivals, Manners, TurnedAwayCounts};
+pub(crate) use io::{Bound, Socket};
 pub(crate) use long::LongRunning;
 pub(crate) use running::{Cut, Running, Turn, until};
 pub(crate) use told::Told;
@@ -118,7 +117,7 @@ impl Settings {
 
 impl Door {
     fn manners(&self) -> Manners {
-        let tls = self.tls().map(|tls| tls.config());
+        let tls = self.shown().tls().map(|tls| tls.config());
         Manners { proxy_protocol: self.now().proxy_protocol, tls }
     }
 }

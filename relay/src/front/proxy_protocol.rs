@@ -27,7 +27,7 @@ pub(super) struct Route {
 
 /// Why there is no header.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum BadHeader {
+pub(crate) enum BadHeader {
     /// The connection failed or ended.
     #[error("the connection ended before its PROXY header: {0}")]
     Io(#[from] io::Error),

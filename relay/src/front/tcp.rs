@@ -16,7 +16,6 @@ use culvert_hop::upgrade::{Protocol, Raw, Spliced, splice_io};
 use culvert_model::control::{PEER_FIELD, SERVICE_FIELD, TCP_PROTOCOL};
 use culvert_model::reason::Reason;
 use culvert_ops::drain::InFlight;
-use culvert_plane::Stream;
 use http::header::{CONNECTION, HOST, UPGRADE};
 use http::{HeaderName, HeaderValue, Method};
 use tracing::debug;
@@ -27,6 +26,7 @@ use super::connection::Accepted;
 use super::running::Running;
 use super::told::Told;
 use crate::door::TcpDoor;
+use crate::far_end::FarEnd;
 use crate::pick;
 use crate::record::Record;
 use crate::sessions::Balance;
@@ -39,7 +39,7 @@ const METHOD: &[u8] = b"TCP";
 
 /// A stream of the tunnel that carries the connection.
 struct Carried {
-    raw: Raw<Stream>,
+    raw: Raw<FarEnd>,
     idle: Duration,
 }
 

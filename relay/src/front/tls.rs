@@ -53,11 +53,11 @@ pub(crate) struct Watch {
 }
 
 /// What a caller's handshake settled.
-pub(super) struct Settled {
+pub(crate) struct Settled {
     /// The caller chose HTTP/2.
-    pub(super) http2: bool,
+    pub(crate) http2: bool,
     /// Verified by the listener's authorities.
-    pub(super) certificate: Option<Arc<PeerCertificate>>,
+    pub(crate) certificate: Option<Arc<PeerCertificate>>,
 }
 
 /// Why a listener's TLS cannot be set up.
@@ -138,7 +138,7 @@ impl Tls {
     }
 
     /// For an acceptor of TLS streams.
-    pub(super) fn config(&self) -> Arc<ServerConfig> {
+    pub(crate) fn config(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.config)
     }
 }

@@ -225,6 +225,7 @@ mod tests {
             last_endpoint: None,
             last_local: None,
             last_handshake: None,
+            proof_keys: Vec::new(),
             version: None,
         }
     }

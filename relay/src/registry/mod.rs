@@ -14,6 +14,7 @@ mod managed;
 pub(crate) mod peers;
 mod place;
 mod postgres;
+mod proofs;
 mod read;
 mod refusal;
 mod relays;
@@ -35,6 +36,7 @@ use culvert_model::control::Refusal;
 use culvert_model::id::{ConnectorId, GatewayId, StockPeerId, TokenId, TunnelId};
 use culvert_model::key::PublicKey;
 use culvert_model::name::{Grant, Label, ServiceName};
+use culvert_model::proof::ProofKey;
 use tokio::sync::watch;
 
 pub(crate) use keys::FreshPsk;
@@ -395,6 +397,13 @@ pub(crate) enum Note {
         name: Option<Label>,
         /// Its version.
         version: String,
+    },
+    /// What it signs tokens with. Unlike the rest of what is noticed, other relays hear of it.
+    ProofKeys {
+        /// Which connector.
+        connector: ConnectorId,
+        /// All of its public keys.
+        keys: Vec<ProofKey>,
     },
     /// It used this epoch of its pre-shared key with `relay`; older ones are deleted when `alone`.
     PskConfirmed {

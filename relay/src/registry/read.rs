@@ -7,11 +7,13 @@ use culvert_model::gateway::SecretVerifier;
 use culvert_model::id::{ConnectorId, GatewayId, TokenId, TunnelId};
 use culvert_model::key::PublicKey;
 use culvert_model::name::Grant;
+use culvert_model::proof::ProofKey;
 
 use super::failure::Failure;
 use super::keys;
 use super::managed;
 use super::peers;
+use super::proofs;
 use super::relays;
 use super::rows::{
     AuditRow, Certificate, ConnectorRow, GatewayRow, Heard, NextKey, Sealed, SealedPsk, SecretRow, ServiceRow,
@@ -73,11 +75,13 @@ pub(super) fn connectors(db: &dyn Transaction) -> Result<Vec<ConnectorRow>> {
             Ok((row.text::<ConnectorId>(3)?, heard_row(row)?))
         })?);
     let mut next: HashMap<ConnectorId, NextKey> = keys::all(db)?.into_iter().collect();
+    let mut proofs: HashMap<ConnectorId, Vec<ProofKey>> = proofs::all(db)?.into_iter().collect();
     db.all(&format!("{CONNECTOR} ORDER BY enrolled, id"), &[], |row| {
         let mut connector = connector_row(row)?;
         connector.psks = psks.remove(&connector.id).unwrap_or_default();
         connector.heard = heard.remove(&connector.id).unwrap_or_default();
         connector.next = next.remove(&connector.id);
+        connector.proof_keys = proofs.remove(&connector.id).unwrap_or_default();
         Ok(connector)
     })
 }
@@ -134,6 +138,7 @@ fn one_connector(db: &dyn Transaction, column: &str, value: Value) -> Result<Opt
         return Ok(None);
     };
     connector.next = keys::of(db, &connector.id)?;
+    connector.proof_keys = proofs::of(db, &connector.id)?;
     connector.psks = db.all(
         "SELECT relay, epoch, sealed, confirmed FROM psks WHERE connector = $1 AND relay NOT LIKE '%/recovery' \
          ORDER BY relay, epoch",
@@ -232,6 +237,7 @@ fn connector_row(row: &Row) -> Result<ConnectorRow> {
         last_endpoint: row.optional_text(10)?,
         last_local: row.optional_text(11)?,
         last_handshake: row.optional_time(12)?,
+        proof_keys: Vec::new(),
         version: row.optional_text(13)?,
     })
 }

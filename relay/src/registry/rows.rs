@@ -12,6 +12,7 @@ use culvert_model::gateway::SecretVerifier;
 use culvert_model::id::{ConnectorId, GatewayId, StockPeerId, TokenId, TunnelId};
 use culvert_model::key::PublicKey;
 use culvert_model::name::{Grant, Label, ServiceName};
+use culvert_model::proof::ProofKey;
 use culvert_model::token::Endpoint;
 use ipnet::IpNet;
 
@@ -231,6 +232,8 @@ pub(crate) struct ConnectorRow {
     pub(crate) last_local: Option<SocketAddr>,
     /// Its last handshake that was noted.
     pub(crate) last_handshake: Option<SystemTime>,
+    /// The public keys of what it signs for its origins.
+    pub(crate) proof_keys: Vec<ProofKey>,
     /// Program version.
     pub(crate) version: Option<String>,
 }

@@ -3,7 +3,7 @@
 //! Written once, in SQLite's words; another engine exchanges them for its own.
 
 /// From schema version N to N + 1, in order.
-pub(super) const MIGRATIONS: [Step; 8] = [
+pub(super) const MIGRATIONS: [Step; 9] = [
     Step { both: V1, sqlite: V1_SQLITE },
     Step { both: V2, sqlite: "" },
     Step { both: V3, sqlite: "" },
@@ -11,6 +11,7 @@ pub(super) const MIGRATIONS: [Step; 8] = [
     Step { both: RELAYS, sqlite: "" },
     Step { both: KEYS, sqlite: "" },
     Step { both: HEARD, sqlite: "" },
+    Step { both: PROOFS, sqlite: "" },
     Step { both: PEERS, sqlite: "" },
 ];
 
@@ -187,6 +188,14 @@ CREATE TABLE heard (
     remote TEXT NOT NULL,
     local TEXT NOT NULL,
     PRIMARY KEY (connector, relay)
+) STRICT, WITHOUT ROWID;
+";
+
+/// The public keys of what connectors sign, as a JSON list: served to verifiers whether the connector is there or not.
+const PROOFS: &str = "
+CREATE TABLE proof_keys (
+    connector TEXT PRIMARY KEY REFERENCES connectors ON DELETE CASCADE,
+    public_keys TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 ";
 

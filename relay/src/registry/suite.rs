@@ -4,6 +4,7 @@ mod gateways;
 mod keys;
 mod managed;
 mod peers;
+mod proofs;
 mod recovery;
 mod relays;
 
@@ -51,6 +52,7 @@ macro_rules! suite {
             a_key_that_anybody_has_is_nobody_elses_next_one,
             a_connector_that_changes_again_goes_on_from_the_key_it_uses,
             since_when_traffic_is_safe_is_remembered_from_the_first_handshake,
+            what_connectors_sign_with_is_kept_as_it_was_told_last_until_they_are_revoked,
             a_restored_registry_offers_each_connector_its_first_pre_shared_key_too,
             a_tunnel_has_room_for_so_many_services_and_a_deleted_one_makes_room,
             a_managed_service_is_loaded_as_it_was_set_last_and_forgotten_when_deleted,
@@ -107,6 +109,7 @@ pub(super) use peers::{
     networks_of_two_peers_never_overlap_and_the_relays_are_nobodys, services_behind_a_peer_are_so_many_at_most,
     two_relays_that_add_overlapping_peers_at_once_add_one, what_was_noticed_of_a_peer_is_kept_for_each_relay,
 };
+pub(super) use proofs::what_connectors_sign_with_is_kept_as_it_was_told_last_until_they_are_revoked;
 pub(super) use recovery::a_restored_registry_offers_each_connector_its_first_pre_shared_key_too;
 pub(super) use relays::{
     a_connector_is_made_known_to_a_relay_of_the_registry_under_its_own_key,
@@ -527,7 +530,7 @@ pub(super) async fn create(registry: &Subject, name: &str, patterns: &[&str]) ->
     (tunnel, token)
 }
 
-async fn join(registry: &Subject, candidate: Candidate) -> ConnectorId {
+pub(super) async fn join(registry: &Subject, candidate: Candidate) -> ConnectorId {
     match registry.enrol(candidate).await.unwrap() {
         Enrolment::Joined { connector, .. } => connector.id,
         other => panic!("{other:?}"),

@@ -13,7 +13,7 @@ use super::failure::Failure;
 use super::rows::{AuditRow, ConnectorRow, Sealed, TokenRow, Tunnel};
 use super::sql::{Transaction, milliseconds, values};
 use super::{Actor, Candidate, EPHEMERAL, Enrolment, Forgotten, Note, Rule, TOMBSTONE, grants};
-use super::{keys, managed, peers, read, relays};
+use super::{keys, managed, peers, proofs, read, relays};
 
 /// Behind a relay's tag: where [`keep_for_recovery`] keeps a connector's first pre-shared key. No relay has such a tag.
 const RECOVERY: &str = "/recovery";
@@ -96,6 +96,9 @@ pub(super) fn delete_tunnel(
         "DELETE FROM psks WHERE connector IN (SELECT id FROM connectors WHERE tunnel = $1)",
         &values![id.as_str()],
     )?;
+    for connector in &revoked {
+        proofs::forget(db, connector)?;
+    }
     db.execute("DELETE FROM services WHERE tunnel = $1", &values![id.as_str()])?;
     managed::forget_tunnel(db, id)?;
     let detail = format!("{id}: {} connectors revoked, {tokens} tokens ended", revoked.len());
@@ -206,6 +209,7 @@ pub(super) fn revoke_connector(db: &dyn Transaction, id: &ConnectorId, by: &Acto
     db.execute("UPDATE connectors SET revoked = $1 WHERE id = $2", &values![now, id.as_str()])?;
     db.execute("DELETE FROM psks WHERE connector = $1", &values![id.as_str()])?;
     keys::forget_next(db, id)?;
+    proofs::forget(db, id)?;
     audit(db, now, &by.0, "connector.revoke", id.as_str(), "")
 }
 
@@ -284,6 +288,7 @@ pub(super) fn note(db: &dyn Transaction, notes: &[Note]) -> Result<()> {
                 "UPDATE connectors SET name = $1, version = $2 WHERE id = $3",
                 &values![name.as_ref().map(|name| name.as_str()), version, connector.as_str()],
             )?,
+            Note::ProofKeys { connector, keys } => proofs::note(db, connector, keys)?,
             Note::PskConfirmed { connector, relay, epoch, alone } => {
                 let key = &values![connector.as_str(), relay, *epoch];
                 let known = db.execute_quietly(

@@ -13,6 +13,7 @@ use culvert_model::control::{
 };
 use culvert_model::id::{ConnectorId, TunnelId};
 use culvert_model::name::{Grant, ServiceName};
+use culvert_model::proof::{Algorithm, ProofKey};
 use culvert_plane::{Closed, Connection, Stream};
 use tokio::time::{sleep_until, timeout};
 use tracing::{debug, info, warn};
@@ -109,6 +110,8 @@ async fn first_announcement(connection: &Connection) -> Result<Option<(Frames<St
 
 struct Session<'a> {
     shared: &'a Arc<Shared>,
+    id: ConnectorId,
+    connection: Connection,
     member: Arc<Member>,
     tunnel: TunnelId,
     frames: Frames<Stream>,
@@ -149,12 +152,13 @@ impl<'a> Session<'a> {
         if let Some(old) = old {
             old.member.set_ended();
             shared.directory.remove(&old.member, Some(now + EXPECTED_FOR));
-            old.member.upstream.close();
-            old.member.connection().close(CloseCode::Replaced);
+            old.member.close(CloseCode::Replaced);
         }
         shared.live.fetch_add(1, Ordering::Relaxed);
         Some(Self {
             shared,
+            id: id.clone(),
+            connection: connection.clone(),
             member,
             tunnel,
             frames,
@@ -194,17 +198,17 @@ impl<'a> Session<'a> {
             }
             let now = Instant::now();
             let Some(due) = self.alive(now).await? else { return Ok(End::Silent) };
-            let member = Arc::clone(&self.member);
+            let (member, connection) = (Arc::clone(&self.member), self.connection.clone());
             tokio::select! {
                 message = self.frames.next() => match message {
                     Ok(message) => self.heard(message, Instant::now()).await?,
                     // The connection's own end says more than that of its control stream.
-                    Err(error) => match timeout(EXPECTED_FOR, member.connection().closed()).await {
+                    Err(error) => match timeout(EXPECTED_FOR, connection.closed()).await {
                         Ok(closed) => return Ok(End::Closed(closed)),
                         Err(_) => return Err(error),
                     },
                 },
-                closed = member.connection().closed() => return Ok(End::Closed(closed)),
+                closed = connection.closed() => return Ok(End::Closed(closed)),
                 () = member.woken() => {}
                 () = sleep_until(due.into()) => {}
             }
@@ -220,7 +224,7 @@ impl<'a> Session<'a> {
             self.liveness.probe();
         }
         // Before a ping too: what came earlier is no sign of life after it.
-        if let Some(stats) = self.shared.plane.peer_stats(self.member.connection().peer()) {
+        if let Some(stats) = self.shared.plane.peer_stats(self.connection.peer()) {
             self.liveness.wire(stats.rx_bytes, now);
         }
         let tunnels = self.shared.live.load(Ordering::Relaxed);
@@ -251,30 +255,30 @@ impl<'a> Session<'a> {
             ToRelay::Drain => {
                 self.member.set_leaving();
                 self.shared.directory.touch(&self.pairs);
-                info!(connector = %self.member.id, "connector is leaving");
+                info!(connector = %self.id, "connector is leaving");
             }
             ToRelay::Managed { refused } => self.managed(refused),
             ToRelay::ProofKeys { keys, callers } => {
-                self.shared.table().note_proof_keys(&self.member.id, keys);
+                self.note_proof_keys(keys).await;
                 let own = self.pairs.iter().map(|pair| &pair.service).filter(|name| callers.contains(name));
                 self.shared.directory.tell_callers(own);
             }
-            ToRelay::Unsupported { what } => debug!(connector = %self.member.id, what, "connector did not understand"),
+            ToRelay::Unsupported { what } => debug!(connector = %self.id, what, "connector did not understand"),
             ToRelay::Introduce { relay, kem_key } => self.introduce(&relay, &kem_key).await?,
             ToRelay::Rekey(request) => {
                 self.take_turn().await;
-                let (shared, id) = (self.shared, self.member.id.clone());
+                let (shared, id) = (self.shared, self.id.clone());
                 let answer = timeout(DECIDED_WITHIN, shared.rekey(&id, request, SystemTime::now())).await;
                 self.answer(answer.ok().flatten()).await?;
             }
             ToRelay::Renew { kem_key } => {
                 self.take_turn().await;
-                let (shared, id) = (self.shared, self.member.id.clone());
+                let (shared, id) = (self.shared, self.id.clone());
                 let answer = timeout(DECIDED_WITHIN, shared.renew(&id, &kem_key, SystemTime::now())).await;
                 self.answer(answer.ok().flatten()).await?;
             }
             ToRelay::Retire { public_key } => {
-                let (shared, id) = (self.shared, self.member.id.clone());
+                let (shared, id) = (self.shared, self.id.clone());
                 let _ = timeout(DECIDED_WITHIN, shared.retire(&id, public_key, SystemTime::now())).await;
             }
             ToRelay::Enrol(_) | ToRelay::Unknown => {
@@ -282,6 +286,15 @@ impl<'a> Session<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Serves its keys from now on, and has them kept for as long as it is away.
+    async fn note_proof_keys(&mut self, keys: Vec<ProofKey>) {
+        let news = self.shared.table().told_proof_keys(&self.id, keys);
+        if let Some(keys) = news {
+            self.take_turn().await;
+            self.shared.notes.add(Note::ProofKeys { connector: self.id.clone(), keys });
+        }
     }
 
     /// Whoever asks for keys without end waits between the answers: each costs this relay a write to its disk.
@@ -308,17 +321,17 @@ impl<'a> Session<'a> {
         self.decided = Instant::now();
         if announce.version != control::VERSION {
             warn!(
-                connector = %self.member.id, theirs = announce.version, ours = control::VERSION,
+                connector = %self.id, theirs = announce.version, ours = control::VERSION,
                 program = announce.program, "connector speaks another version"
             );
         }
         {
             let mut table = self.shared.table();
-            if let Some(known) = table.connectors.get_mut(&self.member.id) {
+            if let Some(known) = table.connectors.get_mut(&self.id) {
                 known.version = Some(announce.program.clone());
                 known.name = announce.name.clone().or(known.name.take());
                 self.shared.notes.add(Note::Program {
-                    connector: self.member.id.clone(),
+                    connector: self.id.clone(),
                     name: known.name.clone(),
                     version: announce.program,
                 });
@@ -340,7 +353,7 @@ impl<'a> Session<'a> {
             // requests and pings cannot wait for it.
             failed => {
                 let error = failed.map_or_else(|_| "slow".to_owned(), |failed| format!("{:?}", failed.err()));
-                debug!(connector = %self.member.id, error, "announcement decided without the registry");
+                debug!(connector = %self.id, error, "announcement decided without the registry");
                 self.shared.decided_alone.store(true, Ordering::Relaxed);
                 let table = self.shared.table();
                 match table.tunnel(&self.tunnel) {
@@ -358,7 +371,8 @@ impl<'a> Session<'a> {
         let issuer = self.shared.table().issuer.clone();
         if let Some(base) = issuer {
             let url = issuer_of(&base, self.member.tunnel.as_str());
-            self.frames.send(&ToConnector::Issuer { url }).await?;
+            let algorithms = Algorithm::ALL.iter().map(|algorithm| algorithm.name().to_owned()).collect();
+            self.frames.send(&ToConnector::Issuer { url, algorithms }).await?;
         }
         let accepted = self.services.iter().filter(|service| decision.accepted.contains(&service.name));
         self.pairs = accepted.map(|service| Arc::new(Pair::new(Arc::clone(&self.member), service))).collect();
@@ -366,7 +380,7 @@ impl<'a> Session<'a> {
             let mut table = self.shared.table();
             table.note_services(&self.tunnel, &decision.accepted, now);
             self.shared.directory.add_known(&decision.accepted);
-            let Some(known) = table.connectors.get_mut(&self.member.id) else { return Ok(()) };
+            let Some(known) = table.connectors.get_mut(&self.id) else { return Ok(()) };
             let ours = known.live.as_mut().filter(|live| Arc::ptr_eq(&live.member, &self.member));
             // Displaced while the registry decided: the newer session's pairs stay.
             let Some(live) = ours else { return Ok(()) };
@@ -375,18 +389,18 @@ impl<'a> Session<'a> {
         self.shared.directory.set_pairs(&self.member, &self.pairs);
         let up = self.pairs.iter().filter(|pair| pair.state() == PairState::Up).count();
         info!(
-            connector = %self.member.id, tunnel = %self.member.tunnel, services = self.pairs.len(), up,
+            connector = %self.id, tunnel = %self.member.tunnel, services = self.pairs.len(), up,
             "connector is up"
         );
         let welcome = Welcome {
             version: control::VERSION,
             program: env!("CARGO_PKG_VERSION").to_owned(),
-            id: self.member.id.clone(),
+            id: self.id.clone(),
             tunnel: self.member.tunnel.clone(),
             refused,
         };
         self.frames.send(&ToConnector::Welcome(welcome)).await?;
-        if let Some(news) = self.shared.news_of_key(self.member.connection().peer()) {
+        if let Some(news) = self.shared.news_of_key(self.connection.peer()) {
             self.frames.send(&news).await?;
         }
         let told = self.shared.table().told.clone();
@@ -398,11 +412,11 @@ impl<'a> Session<'a> {
 
     /// Makes the connector known to another relay of the registry.
     async fn introduce(&mut self, to: &str, kem_key: &str) -> Result<(), FrameError> {
-        let stats = self.shared.plane.peer_stats(self.member.connection().peer());
+        let stats = self.shared.plane.peer_stats(self.connection.peer());
         let relays = self.shared.table().relays.clone();
         let mut answer = None;
         if let Some(stats) = stats {
-            let asked = Asked { connector: &self.member.id, public_key: stats.public_key, to, kem_key };
+            let asked = Asked { connector: &self.id, public_key: stats.public_key, to, kem_key };
             let (registry, identity) = (&*self.shared.registry, &self.shared.identity);
             let asking = relays::introduce(registry, identity, &relays, &asked, SystemTime::now());
             // Requests and pings cannot wait for a database that is away.
@@ -416,7 +430,7 @@ impl<'a> Session<'a> {
     /// that it is managed here and is not any more is on its way out.
     fn names(&self) -> (Vec<ServiceName>, Vec<(ServiceName, String)>) {
         let table = self.shared.table();
-        let known = table.connectors.get(&self.member.id);
+        let known = table.connectors.get(&self.id);
         let is_gone = |service: &AnnouncedService| {
             let mut defined = table.managed.iter().filter(|row| row.tunnel == self.tunnel);
             service.managed && !defined.any(|row| row.name == service.name)
@@ -434,7 +448,7 @@ impl<'a> Session<'a> {
 
     /// Tells the connector what is managed here for it, where that is news.
     async fn manage(&mut self) -> Result<(), FrameError> {
-        let services = self.shared.table().managed_for(&self.member.id);
+        let services = self.shared.table().managed_for(&self.id);
         let knows_none = self.told.is_none() && !self.services.iter().any(|service| service.managed);
         if self.told.as_ref() == Some(&services) || knows_none && services.is_empty() {
             self.told = Some(services);
@@ -453,14 +467,14 @@ impl<'a> Session<'a> {
             service.why = service.why.chars().filter(|c| !c.is_control()).take(WHY_AT_MOST).collect();
         }
         let mut table = self.shared.table();
-        let Some(known) = table.connectors.get_mut(&self.member.id) else { return };
+        let Some(known) = table.connectors.get_mut(&self.id) else { return };
         let ours = known.live.as_mut().filter(|live| Arc::ptr_eq(&live.member, &self.member));
         let Some(live) = ours else { return };
         let before = std::mem::replace(&mut live.managed_refused, refused);
         let new = live.managed_refused.iter().filter(|service| !before.contains(service));
         for service in new.take(REFUSALS_SAID) {
             warn!(
-                connector = %self.member.id, service = %service.name, why = service.why,
+                connector = %self.id, service = %service.name, why = service.why,
                 "connector does not serve a managed service"
             );
         }
@@ -472,17 +486,17 @@ impl<'a> Session<'a> {
         let before = std::mem::replace(&mut self.refused, names);
         let new: Vec<&RefusedService> = refused.iter().filter(|service| !before.contains(&service.name)).collect();
         for service in new.iter().take(REFUSALS_SAID) {
-            warn!(connector = %self.member.id, service = %service.name, why = service.why, "service refused");
+            warn!(connector = %self.id, service = %service.name, why = service.why, "service refused");
         }
         if let Some(unsaid @ 1..) = new.len().checked_sub(REFUSALS_SAID) {
-            warn!(connector = %self.member.id, services = unsaid, "as many more services refused");
+            warn!(connector = %self.id, services = unsaid, "as many more services refused");
         }
         if let Some(first) = new.first() {
             let others = if new.len() > 1 { format!(", and {} more", new.len() - 1) } else { String::new() };
             self.shared.refusals.note(Attempt {
                 action: "service.refused",
-                actor: self.member.id.to_string(),
-                subject: self.member.id.to_string(),
+                actor: self.id.to_string(),
+                subject: self.id.to_string(),
                 detail: format!("{}: {}{others}", first.name, first.why),
             });
         }
@@ -499,7 +513,7 @@ impl<'a> Session<'a> {
             {
                 changed = true;
                 let up = pair.state() == PairState::Up;
-                info!(connector = %self.member.id, service = %service.name, up, reason = pair.reason(), "origin's health changed");
+                info!(connector = %self.id, service = %service.name, up, reason = pair.reason(), "origin's health changed");
             }
         }
         if changed {
@@ -508,8 +522,7 @@ impl<'a> Session<'a> {
     }
 
     fn over(&mut self, end: &End) {
-        let connection = self.member.connection();
-        let id = &self.member.id;
+        let (connection, id) = (&self.connection, &self.id);
         match end {
             End::Closed(closed) => {
                 info!(connector = %id, code = closed.code.map(|code| code.to_string()), cause = closed.cause, "connector is gone");

@@ -112,6 +112,7 @@ impl Pair {
     pub(crate) fn reason(&self) -> Option<String> {
         match self.state() {
             PairState::Up => None,
+            PairState::Down if self.member.is_silent() => Some("the peer has no session".to_owned()),
             PairState::Down => {
                 Some(lock(&self.health).reason.clone().unwrap_or_else(|| "origin check fails".to_owned()))
             }
@@ -120,7 +121,7 @@ impl Pair {
         }
     }
 
-    pub(super) fn set_health(&self, health: Health) -> bool {
+    pub(crate) fn set_health(&self, health: Health) -> bool {
         let mut own = lock(&self.health);
         let changed = own.up != health.up;
         *own = health;
@@ -247,7 +248,7 @@ impl Directory {
     }
 
     /// What a connector that comes now has room for.
-    pub(super) fn room(&self) -> InFlight {
+    pub(crate) fn room(&self) -> InFlight {
         InFlight::new(self.lanes.connector(), Reason::Overloaded)
     }
 
@@ -304,7 +305,7 @@ impl Directory {
     }
 
     /// Replaces all pairs of one live connector.
-    pub(super) fn set_pairs(&self, member: &Arc<Member>, pairs: &[Arc<Pair>]) {
+    pub(crate) fn set_pairs(&self, member: &Arc<Member>, pairs: &[Arc<Pair>]) {
         let mut services = lock(&self.services);
         for pair in pairs {
             let service = self.entry(&mut services, &pair.service);
@@ -335,7 +336,7 @@ impl Directory {
     }
 
     /// Wakes whoever waits for these pairs: their health or drain changed.
-    pub(super) fn touch(&self, pairs: &[Arc<Pair>]) {
+    pub(crate) fn touch(&self, pairs: &[Arc<Pair>]) {
         let services = lock(&self.services);
         for pair in pairs {
             if let Some(service) = services.get(pair.service.as_str()) {

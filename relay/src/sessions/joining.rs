@@ -35,7 +35,8 @@ pub(super) async fn serve(shared: Arc<Shared>, connection: Connection, token: To
         }
         Err(_) => CloseCode::Silent,
     };
-    connection.close(code);
+    // Its place among the 256 is the next joiner's; left alone it would be held for the rest of its 30 seconds.
+    shared.plane.remove_peer(connection.peer(), code).await;
 }
 
 async fn answer(shared: &Shared, connection: &Connection, token: &TokenId) -> Result<(), FrameError> {

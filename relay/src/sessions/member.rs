@@ -1,36 +1,38 @@
-//! A live connector: one connection that has announced itself.
+//! Who carries requests to origins: a live connector, one connection that has announced itself; or a stock peer, behind
+//! which this relay reaches origins itself.
 //!
 //! Must never outlive its connection's use: whoever picks it checks [`Member::is_open`] first. Every figure here is read
 //! on the way of a request, so they are plain atomics.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use culvert_hop::limits::InFlight;
+use culvert_model::close::CloseCode;
 use culvert_model::control::ToConnector;
-use culvert_model::id::ConnectorId;
+use culvert_model::id::{ConnectorId, StockPeerId};
 use culvert_model::name::Label;
 use culvert_plane::Connection;
 use tokio::sync::Notify;
 
+use crate::behind::Branch;
 use crate::pick;
 use crate::upstream::Upstream;
 
 /// A tunnel not heard of for this long, with nothing in flight, is asked before it is trusted with a request.
 const ASK_AFTER: Duration = Duration::from_millis(500);
 
-/// One connector's session.
+/// One connector's session, or one peer.
 pub(crate) struct Member {
-    /// Which connector.
-    pub(crate) id: ConnectorId,
-    /// Its tunnel's name.
+    /// Which.
+    pub(crate) who: Who,
+    /// The tunnel's name, or the peer's.
     pub(crate) tunnel: Label,
     /// Requests go this way.
-    pub(crate) upstream: Upstream,
+    pub(crate) via: Via,
     /// Leave to run over it.
     pub(crate) room: InFlight,
-    connection: Connection,
     identity: u64,
     in_flight: AtomicU32,
     /// It said that it is leaving.
@@ -51,6 +53,29 @@ pub(crate) struct Member {
     answered: Notify,
 }
 
+/// Whose session it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Who {
+    /// A connector's.
+    Connector(ConnectorId),
+    /// A stock peer's.
+    Peer(StockPeerId),
+}
+
+/// The way that requests go.
+pub(crate) enum Via {
+    /// Streams of a connector's connection.
+    Tunnel(Tunnel),
+    /// Connections of this relay's own, through a peer.
+    Branch(Arc<Branch>),
+}
+
+/// A connector's connection.
+pub(crate) struct Tunnel {
+    pub(crate) connection: Connection,
+    pub(crate) upstream: Upstream,
+}
+
 /// "Never", among the milliseconds since `base`.
 const NEVER: u64 = u64::MAX;
 
@@ -64,16 +89,32 @@ impl Member {
         room: InFlight,
         now: Instant,
     ) -> Self {
+        let identity = pick::hash(id.as_str().as_bytes());
+        let upstream = Upstream::new(connection.clone());
+        let via = Via::Tunnel(Tunnel { connection, upstream });
+        let member = Self::idle(Who::Connector(id), tunnel, via, identity, room, now);
+        member.set_drained(drained);
+        member
+    }
+
+    /// A stock peer behind which there are services.
+    pub(crate) fn behind(branch: Arc<Branch>, room: InFlight, now: Instant) -> Self {
+        let row = &branch.stock.row;
+        let (who, tunnel) = (Who::Peer(row.id.clone()), row.name.clone());
+        let identity = pick::hash(row.id.as_str().as_bytes());
+        Self::idle(who, tunnel, Via::Branch(branch), identity, room, now)
+    }
+
+    fn idle(who: Who, tunnel: Label, via: Via, identity: u64, room: InFlight, now: Instant) -> Self {
         Self {
-            upstream: Upstream::new(connection.clone()),
-            room,
-            identity: pick::hash(id.as_str().as_bytes()),
-            id,
+            who,
             tunnel,
-            connection,
+            via,
+            room,
+            identity,
             in_flight: AtomicU32::new(0),
             leaving: AtomicBool::new(false),
-            drained: AtomicBool::new(drained),
+            drained: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             base: now,
             heard: AtomicU64::new(0),
@@ -88,14 +129,40 @@ impl Member {
         }
     }
 
-    /// Its connection.
-    pub(crate) fn connection(&self) -> &Connection {
-        &self.connection
+    /// Which connector it is; none for a peer.
+    pub(crate) fn connector(&self) -> Option<&ConnectorId> {
+        match &self.who {
+            Who::Connector(id) => Some(id),
+            Who::Peer(_) => None,
+        }
     }
 
     /// Whether requests may still be sent over it at all.
     pub(crate) fn is_open(&self) -> bool {
-        !self.ended.load(Ordering::Relaxed) && !self.connection.is_closed()
+        let is_there = match &self.via {
+            Via::Tunnel(tunnel) => !tunnel.connection.is_closed(),
+            Via::Branch(branch) => branch.is_there(),
+        };
+        is_there && !self.ended.load(Ordering::Relaxed)
+    }
+
+    /// Closes a connector's streams that were idle for too long; to be called every few seconds.
+    pub(super) fn sweep(&self, now: tokio::time::Instant) {
+        if let Via::Tunnel(tunnel) = &self.via {
+            tunnel.upstream.sweep(now);
+        }
+    }
+
+    /// Ends a connector's connection. Who has none goes with its peer.
+    pub(super) fn close(&self, code: CloseCode) {
+        if let Via::Tunnel(tunnel) = &self.via {
+            tunnel.connection.close(code);
+        }
+    }
+
+    /// Whether it is a peer without a session: then what is found of its origins is not their doing.
+    pub(super) fn is_silent(&self) -> bool {
+        matches!(&self.via, Via::Branch(branch) if !branch.stock.is_up())
     }
 
     /// Whether it takes no new requests.
@@ -191,8 +258,12 @@ impl Member {
         self.leaving.store(true, Ordering::Relaxed);
     }
 
-    pub(super) fn set_ended(&self) {
+    /// Takes no request any more; idle streams close now, and those in use when their exchange is over.
+    pub(crate) fn set_ended(&self) {
         self.ended.store(true, Ordering::Relaxed);
+        if let Via::Tunnel(tunnel) = &self.via {
+            tunnel.upstream.close();
+        }
     }
 
     pub(super) fn set_unanswered(&self, since: Option<Instant>) {
@@ -227,8 +298,17 @@ impl Member {
     }
 }
 
+impl std::fmt::Display for Who {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Connector(id) => id.fmt(f),
+            Self::Peer(id) => id.fmt(f),
+        }
+    }
+}
+
 impl std::fmt::Debug for Member {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Member").field("id", &self.id).field("tunnel", &self.tunnel).finish_non_exhaustive()
+        f.debug_struct("Member").field("who", &self.who).field("tunnel", &self.tunnel).finish_non_exhaustive()
     }
 }

@@ -13,6 +13,7 @@ mod liveness;
 mod member;
 mod notes;
 mod places;
+mod proofs;
 mod report;
 mod statics;
 mod strangers;
@@ -45,7 +46,7 @@ use crate::registry::{ConnectorRow, Forgotten, Note, Registry, RelayRow, Snapsho
 use crate::relays;
 use clones::Displaced;
 pub(crate) use directory::{Balance, Directory, Pair, PairState, Service};
-pub(crate) use member::Member;
+pub(crate) use member::{Member, Via};
 use notes::Notes;
 pub(crate) use report::issuer_of;
 use statics::Statics;
@@ -175,6 +176,7 @@ impl Sessions {
             let revoked = connectors.iter().filter(|row| row.revoked.is_some());
             table.revoked = revoked.map(|row| (row.public_key, row.id.clone())).collect();
             table.relays.clone_from(&relays);
+            table.load_proof_keys(&connectors);
             if table.managed != managed {
                 expected = table.newly_managed(&managed);
                 table.managed = managed;
@@ -495,9 +497,8 @@ impl Shared {
     fn ended(&self, member: &Arc<Member>, expected_until: Option<Instant>) {
         member.set_ended();
         self.directory.remove(member, expected_until);
-        member.upstream.close();
         let mut table = self.table();
-        if let Some(known) = table.connectors.get_mut(&member.id)
+        if let Some(known) = member.connector().and_then(|id| table.connectors.get_mut(id))
             && known.live.as_ref().is_some_and(|live| Arc::ptr_eq(&live.member, member))
         {
             known.live = None;
@@ -513,6 +514,7 @@ impl Shared {
             }
         }
         for id in &forgotten.connectors {
+            self.table().proof_keys.forget(id);
             let Some(known) = self.table().remove(id) else { continue };
             if let Some(live) = known.live {
                 self.ended(&live.member, None);
@@ -525,7 +527,7 @@ impl Shared {
     fn sweep(&self, now: tokio::time::Instant) {
         self.peers.sweep();
         for live in self.table().connectors.values().filter_map(|known| known.live.as_ref()) {
-            live.member.upstream.sweep(now);
+            live.member.sweep(now);
         }
     }
 

@@ -42,8 +42,7 @@ impl Sessions {
     pub(crate) fn proof_keys(&self, tunnel: &str) -> Option<Vec<ProofKey>> {
         let table = self.shared.table();
         let tunnel = table.tunnels.iter().find(|one| one.name.as_str() == tunnel)?;
-        let own = table.connectors.values().filter(|known| known.tunnel == tunnel.id);
-        Some(own.flat_map(|known| known.proof_keys.iter().cloned()).collect())
+        Some(table.proof_keys.of(&tunnel.id))
     }
 
     /// Connectors whose key was lately in use in two places at once, and where.

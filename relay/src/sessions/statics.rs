@@ -198,9 +198,9 @@ impl Shared {
         let members: Vec<_> = table.connectors.values().filter(under_older).filter_map(|k| k.live.clone()).collect();
         drop(table);
         for live in &members {
-            warn!(connector = %live.member.id, "connector did not follow the relay's key, its session ends");
+            warn!(connector = %live.member.who, "connector did not follow the relay's key, its session ends");
             self.ended(&live.member, None);
-            live.member.connection().close(CloseCode::Shutdown);
+            live.member.close(CloseCode::Shutdown);
         }
         members.len()
     }

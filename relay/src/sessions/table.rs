@@ -12,16 +12,14 @@ use culvert_model::control::{ManagedService, RefusedService, ToConnector};
 use culvert_model::id::{ConnectorId, TokenId, TunnelId};
 use culvert_model::key::PublicKey;
 use culvert_model::name::{Grant, Label, ServiceName};
+use culvert_model::proof::ProofKey;
 
 use super::clones::Clones;
 use super::directory::Pair;
 use super::keys::Keys;
 use super::member::Member;
+use super::proofs::ProofKeys;
 use crate::registry::{ConnectorRow, Forgotten, ManagedRow, RelayRow, ServiceRow, Snapshot, Tunnel};
-use culvert_model::proof::ProofKey;
-
-/// Two kinds of key, three of each: one that signs, the next, and one whose tokens still live.
-const PROOF_KEYS_AT_MOST: usize = 6;
 
 /// All of it.
 #[derive(Debug, Default)]
@@ -37,6 +35,7 @@ pub(super) struct Table {
     /// What connectors are told of the relays; none where there is one alone.
     pub(super) told: Option<ToConnector>,
     pub(super) managed: Vec<ManagedRow>,
+    pub(super) proof_keys: ProofKeys,
     /// Names that stock peers own, and the peers' names.
     pub(super) of_peers: HashMap<ServiceName, Label>,
     /// `[issuer] url`.
@@ -63,8 +62,6 @@ pub(super) struct Known {
     /// When its key was last found to be used in two places at once, and where.
     pub(super) flapping: Option<(Instant, [SocketAddr; 2])>,
     pub(super) live: Option<Live>,
-    /// What it signs tokens with; kept for as long as the connector is known.
-    pub(super) proof_keys: Vec<ProofKey>,
     /// Since when this relay knows it; its row is older.
     since: Instant,
 }
@@ -101,17 +98,22 @@ impl Table {
                 former: None,
                 flapping: None,
                 live: None,
-                proof_keys: Vec::new(),
                 since: Instant::now(),
             },
         );
     }
 
-    /// Takes a connector's list of keys: those that are keys, and no more than it can need.
-    pub(super) fn note_proof_keys(&mut self, id: &ConnectorId, keys: Vec<ProofKey>) {
-        if let Some(known) = self.connectors.get_mut(id) {
-            known.proof_keys = keys.into_iter().filter(ProofKey::is_well_formed).take(PROOF_KEYS_AT_MOST).collect();
-        }
+    /// Takes a connector's own list. Returns it, if it is news.
+    pub(super) fn told_proof_keys(&mut self, id: &ConnectorId, keys: Vec<ProofKey>) -> Option<Vec<ProofKey>> {
+        // One that was revoked just now may still be talking.
+        let known = self.connectors.get(id)?;
+        self.proof_keys.told(id, &known.tunnel, keys)
+    }
+
+    /// Takes what the registry holds of the keys that connectors sign with.
+    pub(super) fn load_proof_keys(&mut self, rows: &[ConnectorRow]) {
+        let connectors = &self.connectors;
+        self.proof_keys.load(rows, |id| connectors.get(id).is_some_and(|known| known.live.is_some()));
     }
 
     /// Forgets one.

@@ -123,7 +123,7 @@ async fn a_silent_tunnels_request_goes_to_another_connector_too() {
     let service = rig.directory.find("orders").unwrap();
     let home = |key: &u64| {
         let pair = service.choose(Some(*key), None, Instant::now()).unwrap();
-        rig.name_of(&pair.member.id) == "a"
+        rig.name_of(pair.member.connector().unwrap()) == "a"
     };
     let key = (0..100).find(home).unwrap();
     a.freeze();

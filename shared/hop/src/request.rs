@@ -151,6 +151,15 @@ pub fn deliver(parts: &mut Parts, head: &Head) {
     strip(parts, head, Leg::Origin, |_| false);
 }
 
+/// At a relay that takes the last hop itself: of what [`forward`] wrote for the tunnel, makes what an origin is to see.
+/// Read `Culvert-*` fields before.
+pub fn deliver_forwarded(parts: &mut Parts) {
+    parts.headers.drop_named(|name| is_culvert(name.as_bytes()));
+    if !parts.headers.contains_key(UPGRADE) {
+        ask_for_trailers(parts);
+    }
+}
+
 /// Replaces `Host`.
 pub fn set_host(parts: &mut Parts, host: HeaderValue) {
     parts.headers.insert(HOST, host);
@@ -378,13 +387,17 @@ fn strip(parts: &mut Parts, head: &Head, leg: Leg, is_unwanted: impl Fn(&Name) -
         return;
     }
     if asks_for_trailers {
-        parts.headers.insert(TE, TRAILERS);
+        ask_for_trailers(parts);
     }
     if !is_http2 {
-        if asks_for_trailers {
-            // It has to be named (RFC 9110 §10.1.4).
-            parts.headers.insert(CONNECTION, NAMES_TE);
-        }
         parts.version = Version::HTTP_11;
+    }
+}
+
+fn ask_for_trailers(parts: &mut Parts) {
+    parts.headers.insert(TE, TRAILERS);
+    if parts.version != Version::HTTP_2 {
+        // It has to be named (RFC 9110 §10.1.4).
+        parts.headers.insert(CONNECTION, NAMES_TE);
     }
 }

@@ -439,3 +439,39 @@ proptest! {
         prop_assert!(heard.starts_with("HTTP/1.1 400 "), "{}", heard);
     }
 }
+
+#[test]
+fn a_relay_that_takes_the_last_hop_itself_asks_the_origin_as_a_connector_would() {
+    use culvert_hop::message::{Request, RequestParts};
+    use culvert_hop::request::{self, Caller};
+
+    let caller = Caller { address: Some([192, 0, 2, 7].into()), tls: false, port: Some(8080) };
+    let shown =
+        |parts: &RequestParts| format!("{:?} {:?} {} {:?}", parts.version, parts.method, parts.uri, parts.headers);
+    for (version, fields) in [
+        (http::Version::HTTP_11, &[("accept", "*/*"), ("connection", "keep-alive")][..]),
+        (
+            http::Version::HTTP_11,
+            &[("transfer-encoding", "chunked"), ("te", "gzip"), ("connection", "te, x-a"), ("x-a", "1")],
+        ),
+        (http::Version::HTTP_10, &[("content-length", "3"), ("expect", "100-continue")]),
+        (http::Version::HTTP_2, &[("te", "trailers"), ("content-type", "application/grpc")]),
+    ] {
+        let mut asked = http::Request::get("http://orders/a?b").version(version);
+        if version != http::Version::HTTP_2 {
+            asked = http::Request::get("/a?b").version(version).header("host", "orders");
+        }
+        for (name, value) in fields {
+            asked = asked.header(*name, *value);
+        }
+        let (mut parts, ()) = Request::from(asked.body(()).unwrap()).into_parts();
+        let head = request::check(&mut parts).unwrap();
+        request::forward(&mut parts, &head, &caller, ForwardPolicy::Append, "r1").unwrap();
+        parts.headers.insert("culvert-service".parse::<http::HeaderName>().unwrap(), "orders".parse().unwrap());
+        let mut direct = parts.clone();
+        request::deliver_forwarded(&mut direct);
+        let head = request::check(&mut parts).unwrap();
+        request::deliver(&mut parts, &head);
+        assert_eq!(shown(&direct), shown(&parts), "{version:?} {fields:?}");
+    }
+}

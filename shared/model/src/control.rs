@@ -72,7 +72,9 @@ pub enum ToRelay {
     },
     /// The keys that this connector signs tokens for its origins with: the whole list each time.
     ProofKeys {
-        /// All of them, also those that are to sign later and those whose last tokens still live.
+        /// All of them, also those that are to sign later and those whose last tokens still live. Only such as the relay
+        /// knows: [`ToConnector::Issuer`] tells.
+        #[serde(deserialize_with = "crate::proof::known_keys")]
         keys: Vec<ProofKey>,
         /// Services whose proofs name the gateway: their requests are to tell it by [`CALLER_FIELD`].
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -178,6 +180,10 @@ pub enum ToConnector {
     Issuer {
         /// The URL that tokens name, below which the keys are found.
         url: String,
+        /// The algorithms whose keys it knows; absent from an older relay, which knows EdDSA and ES256 and ends the session
+        /// over any other.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        algorithms: Vec<String>,
     },
     /// Asks for a [`ToRelay::Pong`].
     Ping {

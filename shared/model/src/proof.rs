@@ -4,7 +4,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
@@ -17,14 +17,22 @@ pub enum Algorithm {
     /// ECDSA with P-256 and SHA-256 (RFC 7518 §3.4).
     #[serde(rename = "ES256")]
     Es256,
+    /// RSASSA-PKCS1-v1_5 with SHA-256 (RFC 7518 §3.3): what Azure and Google Cloud federate with.
+    #[serde(rename = "RS256")]
+    Rs256,
 }
 
-/// One public key: coordinates in base64url without padding.
+/// The exponent of every RSA key of ours: 65537.
+const EXPONENT: &str = "AQAB";
+/// Bytes of an RSA key's modulus: 2048 bits to 4096.
+const MODULUS: std::ops::RangeInclusive<usize> = 256..=512;
+
+/// One public key: numbers in base64url without padding.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProofKey {
     /// What it verifies.
     pub alg: Algorithm,
-    /// The key, or its first coordinate.
+    /// The key, or its first coordinate; of RSA its modulus.
     pub x: String,
     /// The second coordinate, on P-256.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -37,12 +45,31 @@ impl Algorithm {
         match self {
             Self::EdDsa => "EdDSA",
             Self::Es256 => "ES256",
+            Self::Rs256 => "RS256",
         }
+    }
+
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::EdDsa, Self::Es256, Self::Rs256];
+
+    /// Whether relays of every version know it. The others are told to those alone that say so.
+    pub const fn is_known_to_all(self) -> bool {
+        matches!(self, Self::EdDsa | Self::Es256)
     }
 }
 
+/// Reads a list of keys without those of a later version.
+///
+/// # Errors
+/// It is no list.
+pub fn known_keys<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<ProofKey>, D::Error> {
+    let all = Vec::<Value>::deserialize(deserializer)?;
+    Ok(all.into_iter().filter_map(|key| serde_json::from_value(key).ok()).collect())
+}
+
 impl ProofKey {
-    /// From the bytes of a public key: 32 of Ed25519, or an uncompressed point on P-256.
+    /// From the bytes of a public key: 32 of Ed25519, an uncompressed point on P-256, or the modulus of an RSA key whose
+    /// exponent is 65537.
     pub fn new(alg: Algorithm, bytes: &[u8]) -> Option<Self> {
         let text = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
         match (alg, bytes.len(), bytes.split_first()) {
@@ -51,20 +78,22 @@ impl ProofKey {
                 let (x, y) = point.split_at_checked(32)?;
                 Some(Self { alg, x: text(x), y: Some(text(y)) })
             }
+            (Algorithm::Rs256, length, Some((1.., _))) if MODULUS.contains(&length) => {
+                Some(Self { alg, x: text(bytes), y: None })
+            }
             _ => None,
         }
     }
 
     /// Whether it has the shape of a key.
     pub fn is_well_formed(&self) -> bool {
-        let is_number =
-            |text: &str| text.len() == 43 && URL_SAFE_NO_PAD.decode(text).is_ok_and(|bytes| bytes.len() == 32);
-        let y_fits = match (self.alg, &self.y) {
-            (Algorithm::EdDsa, None) => true,
-            (Algorithm::Es256, Some(y)) => is_number(y),
-            (Algorithm::EdDsa, Some(_)) | (Algorithm::Es256, None) => false,
-        };
-        is_number(&self.x) && y_fits
+        let length = |text: &str| URL_SAFE_NO_PAD.decode(text).map_or(0, |bytes| bytes.len());
+        match (self.alg, &self.y) {
+            (Algorithm::EdDsa, None) => length(&self.x) == 32,
+            (Algorithm::Es256, Some(y)) => length(&self.x) == 32 && length(y) == 32,
+            (Algorithm::Rs256, None) => MODULUS.contains(&length(&self.x)),
+            (Algorithm::EdDsa | Algorithm::Rs256, Some(_)) | (Algorithm::Es256, None) => false,
+        }
     }
 
     /// Its name: the thumbprint of RFC 7638, so that nobody can call a key by another's.
@@ -75,6 +104,7 @@ impl ProofKey {
                 let y = y.as_deref().unwrap_or_default();
                 format!(r#"{{"crv":"P-256","kty":"EC","x":"{}","y":"{y}"}}"#, self.x)
             }
+            (Algorithm::Rs256, _) => format!(r#"{{"e":"{EXPONENT}","kty":"RSA","n":"{}"}}"#, self.x),
             (Algorithm::EdDsa, _) => format!(r#"{{"crv":"Ed25519","kty":"OKP","x":"{}"}}"#, self.x),
         };
         URL_SAFE_NO_PAD.encode(Sha256::digest(text))
@@ -82,13 +112,13 @@ impl ProofKey {
 
     /// As one member of a JSON Web Key Set.
     pub fn jwk(&self) -> Value {
-        let (kty, crv) = match self.alg {
-            Algorithm::EdDsa => ("OKP", "Ed25519"),
-            Algorithm::Es256 => ("EC", "P-256"),
+        let mut jwk = match (self.alg, &self.y) {
+            (Algorithm::EdDsa, _) => json!({ "kty": "OKP", "crv": "Ed25519", "x": self.x }),
+            (Algorithm::Es256, y) => json!({ "kty": "EC", "crv": "P-256", "x": self.x, "y": y }),
+            (Algorithm::Rs256, _) => json!({ "kty": "RSA", "n": self.x, "e": EXPONENT }),
         };
-        let mut jwk = json!({ "kty": kty, "crv": crv, "alg": self.alg, "use": "sig", "kid": self.kid(), "x": self.x });
-        if let (Some(y), Some(members)) = (&self.y, jwk.as_object_mut()) {
-            members.insert("y".to_owned(), y.as_str().into());
+        for (name, value) in [("alg", self.alg.name()), ("use", "sig"), ("kid", &self.kid())] {
+            jwk[name] = value.into();
         }
         jwk
     }
@@ -109,6 +139,27 @@ mod tests {
     }
 
     #[test]
+    fn an_rsa_key_is_called_by_its_thumbprint() {
+        // RFC 7638 §3.1.
+        let x = "0vx7agoebGcQSuuPiLJXZptN9nndrQmbXEps2aiAFbWhM78LhWx4cbbfAAtVT86zwu1RK7aPFFxuhDR1L6tSoc_BJECPebWKRXjBZCi\
+                 FV4n3oknjhMstn64tZ_2W-5JsGY4Hc5n9yBXArwl93lqt7_RN5w6Cf0h4QyQ5v-65YGjQR0_FDW2QvzqY368QQMicAtaSqzs8KJZgnYb9c7d\
+                 0zgdAZHzu6qMQvRL5hajrn1n91CbOpbISD08qNLyrdkt-bFTWhAI4vMQFh6WeZu0fM4lFd2NcRwr3XPksINHaQ-G_xBniIqbw0Ls1jF44-cs\
+                 FCur-kEgU8awapJzKnqDKgw";
+        let key = ProofKey { alg: Algorithm::Rs256, x: x.to_owned(), y: None };
+        assert!(key.is_well_formed());
+        assert_eq!(key.kid(), "NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs");
+        assert_eq!((&key.jwk()["n"], &key.jwk()["e"], &key.jwk()["alg"]), (&x.into(), &"AQAB".into(), &"RS256".into()));
+    }
+
+    #[test]
+    fn a_key_of_a_later_version_is_left_out_and_the_others_are_read() {
+        let list =
+            r#"[{"alg":"ML-DSA-65","pub":"x"},{"alg":"EdDSA","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"},7]"#;
+        let keys = known_keys(&mut serde_json::Deserializer::from_str(list)).unwrap();
+        assert_eq!(keys.iter().map(|key| key.alg).collect::<Vec<_>>(), [Algorithm::EdDsa]);
+    }
+
+    #[test]
     fn what_is_no_key_is_not_taken_for_one() {
         let x = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo";
         for (alg, x, y) in [
@@ -122,5 +173,7 @@ mod tests {
         assert_eq!(ProofKey::new(Algorithm::EdDsa, &[1; 31]), None);
         assert_eq!(ProofKey::new(Algorithm::Es256, &[4; 64]), None);
         assert!(ProofKey::new(Algorithm::Es256, &[4; 65]).unwrap().is_well_formed());
+        assert_eq!(ProofKey::new(Algorithm::Rs256, &[1; 255]), None);
+        assert_eq!(ProofKey::new(Algorithm::Rs256, &[0; 256]), None, "fewer bits than it looks");
     }
 }

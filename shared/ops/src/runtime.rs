@@ -17,3 +17,8 @@ const READY_AT_ONCE: usize = 8;
 pub fn runtime() -> io::Result<Runtime> {
     Builder::new_current_thread().max_io_events_per_tick(READY_AT_ONCE).enable_all().build()
 }
+
+/// The runtime's clock, which tests can hold still.
+pub fn now() -> std::time::Instant {
+    tokio::time::Instant::now().into_std()
+}

@@ -134,7 +134,7 @@ impl SecretSource {
             }
             Self::Literal(secret) => secret.clone(),
         };
-        if secret.0.is_empty() { Err(SecretError::Empty(self.name())) } else { Ok(secret) }
+        if secret.0.trim().is_empty() { Err(SecretError::Empty(self.name())) } else { Ok(secret) }
     }
 
     /// The file to watch for a new value, if it is one.
@@ -241,7 +241,11 @@ pub fn find_token(flag: Option<&Path>, environment: &dyn Environment) -> Result<
     if flag == Some(Path::new("-")) {
         let secret = read_text("stdin", None, io::stdin().lock())?;
         let from = "stdin".to_owned();
-        return if secret.0.is_empty() { Err(SecretError::Empty(from)) } else { Ok(Some(FoundToken { secret, from })) };
+        return if secret.0.trim().is_empty() {
+            Err(SecretError::Empty(from))
+        } else {
+            Ok(Some(FoundToken { secret, from }))
+        };
     }
     let named = flag.map(|path| SecretSource::File(path.to_path_buf()));
     let variable = || environment.var("CULVERT_TOKEN").map(|_| SecretSource::Env("CULVERT_TOKEN".to_owned()));
@@ -381,8 +385,10 @@ mod tests {
             ("{ credential = \"db\" }".to_owned(), "db"),
             ("\"\"".to_owned(), "secret"),
         ] {
-            let error = spec(&text).unwrap().read(&env(&[("KEY", "")])).unwrap_err();
-            assert!(error.to_string().contains(named), "{error}");
+            for blank in ["", " \t"] {
+                let error = spec(&text).unwrap().read(&env(&[("KEY", blank)])).unwrap_err();
+                assert!(error.to_string().contains(named), "{error}");
+            }
         }
     }
 

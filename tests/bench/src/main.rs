@@ -50,7 +50,7 @@ struct Args {
     #[arg(
         long,
         value_delimiter = ',',
-        default_value = "direct,culvert,nginx-tls-nginx,boringtun+nginx,wireguard-go+nginx"
+        default_value = "direct,culvert,culvert-peer,nginx-tls-nginx,boringtun+nginx,wireguard-go+nginx"
     )]
     peers: Vec<String>,
     /// Crowds of idle connectors to try on a relay of their own, e.g. 1000,10000.

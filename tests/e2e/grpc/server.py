@@ -1,6 +1,7 @@
 """A gRPC origin: echoes, streams, fails on purpose, and remembers which calls ended before they were answered.
 
-Messages are plain bytes, so that nothing has to be generated. Writes `listening PORT` once.
+Messages are plain bytes, so that nothing has to be generated. Listens at its argument, or at a free port of 127.0.0.1;
+writes `listening PORT` once.
 """
 
 import sys
@@ -112,7 +113,7 @@ METHODS = {
 if __name__ == "__main__":
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=64), options=ANY_SIZE)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("culvert.test.Orders", METHODS),))
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:0")
     server.start()
     print(f"listening {port}", flush=True)
     sys.stdin.read()

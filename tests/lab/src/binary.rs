@@ -7,6 +7,14 @@ use anyhow::{Context as _, Result, ensure};
 /// Debian's own Python, which sees Debian's modules; one on the path may not.
 pub const PYTHON: &str = "/usr/bin/python3";
 
+/// The Python that has what `tests/run` installs from PyPI: in `target/python`, or the one that `CULVERT_TEST_PYTHON` names.
+pub fn python() -> PathBuf {
+    match std::env::var_os("CULVERT_TEST_PYTHON") {
+        Some(python) => PathBuf::from(python),
+        None => project().join("target/python/bin/python3"),
+    }
+}
+
 /// One of the workspace's binaries: beside the running test, or in `CULVERT_BIN_DIR`.
 ///
 /// # Errors
@@ -26,6 +34,17 @@ pub fn on_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var("PATH").unwrap_or_default();
     let extra = ["/usr/sbin", "/sbin", "/usr/bin"];
     path.split(':').chain(extra).map(|directory| Path::new(directory).join(name)).find(|path| path.exists())
+}
+
+/// What npm installed for the tests: `tests/run` does, and a registry that is away is no failure.
+pub fn node_modules() -> PathBuf {
+    project().join("target/test-packages/node_modules")
+}
+
+/// Go's compiler, of either kind, and what makes it write a program.
+pub fn go() -> Option<(PathBuf, &'static [&'static str])> {
+    let own = on_path("go").map(|go| (go, &["build", "-o"][..]));
+    own.or_else(|| on_path("gccgo").map(|gccgo| (gccgo, &["-o"][..])))
 }
 
 /// The project's top directory.

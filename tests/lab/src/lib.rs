@@ -6,6 +6,7 @@
 pub mod activator;
 pub mod address;
 pub mod binary;
+pub mod branch;
 pub mod certificate;
 pub mod client;
 pub mod connector;

@@ -289,6 +289,13 @@ impl Relay {
         Ok(())
     }
 
+    /// Listens for WireGuard there, and tells others so.
+    pub fn listen_at(&mut self, wireguard: SocketAddr) {
+        self.wireguard = wireguard;
+        self.wireguard_listen = Some(wireguard.to_string());
+        self.endpoint = wireguard.to_string();
+    }
+
     /// Lets the WireGuard listeners be the defaults: every address of both families.
     pub fn listen_everywhere(&mut self) {
         self.wireguard_listen = None;

@@ -9,6 +9,12 @@ pub enum Need {
     Program(&'static str),
     /// A module of Debian's Python.
     Python(&'static str),
+    /// A module of the packages that `tests/run` installs from PyPI.
+    PyPi(&'static str),
+    /// Node, and a package of npm's in [`crate::binary::node_modules`].
+    Npm(&'static str),
+    /// A Go compiler.
+    Go,
     /// Debian's package of the PostgreSQL server.
     Postgres,
 }
@@ -50,10 +56,19 @@ fn is_met(need: Need) -> bool {
         Need::Root => nix::unistd::geteuid().is_root() && std::path::Path::new("/dev/net/tun").exists(),
         Need::Program(name) => crate::binary::on_path(name).is_some(),
         Need::Postgres => crate::postgres::Postgres::programs().is_some(),
-        Need::Python(module) => std::process::Command::new(crate::binary::PYTHON)
-            .args(["-c", &format!("import {module}")])
-            .stderr(std::process::Stdio::null())
-            .status()
-            .is_ok_and(|status| status.success()),
+        Need::Npm(package) => {
+            crate::binary::on_path("node").is_some() && crate::binary::node_modules().join(package).exists()
+        }
+        Need::Go => crate::binary::go().is_some(),
+        Need::Python(module) => has_module(crate::binary::PYTHON.as_ref(), module),
+        Need::PyPi(module) => has_module(&crate::binary::python(), module),
     }
+}
+
+fn has_module(python: &std::path::Path, module: &str) -> bool {
+    std::process::Command::new(python)
+        .args(["-c", &format!("import {module}")])
+        .stderr(std::process::Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
 }

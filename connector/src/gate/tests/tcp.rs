@@ -1,7 +1,8 @@
 use std::sync::atomic::AtomicBool;
 
+use culvert_origin::proxy_protocol::ProxyProtocol;
+
 use super::*;
-use crate::proxy_protocol::ProxyProtocol;
 
 /// The gate's end of a stream: can break as a reset does, and tells how it was ended.
 struct Breakable {

@@ -213,8 +213,8 @@ fn changed_files_are_used_once_they_rest_and_wrong_ones_leave_the_old() {
     let door = Door::new(listener.clone(), tls_of(&listener).unwrap());
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
     let looks = |times: usize| {
-        (0..times).for_each(|_| door.look_at_files(now));
-        door.tls().unwrap().expires().unwrap()
+        (0..times).for_each(|_| door.shown().look_at_files(now));
+        door.shown().tls().unwrap().expires().unwrap()
     };
     let old = looks(3);
 

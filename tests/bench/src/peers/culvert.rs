@@ -1,15 +1,42 @@
-//! Culvert itself: the real binaries, one on each side.
+//! Culvert itself: the real binaries, one on each side; plain, or with a proof to the origin on every request.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
-use culvert_lab::{Connector, Relay, wait};
+use anyhow::{Context as _, Result, ensure};
+use culvert_lab::{Connector, Relay, branch, wait};
 
-use super::{Peer, Running, Target};
+use super::{Peer, Ports, Running, Target};
 use crate::site::{FETCH, GATEWAY, Site, UPLOAD};
 
-pub(super) async fn start(site: &Site) -> Result<Peer> {
+/// What each name after `culvert` adds to a service's settings.
+const PROOFS: [(&str, &str); 6] = [
+    ("culvert", ""),
+    ("culvert+header", "[service.headers]\nx-origin-secret = \"correct-horse-battery-staple\"\n"),
+    ("culvert+jwt", "[service.auth]\ntype = \"jwt\"\naudience = \"bench\"\nissuer = \"https://id.example\"\n"),
+    (
+        "culvert+jwt-bound",
+        "[service.auth]\ntype = \"jwt\"\naudience = \"bench\"\nissuer = \"https://id.example\"\nbind = \"request\"\n",
+    ),
+    (
+        "culvert+http-signature",
+        "[service.auth]\ntype = \"http-signature\"\nalgorithm = \"hmac-sha256\"\nkeyid = \"bench\"\n\
+         key = \"correct-horse-battery-staple-correct-horse\"\n",
+    ),
+    (
+        "culvert+aws-sigv4",
+        "[service.auth]\ntype = \"aws-sigv4\"\nservice = \"execute-api\"\nregion = \"eu-central-1\"\n\
+         access_key_id = \"AKIDEXAMPLE\"\nsecret_access_key = \"correct-horse-battery-staple\"\npayload = \"unsigned\"\n",
+    ),
+];
+
+/// Whether a peer of that name is Culvert.
+pub(super) fn is_named(name: &str) -> bool {
+    PROOFS.iter().any(|(own, _)| *own == name)
+}
+
+pub(super) async fn start(name: &str, site: &Site) -> Result<Peer> {
+    let proof = PROOFS.iter().find(|(own, _)| *own == name).map_or("", |(_, settings)| *settings);
     let mut relay = Relay::within(&site.gateway, GATEWAY.parse()?)?;
     // Its rivals write no access log either.
     relay.env.push(("CULVERT_RELAY_HTTP_ACCESS_LOG".to_owned(), "off".to_owned()));
@@ -18,8 +45,10 @@ pub(super) async fn start(site: &Site) -> Result<Peer> {
     let ready = gateway.within(move || answers(admin, "/readyz")).await;
     ready.with_context(|| relay.output())?;
     let token = relay.tunnel("bench", &["fetch", "upload"]).await?;
-    let services = [("fetch", FETCH), ("upload", UPLOAD)].map(|(name, port)| format!("{name}=http://127.0.0.1:{port}"));
-    let mut connector = Connector::within(&site.private, &token, &[&services[0], &services[1]])?;
+    let mut connector = Connector::within(&site.private, &token, &[])?;
+    let services = [("fetch", FETCH), ("upload", UPLOAD)]
+        .map(|(name, port)| format!("[[service]]\nname = \"{name}\"\norigin = \"http://127.0.0.1:{port}\"\n{proof}"));
+    connector.config(&services.concat())?;
     connector.launch()?;
     for path in ["/readyz?service=fetch", "/readyz?service=upload"] {
         let up = gateway.within(move || answers(admin, path)).await;
@@ -28,7 +57,40 @@ pub(super) async fn start(site: &Site) -> Result<Peer> {
     let target = |host: &str| Target { address: relay.http, host: host.to_owned() };
     let targets = [target("fetch"), target("upload"), target("fetch")];
     let running = Running::Culvert { relay: Box::new(relay), connector: Box::new(connector) };
-    Ok(Peer::of("culvert", targets, running))
+    Ok(Peer::of(name, targets, running))
+}
+
+/// The relay without a connector: a stock WireGuard stands beside the origin.
+pub(super) async fn toward_a_stock_peer(name: &str, site: &Site, ports: &Ports) -> Result<Peer> {
+    const NETWORK: &str = "10.98.60.0/24";
+    const ORIGIN: &str = "10.98.60.2";
+    site.private.ip(&["addr", "add", &format!("{ORIGIN}/32"), "dev", "lo"])?;
+    let mut relay = Relay::within(&site.gateway, GATEWAY.parse()?)?;
+    // Beside the other one.
+    relay.listen_at(format!("{GATEWAY}:31821").parse()?);
+    relay.http = ports.local(0)?.address;
+    relay.admin = ports.local(1)?.address;
+    relay.env.push(("CULVERT_RELAY_HTTP_ACCESS_LOG".to_owned(), "off".to_owned()));
+    relay.launch()?;
+    let (admin, gateway) = (relay.admin, &site.gateway);
+    let ready = gateway.within(move || answers(admin, "/readyz")).await;
+    ready.with_context(|| relay.output())?;
+    let add = relay.cli(&["peer", "add", "bench", "--generate-key", "--allowed-ips", NETWORK]).await?;
+    ensure!(add.status == 0, "{add:?}");
+    for (service, port) in [("fetch", FETCH), ("upload", UPLOAD)] {
+        let origin = format!("http://{ORIGIN}:{port}");
+        let set = relay.cli(&["service", "set", service, "--peer", "bench", "--origin", &origin]).await?;
+        ensure!(set.status == 0, "{set:?}");
+    }
+    let interface = format!("pe{}", std::process::id() % 1_000_000);
+    let router = branch::router(site.private.name(), &interface, &add.stdout, relay.directory()).await?;
+    for path in ["/readyz?service=fetch", "/readyz?service=upload"] {
+        let up = gateway.within(move || answers(admin, path)).await;
+        up.with_context(|| relay.output())?;
+    }
+    let target = |host: &str| Target { address: relay.http, host: host.to_owned() };
+    let targets = [target("fetch"), target("upload"), target("fetch")];
+    Ok(Peer::of(name, targets, Running::Branch { relay: Box::new(relay), router: Box::new(router) }))
 }
 
 async fn answers(admin: SocketAddr, path: &'static str) -> Result<()> {

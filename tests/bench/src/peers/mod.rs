@@ -19,13 +19,16 @@ use crate::site::{FETCH, HTTP2, PRIVATE, Site, UPLOAD};
 
 /// Every peer, in the order of a table.
 pub(crate) const ALL: &str =
-    "direct,culvert,nginx-nginx,nginx-tls-nginx,rathole-noise,boringtun+nginx,wireguard-go+nginx,onetun";
+    "direct,culvert,culvert-peer,nginx-nginx,nginx-tls-nginx,rathole-noise,boringtun+nginx,wireguard-go+nginx,onetun";
 
 /// What is told of each, for `--help`.
 pub(crate) const ABOUT: &str = "\
-Peers: direct (no tunnel: the machine's limit), culvert, nginx-nginx (two plain HTTP hops), nginx-tls-nginx (TLS 1.3 \
+Peers: direct (no tunnel: the machine's limit), culvert, culvert-peer (the relay alone, toward a stock wireguard-go beside \
+the origin), nginx-nginx (two plain HTTP hops), nginx-tls-nginx (TLS 1.3 \
 between them), rathole-noise (a TCP tunnel, Noise NK), boringtun+nginx and wireguard-go+nginx (WireGuard over TUN, one \
-HTTP hop), onetun (WireGuard without TUN at the gateway, wireguard-go at the other end).";
+HTTP hop), onetun (WireGuard without TUN at the gateway, wireguard-go at the other end). Beside culvert, and not in \
+`all`: culvert+header, culvert+jwt, culvert+jwt-bound, culvert+http-signature and culvert+aws-sigv4, with a proof to the \
+origin on every request.";
 
 /// One running peer.
 pub(crate) struct Peer {
@@ -49,6 +52,7 @@ enum Running {
     Nothing,
     Processes(Box<Ends>),
     Culvert { relay: Box<Relay>, connector: Box<Connector> },
+    Branch { relay: Box<Relay>, router: Box<Process> },
 }
 
 /// The programs of a peer, by side. Dropped: ended.
@@ -88,7 +92,11 @@ impl Peer {
                 let end = wireguard::End::wireguard_go(installed("wireguard-go")?);
                 wireguard::onetun(name, site, &installed("onetun")?, &end, Ports(8150)).await?
             }
-            "culvert" => culvert::start(site).await?,
+            "culvert-peer" => {
+                installed("wireguard-go")?;
+                culvert::toward_a_stock_peer(name, site, &Ports(8160)).await?
+            }
+            name if culvert::is_named(name) => culvert::start(name, site).await?,
             other => bail!("there is no peer {other:?}"),
         };
         peer.answers(site).await?;
@@ -113,6 +121,7 @@ impl Peer {
             Running::Culvert { relay, connector } => {
                 [relay.id().into_iter().collect(), connector.id().into_iter().collect()]
             }
+            Running::Branch { relay, router } => [relay.id().into_iter().collect(), vec![router.id()]],
         }
     }
 

@@ -23,7 +23,7 @@ async fn every_example_is_a_configuration_that_check_accepts() -> Result<()> {
     let connector = Connector::new("", &[])?;
     let (relays, connectors) = (examples("relay")?, examples("connector")?);
     assert!(!relays.is_empty() && !connectors.is_empty());
-    // origins/ is for origins: proof.rs runs it.
+    // origins/ is for origins: origin_examples.rs and proof.rs run it.
     let all = std::fs::read_dir(binary::project().join("deploy/examples"))?.flatten();
     let all = all.filter(|entry| entry.path().is_file()).count();
     assert_eq!(all, relays.len() + connectors.len(), "an example that no test parses");
@@ -37,6 +37,42 @@ async fn every_example_is_a_configuration_that_check_accepts() -> Result<()> {
         let said = connector.cli(&["check", "--config", &path.display().to_string()]).await?;
         assert_eq!(said.status, 0, "{}: {said:?}", path.display());
         assert!(!said.stdout.contains("an-example"), "check shows a secret: {said:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn every_service_that_the_page_for_origins_shows_is_one_that_check_accepts() -> Result<()> {
+    let test = "every_service_that_the_page_for_origins_shows_is_one_that_check_accepts";
+    if skip::unless(test, &[Need::Program("openssl")]) {
+        return Ok(());
+    }
+    let origins = binary::project().join("deploy/examples/origins");
+    let page = std::fs::read_to_string(origins.join("README.md"))?;
+    let shown: Vec<&str> = page.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert!(shown.len() >= 3, "{shown:?}");
+    let connector = Connector::new("", &[])?;
+    let made = Command::new(origins.join("make-certificates.sh"))
+        .arg(connector.directory())
+        .arg("ledger.internal")
+        .output()?;
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    std::fs::write(connector.directory().join("orders.key"), "an-example\n")?;
+    let file = connector.directory().join("connector.toml");
+    for service in &shown {
+        std::fs::write(&file, service)?;
+        let said = connector.cli(&["check", "--config", &file.display().to_string()]).await?;
+        assert_eq!(said.status, 0, "{service}: {said:?}");
+    }
+    // And every file is in its table, which names none that is not there.
+    for entry in std::fs::read_dir(&origins)?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        assert!(name == "README.md" || page.contains(&name), "README.md does not tell of {name}");
+    }
+    for name in
+        page.split('`').filter(|word| [".conf", ".js", ".mjs", ".py", ".go"].iter().any(|end| word.ends_with(end)))
+    {
+        assert!(origins.join(name).exists(), "{name}");
     }
     Ok(())
 }

@@ -10,11 +10,12 @@ use culvert_lab::{Connector, Origin, Relay, wait};
 use culvert_model::token::Token;
 use culvert_ops::drain::Drain;
 
-const IN_ONE_PROCESS: usize = 200;
+/// More than may be joining at a time: places have to come free as soon as somebody is in.
+const IN_ONE_PROCESS: usize = 300;
 const PROCESSES: usize = 10;
 
 #[tokio::test]
-async fn two_hundred_connectors_and_ten_processes_join_with_one_token_within_10_seconds() -> Result<()> {
+async fn three_hundred_connectors_and_ten_processes_join_with_one_token_within_20_seconds() -> Result<()> {
     let mut relay = Relay::new()?;
     relay.start().await?;
     let origin = Origin::start("orders").await?;
@@ -38,17 +39,7 @@ async fn two_hundred_connectors_and_ten_processes_join_with_one_token_within_10_
     }
     let took = start.elapsed();
     eprintln!("{all} connectors were up after {took:.2?}");
-    if std::env::var_os("DBG").is_some() {
-        let metrics = relay.ask("/metrics").await?.text();
-        for line in metrics
-            .lines()
-            .filter(|line| line.contains("dropped") || line.contains("handshakes") || line.contains("cookies"))
-        {
-            eprintln!("{line}");
-        }
-        std::fs::write("/tmp/many-relay.log", relay.output())?;
-    }
-    assert!(took < Duration::from_secs(10), "{took:?}");
+    assert!(took < Duration::from_secs(20), "{took:?}");
 
     // Each has an id, a key and an inner address of its own, and load spreads over them.
     let listed = relay.json(&["connector", "list"]).await?;
@@ -63,7 +54,7 @@ async fn two_hundred_connectors_and_ten_processes_join_with_one_token_within_10_
     let tokens = relay.json(&["token", "list"]).await?;
     assert!(tokens[0]["uses_left"].is_null(), "unlimited: {tokens}");
 
-    // All 200 go at once, and the relay knows it.
+    // All in one process go at once, and the relay knows it.
     let _ = stop.send(());
     crowd.join().ok().context("the crowd's thread panicked")??;
     relay.pairs_up("orders", PROCESSES as u64).await?;

@@ -265,21 +265,25 @@ async fn independent_verifiers_take_our_tokens_by_the_keys_that_the_relay_serves
         relay.http
     ))?;
     relay.start().await?;
-    let token = relay.tunnel("shop", &["orders", "billing"]).await?;
+    let token = relay.tunnel("shop", &["orders", "billing", "ledger"]).await?;
     let mut connector = Connector::new(&token, &[])?;
     connector.config(&format!(
         "[[service]]\nname = \"orders\"\norigin = \"{0}\"\n[service.auth]\ntype = \"jwt\"\naudience = \"orders-api\"\n\
          [[service]]\nname = \"billing\"\norigin = \"{0}\"\n[service.auth]\ntype = \"jwt\"\naudience = \"billing-api\"\n\
-         algorithm = \"ES256\"\nbind = \"request\"\nlifetime = \"30s\"\nclaims.env = \"test\"\n",
+         algorithm = \"ES256\"\nbind = \"request\"\nlifetime = \"30s\"\nclaims.env = \"test\"\n\
+         [[service]]\nname = \"ledger\"\norigin = \"{0}\"\n[service.auth]\ntype = \"jwt\"\naudience = \"ledger-api\"\n\
+         algorithm = \"RS256\"\n",
         origin.url()
     ))?;
     connector.start().await?;
-    for service in ["orders", "billing"] {
+    for service in ["orders", "billing", "ledger"] {
         relay.up(service).await?;
     }
     let issuer = format!("{base}/shop");
     let mut seen = Vec::new();
-    for (service, audience, path) in [("orders", "orders-api", "/head"), ("billing", "billing-api", "/head?b=c")] {
+    for (service, audience, path) in
+        [("orders", "orders-api", "/head"), ("billing", "billing-api", "/head?b=c"), ("ledger", "ledger-api", "/head")]
+    {
         let own = tokens(&relay, service, path).await?;
         let [token] = own.as_slice() else { panic!("{own:?}") };
         for verifier in VERIFIERS {
@@ -322,7 +326,7 @@ async fn independent_verifiers_take_our_tokens_by_the_keys_that_the_relay_serves
         client::get(at, "id.example", &format!("/{tunnel}/.well-known/jwks.json")).await
     };
     let shop = keys("shop").await?;
-    assert_eq!(shop.json()?["keys"].as_array().map(Vec::len), Some(2));
+    assert_eq!(shop.json()?["keys"].as_array().map(Vec::len), Some(3));
     assert!(!shop.text().contains("\"d\""), "public halves alone: {}", shop.text());
     relay.tunnel("other", &["else"]).await?;
     assert_eq!(keys("other").await?.json()?["keys"].as_array().map(Vec::len), Some(0), "an issuer of its own");
@@ -335,7 +339,7 @@ async fn independent_verifiers_take_our_tokens_by_the_keys_that_the_relay_serves
     connector.start().await?;
     relay.up("orders").await?;
     wait::until("the keys are served again", PATIENCE, || async {
-        (keys("shop").await.ok()?.json().ok()?["keys"].as_array()?.len() == 2).then_some(())
+        (keys("shop").await.ok()?.json().ok()?["keys"].as_array()?.len() == 3).then_some(())
     })
     .await?;
     for token in orders.iter().chain(&tokens(&relay, "orders", "/head").await?) {

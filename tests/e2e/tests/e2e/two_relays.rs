@@ -10,6 +10,8 @@ use culvert_lab::skip::{self, Need};
 use culvert_lab::{Connector, Origin, Postgres, Relay, address, client, wait};
 use serde_json::Value;
 
+use crate::issuer;
+
 const PATIENCE: Duration = Duration::from_secs(30);
 /// What the issue promises of a change made at the other relay.
 const IN_FORCE_WITHIN: Duration = Duration::from_secs(1);
@@ -396,6 +398,49 @@ async fn requests_go_on_while_relays_are_killed_and_restarted_and_so_is_the_data
     .await?;
     wait::until("it at the second", PATIENCE, || async {
         (client::get(setup.two.http, "after", "/").await.ok()?.status == 503).then_some(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn either_relay_serves_the_keys_that_connectors_sign_with_and_forgets_them_together() -> Result<()> {
+    if is_skipped("keys that connectors sign with") {
+        return Ok(());
+    }
+    let postgres = Postgres::start().await?;
+    let origin = Origin::start("orders").await?;
+    let (one_at, two_at) = (address::at(address::own_loopback(), 31_482), address::at(address::own_loopback(), 31_482));
+    let (mut one, mut two) = (Relay::sharing(&postgres)?, Relay::sharing(&postgres)?);
+    for (relay, at) in [(&one, one_at), (&two, two_at)] {
+        let file = relay.directory().join("relay.toml");
+        let text = std::fs::read_to_string(&file)?;
+        let issuer = format!("[issuer]\nurl = \"https://id.example\"\nlisten = \"{at}\"\n");
+        std::fs::write(file, text + &issuer)?;
+    }
+    one.start().await?;
+    let token = one.tunnel("shop", &["orders"]).await?;
+    let mut connector = Connector::new(&token, &[])?;
+    connector.config(&issuer::signing(&origin))?;
+    connector.start().await?;
+    one.up("orders").await?;
+    let served = wait::until("the first relay serves keys", PATIENCE, || async {
+        issuer::kids(one_at).await.ok().flatten().filter(|kids| !kids.is_empty())
+    })
+    .await?;
+    connector.kill()?;
+    // It has never seen the connector.
+    two.start().await?;
+    wait::until("the second relay serves them too", PATIENCE, || async {
+        issuer::kids(two_at).await.ok().flatten().filter(|kids| *kids == served)
+    })
+    .await?;
+    let id = two.json(&["connector", "list"]).await?[0]["id"].as_str().context("an id")?.to_owned();
+    let said = two.cli(&["connector", "revoke", &id]).await?;
+    ensure!(said.status == 0, "{said:?}");
+    let since = Instant::now();
+    assert_eq!(issuer::kids(two_at).await?, Some(Vec::new()));
+    in_force("its keys are gone", since, || async {
+        issuer::kids(one_at).await.is_ok_and(|kids| kids == Some(Vec::new()))
     })
     .await
 }

@@ -1,0 +1,17 @@
+//! Our own token where a cloud takes one in place of a secret.
+
+use culvert_model::proof::Algorithm;
+use culvert_origin::proof::{Federated, FederatedSettings};
+
+/// What clouds take: RS256 is the one that all of them do.
+const USUAL: Algorithm = Algorithm::Rs256;
+
+/// What it says.
+pub(super) fn federated(
+    algorithm: Option<Algorithm>,
+    audience: String,
+    issuer: Option<String>,
+    subject: Option<String>,
+) -> Federated {
+    Federated::new(FederatedSettings { algorithm: algorithm.unwrap_or(USUAL), audience, issuer, subject })
+}

@@ -1,6 +1,7 @@
 // An Express app that takes requests which Culvert's connector signed (HTTP Message Signatures, RFC 9421) alone: with a secret
 // that both know (hmac-sha256), or with a key whose public half this origin has (ed25519).
-//   KEYS='{"2026-11": "a secret of 32 bytes or more"}' node express-http-signature.js    keyid, and the secret or a public key
+//   KEYS='["the secret", "the one before, while it changes"]' node express-http-signature.js    secrets, or public keys in PEM
+// Where the connector's configuration says encoding = "base64", decode the secret here too.
 'use strict';
 const crypto = require('node:crypto');
 
@@ -27,8 +28,8 @@ function verified(signatureInput, signature, valueOf, keys) {
   }
   const lines = components.map((name, at) => `"${name}": ${values[at]}\n`);
   const base = Buffer.from(`${lines.join('')}"@signature-params": ${covered}`, 'latin1');
-  const key = Object.hasOwn(keys, params.keyid) ? keys[params.keyid] : undefined;
-  if (!key || !isRight(key, base, Buffer.from(signature.slice(prefix.length, -1), 'base64'))) {
+  const given = Buffer.from(signature.slice(prefix.length, -1), 'base64');
+  if (!keys.map((key) => isRight(key, base, given)).includes(true)) {
     throw new Error('the signature is wrong, or of an unknown key');
   }
   return { components, params };

@@ -6,9 +6,11 @@
 package main
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
+	"crypto/rsa"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
@@ -24,7 +26,7 @@ import (
 	"time"
 )
 
-type jwk struct{ Kid, Alg, X, Y string }
+type jwk struct{ Kid, Alg, X, Y, N, E string }
 
 type claims struct {
 	Iss, Sub, Aud string
@@ -116,6 +118,7 @@ func (v *verifier) verify(token string, r *http.Request) (*claims, error) {
 // signed goes by what the key says it is for, never by what the token says.
 func (key jwk) signed(text string, signature []byte) bool {
 	x, y := number(key.X), number(key.Y)
+	hash := sha256.Sum256([]byte(text))
 	switch {
 	case key.Alg == "EdDSA" && len(x) == ed25519.PublicKeySize:
 		return ed25519.Verify(ed25519.PublicKey(x), []byte(text), signature)
@@ -124,8 +127,11 @@ func (key jwk) signed(text string, signature []byte) bool {
 		if !public.Curve.IsOnCurve(public.X, public.Y) {
 			return false
 		}
-		hash, r, s := sha256.Sum256([]byte(text)), new(big.Int).SetBytes(signature[:32]), new(big.Int).SetBytes(signature[32:])
+		r, s := new(big.Int).SetBytes(signature[:32]), new(big.Int).SetBytes(signature[32:])
 		return ecdsa.Verify(&public, hash[:], r, s)
+	case key.Alg == "RS256" && len(number(key.N)) >= 256 && len(number(key.E)) <= 4:
+		public := rsa.PublicKey{N: new(big.Int).SetBytes(number(key.N)), E: int(new(big.Int).SetBytes(number(key.E)).Int64())}
+		return rsa.VerifyPKCS1v15(&public, crypto.SHA256, hash[:], signature) == nil
 	}
 	return false
 }

@@ -2,7 +2,9 @@
 """A WSGI middleware that takes requests which Culvert's connector signed (HTTP Message Signatures, RFC 9421) alone: with a secret
 that both know (hmac-sha256), or with a key whose public half this origin has (ed25519; needs the package cryptography).
 
-KEYS='{"2026-11": "a secret of 32 bytes or more"}' python-http-signature.py     keyid, and the secret or a public key in PEM
+KEYS='["the secret", "the one before, while it changes"]' python-http-signature.py     secrets, or public keys in PEM
+
+Where the connector's configuration says encoding = "base64", decode the secret here too.
 """
 
 import base64
@@ -44,8 +46,7 @@ def verified(signature_input, signature, value_of, keys):
         raise Refused("what is signed is not there, or there twice")
     lines = [f'"{name}": {value}' for name, value in zip(components, values)]
     base = "\n".join([*lines, f'"@signature-params": {match[2]}']).encode("latin-1")
-    key = keys.get(params.get("keyid"))
-    if key is None or not is_right(key, base, base64.b64decode(given[1])):
+    if not any([is_right(key, base, base64.b64decode(given[1])) for key in keys]):
         raise Refused("the signature is wrong, or of an unknown key")
     return components, params
 
@@ -66,7 +67,7 @@ def is_right(key, base, signature):
 
 class ThroughCulvert:
     def __init__(self, app, keys):
-        self.app, self.keys = app, {name: key.encode() for name, key in keys.items()}
+        self.app, self.keys = app, [key.encode() for key in keys]
 
     def __call__(self, environ, start_response):
         try:

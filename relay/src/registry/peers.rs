@@ -14,6 +14,7 @@ use culvert_model::name::{Label, ServiceName};
 use ipnet::{IpNet, Ipv4Net};
 
 use super::failure::Failure;
+use super::managed::MANAGED_AT_MOST;
 use super::rows::{Heard, PeerRow, PeerSealRow, PeerServiceRow, Sealed};
 use super::sql::{Row, Transaction, Value, values};
 use super::write::audit;
@@ -170,8 +171,9 @@ pub(super) fn set_service(db: &dyn Transaction, wanted: &PeerServiceRow, by: &Ac
     if let Some(owner) = managed.and_then(|row| tunnels.iter().find(|tunnel| tunnel.id == row.tunnel)) {
         return Err(Rule::Owned { service: wanted.name.clone(), owner: owner.name.clone() }.into());
     }
-    if known.iter().filter(|service| service.name != wanted.name).count() >= grants::SERVICES_AT_MOST {
-        return Err(Rule::NoRoomForPeerServices.into());
+    let others = known.iter().filter(|service| service.peer == wanted.peer && service.name != wanted.name);
+    if others.count() >= MANAGED_AT_MOST {
+        return Err(Rule::NoRoomForPeerServices(peer.name.clone()).into());
     }
     // A pattern takes only names that nobody else owns: what it took before is the peer's now.
     db.execute("DELETE FROM services WHERE name = $1", &values![wanted.name.as_str()])?;

@@ -7,7 +7,6 @@ use culvert_model::name::{Grant, Label, ServiceName};
 use culvert_ops::exit::Quit;
 use ipnet::IpNet;
 
-use super::grants;
 use super::managed::MANAGED_AT_MOST;
 use super::peers::PEERS_AT_MOST;
 use super::rows::Certificate;
@@ -243,6 +242,6 @@ pub(crate) enum Rule {
     #[error("there are {PEERS_AT_MOST} peers already, which is as many as there may be")]
     NoRoomForPeers,
     /// A bound.
-    #[error("there are {} services behind peers already, which is as many as there may be", grants::SERVICES_AT_MOST)]
-    NoRoomForPeerServices,
+    #[error("peer {0} has no room for another service: {MANAGED_AT_MOST} at most")]
+    NoRoomForPeerServices(Label),
 }

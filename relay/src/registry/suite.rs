@@ -76,7 +76,7 @@ macro_rules! suite {
             a_service_behind_a_peer_is_owned_like_an_exact_grant,
             what_was_noticed_of_a_peer_is_kept_for_each_relay,
             two_relays_that_add_overlapping_peers_at_once_add_one,
-            services_behind_peers_are_so_many_at_most
+            services_behind_a_peer_are_so_many_at_most
         );
     };
     ($open:path: $($name:ident),*) => {$(
@@ -106,7 +106,7 @@ pub(super) use managed::{
 pub(super) use peers::{
     a_name_and_a_key_are_one_peers_alone, a_peer_is_loaded_as_it_was_added_and_free_again_when_it_is_deleted,
     a_peers_keys_change_and_what_other_relays_had_of_them_goes, a_service_behind_a_peer_is_owned_like_an_exact_grant,
-    networks_of_two_peers_never_overlap_and_the_relays_are_nobodys, services_behind_peers_are_so_many_at_most,
+    networks_of_two_peers_never_overlap_and_the_relays_are_nobodys, services_behind_a_peer_are_so_many_at_most,
     two_relays_that_add_overlapping_peers_at_once_add_one, what_was_noticed_of_a_peer_is_kept_for_each_relay,
 };
 pub(super) use proofs::what_connectors_sign_with_is_kept_as_it_was_told_last_until_they_are_revoked;

@@ -8,7 +8,7 @@ use culvert_model::id::StockPeerId;
 use culvert_model::key::PublicKey;
 use ipnet::IpNet;
 
-use super::super::grants::SERVICES_AT_MOST;
+use super::super::managed::MANAGED_AT_MOST;
 use super::super::rows::{ManagedRow, PeerRow, PeerSealRow, PeerServiceRow, RelayRow, TokenRow};
 use super::super::{Enrolment, Note, PeerKeys, RegistryError, Reserved, Rule, TOMBSTONE};
 use super::{MINUTE, START, Subject, candidate, create, join, key, names, root, sealed, token, tunnel};
@@ -223,13 +223,13 @@ pub(in crate::registry) async fn two_relays_that_add_overlapping_peers_at_once_a
     assert_eq!((added, registry.load().await.unwrap().peers.len()), (1, 1));
 }
 
-pub(in crate::registry) async fn services_behind_peers_are_so_many_at_most(registry: Subject) {
+pub(in crate::registry) async fn services_behind_a_peer_are_so_many_at_most(registry: Subject) {
     let branch = registry.add_peer(peer("branch", &["10.20.0.0/16"]), reserved(), root()).await.unwrap();
-    for number in 0..SERVICES_AT_MOST {
+    for number in 0..MANAGED_AT_MOST {
         registry.set_peer_service(service(&format!("s{number}"), &branch), root()).await.unwrap();
     }
     let beyond = registry.set_peer_service(service("beyond", &branch), root()).await;
-    assert_eq!(beyond, Err(Rule::NoRoomForPeerServices.into()));
+    assert_eq!(beyond, Err(Rule::NoRoomForPeerServices(branch.name.clone()).into()));
     registry.set_peer_service(service("s3", &branch), root()).await.expect("one that is there is changed");
 }
 

@@ -429,3 +429,40 @@ async fn a_vendor_over_tls_is_verified() {
     let why = why(&ask(Some(other.cert.pem().into_bytes())), &proofs()).await;
     assert!(why.contains("gave no answer: origin_tls") && why.contains("certificate"), "{why}");
 }
+
+#[tokio::test]
+async fn a_reload_asks_for_nothing_again_and_a_new_secret_starts_with_the_old_ones_token() {
+    let mut number = 0;
+    let vendor = Vendor::play(move |_| {
+        number += 1;
+        Reply::ok(ENTRA_SAYS.replace("eyJ.token.x", &format!("token-{number}")))
+    })
+    .await;
+    let origins = crate::origins::Origins::default();
+    let load = |with: &str, host: &str| {
+        let mut service = crate::service::Service::new(service(), "http://127.0.0.1:1".parse().unwrap(), None);
+        service.host = host.parse().unwrap();
+        service.auth = Some(std::sync::Arc::new(entra(&vendor.url("/token"), secret(with))));
+        origins.replace(vec![service]);
+    };
+    let shown = async || {
+        let upstream = origins.table().upstream("orders").unwrap().clone();
+        let (mut parts, body) = Request::from(http::Request::new(Body::empty())).into_parts();
+        upstream.prove(&mut parts, body, None).await.unwrap();
+        parts.headers.get("authorization").unwrap().to_str().unwrap().to_owned()
+    };
+    load("first", "preserve");
+    assert_eq!(shown().await, "Bearer token-1");
+    load("first", "other.internal");
+    assert_eq!((shown().await, vendor.seen().len()), ("Bearer token-1".to_owned(), 1), "something else changed");
+    load("second", "other.internal");
+    assert_eq!(shown().await, "Bearer token-1", "nobody waits for the new one");
+    tokio::time::timeout(PATIENCE, async {
+        while shown().await != "Bearer token-2" {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("it is there soon");
+    assert_eq!(vendor.seen()[1].form()["client_secret"], "second");
+}

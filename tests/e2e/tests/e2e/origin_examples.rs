@@ -4,6 +4,7 @@ mod certificate;
 mod jwt;
 mod secret;
 mod signatures;
+mod signed;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

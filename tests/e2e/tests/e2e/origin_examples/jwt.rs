@@ -9,10 +9,10 @@ use bytes::Bytes;
 use culvert_lab::client::Answer;
 use culvert_lab::nginx::Nginx;
 use culvert_lab::skip::{Need, unless};
-use culvert_lab::{Connector, Origin, Relay, address, binary, client};
+use culvert_lab::{Connector, Origin, Relay, address, binary, client, wait};
 use http::Method;
 
-use super::{Language, serving};
+use super::{Language, PATIENCE, serving};
 
 const AUDIENCE: &str = "orders-api";
 
@@ -72,8 +72,19 @@ impl Place {
         );
         let last = services.last().context("a service")?.0;
         let (relay, connector) = serving(&config.collect::<String>(), &relay_config, last).await?;
+        // A verifier that asks before all are there asks again only after a while.
+        let kinds = ["ES256", "RS256"].iter().filter(|kind| config_of(services).contains(**kind)).count() + 1;
+        wait::until("all keys are served", PATIENCE, || async {
+            let served = client::get(self.keys, "id.example", "/main/.well-known/jwks.json").await.ok()?.json().ok()?;
+            (served["keys"].as_array()?.len() == kinds).then_some(())
+        })
+        .await?;
         Ok(Signing { relay, _connector: connector, guarded: self.guarded })
     }
+}
+
+fn config_of(services: &[(&str, SocketAddr, &str)]) -> String {
+    services.iter().map(|(_, _, auth)| *auth).collect()
 }
 
 /// GET with a token of the caller's own.
@@ -135,6 +146,7 @@ async fn lets_in(language: Language, file: &str, test: &str) -> Result<()> {
         .signing(&[
             ("eddsa", free.at, ""),
             ("es256", free.at, "algorithm = \"ES256\""),
+            ("rs256", free.at, "algorithm = \"RS256\""),
             ("other-audience", free.at, "audience = \"other-api\""),
             ("other-issuer", free.at, "issuer = \"https://id.example/main\""),
             ("other-field", free.at, "header = \"x-culvert-token\""),
@@ -149,6 +161,7 @@ async fn lets_in(language: Language, file: &str, test: &str) -> Result<()> {
     for (service, path, status) in [
         ("eddsa", "/", 200),
         ("es256", "/a/b", 200),
+        ("rs256", "/", 200),
         ("other-audience", "/", 401),
         ("other-issuer", "/", 401),
         ("other-field", "/", 401),

@@ -42,7 +42,7 @@ impl Severed {
 
     /// Why it failed.
     pub(crate) fn reason(&self) -> Reason {
-        if self.end.stock.is_gone() { Reason::ConnectorLost } else { Reason::OriginClosed }
+        if self.end.is_over() { Reason::ConnectorLost } else { Reason::OriginClosed }
     }
 }
 
@@ -60,6 +60,11 @@ impl End {
     fn of(stock: &Arc<StockPeer>) -> Self {
         let waiting = Arc::clone(stock);
         Self { stock: Arc::clone(stock), gone: Box::pin(async move { waiting.gone().await }) }
+    }
+
+    /// Whether an error is the peer's: what an origin says comes through a session.
+    fn is_over(&self) -> bool {
+        self.stock.is_gone() || !self.stock.is_up()
     }
 
     /// What is to be told in place of a wait, or of an error that came of the peer's end.
@@ -109,6 +114,10 @@ impl HttpBody for SeveredBody {
                 Poll::Ready(Some(Err(removed())))
             }
             Poll::Ready(Some(Err(_))) if self.end.stock.is_gone() => Poll::Ready(Some(Err(removed()))),
+            Poll::Ready(Some(Err(fault))) if self.end.is_over() => {
+                let lost = Fault::new(Reason::ConnectorLost).side(Side::Tunnel);
+                Poll::Ready(Some(Err(lost.log(format_args!("the peer has no session: {fault:?}")))))
+            }
             polled => polled,
         }
     }

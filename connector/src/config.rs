@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_model::name::{Label, ServiceName};
-use culvert_ops::config::{ConfigError, Flags, Kind, Load, Loaded, Setting, Source};
+use culvert_ops::config::{ConfigError, Flags, Kind, Load, Loaded, Setting, Source, joined};
 use culvert_ops::secret::SecretSource;
 use culvert_ops::{Environment, Program};
 use culvert_origin::allow::Allow;
@@ -17,17 +17,21 @@ use culvert_origin::origin::Origin;
 use culvert_origin::proof::{FieldPolicy, settable};
 use culvert_origin::service::{Balance, HealthCheck, Service, Timeouts, health_path};
 use culvert_origin::tls::{ClientTls, Files, Pin};
+use culvert_origin::{auth, auth_settings};
 use http::header::{self, HeaderName, HeaderValue};
 use rustls_pki_types::ServerName;
 use zeroize::Zeroizing;
 
-mod auth;
 mod raw;
 
 use raw::{Raw, RawHealth, RawKey, RawService, RawTimeouts, RawTls};
 
 /// Every setting. Names of variables, `check` and unknown-key errors follow from it.
-pub const SETTINGS: &[Setting] = &[
+pub const SETTINGS: &[Setting] = &joined::<{ OWN.len() + AUTH.len() }>(OWN, AUTH);
+
+const AUTH: &[Setting] = auth_settings!("service[].auth");
+
+const OWN: &[Setting] = &[
     Setting::new("name", Kind::Text, "this connector's name in listings (default: the host's name)").restart(),
     Setting::new("ephemeral", Kind::Bool, "keep no state; the relay forgets this connector 10 min after it vanished")
         .or("false")
@@ -67,117 +71,6 @@ pub const SETTINGS: &[Setting] = &[
         "service[].authorization",
         Kind::Choice(&["pass", "remove"]),
         "whether the caller's Authorization reaches the origin; to replace it, set it under headers",
-    ),
-    Setting::new(
-        "service[].auth.type",
-        Kind::Choice(&["jwt", "entra-id", "gcp-id-token", "gcp-service-account", "aws-sigv4", "http-signature"]),
-        "how a request is proven to have come through here",
-    ),
-    Setting::new(
-        "service[].auth.algorithm",
-        Kind::Choice(&["EdDSA", "ES256", "RS256", "hmac-sha256", "ed25519", "ecdsa-p256-sha256"]),
-        "what is signed with: EdDSA (jwt, by default), ES256 or RS256; the others are for http-signature",
-    ),
-    Setting::new("service[].auth.audience", Kind::Text, "aud: whom they are for"),
-    Setting::new("service[].auth.issuer", Kind::Url, "iss, in place of what the relay's [issuer] says"),
-    Setting::new("service[].auth.subject", Kind::Text, "sub (TUNNEL/SERVICE)"),
-    Setting::new("service[].auth.lifetime", Kind::Duration, "how long a token or signature is valid: 10s to 1h (5m)"),
-    Setting::new("service[].auth.header", Kind::Text, "the field that it goes in (authorization)"),
-    Setting::new("service[].auth.prefix", Kind::Text, "what stands before it there (\"Bearer \" in authorization)"),
-    Setting::new(
-        "service[].auth.bind",
-        Kind::Choice(&["none", "request"]),
-        "request: a token of its own for each request, for its method and path alone",
-    ),
-    Setting::new("service[].auth.claims.*", Kind::Text, "more claims"),
-    Setting::new("service[].auth.tenant", Kind::Text, "Entra ID's directory: its id or a domain"),
-    Setting::new("service[].auth.client_id", Kind::Text, "the application that asks Entra ID"),
-    Setting::new("service[].auth.scope", Kind::Text, "what for, as api://APPLICATION/.default"),
-    Setting::new("service[].auth.resource", Kind::Text, "what for, as endpoints of version 1 have it"),
-    Setting::new("service[].auth.client_secret", Kind::Secret, "how the application proves itself: by this,"),
-    Setting::new("service[].auth.certificate", Kind::Path, "or by a certificate that was uploaded, and its key,"),
-    Setting::new("service[].auth.federated", Kind::Bool, "or by a token of this connector"),
-    Setting::new(
-        "service[].auth.key",
-        Kind::Secret,
-        "the certificate's RSA key (PEM), a Google service account's key file (JSON), or what http-signature signs with",
-    ),
-    Setting::new(
-        "service[].auth.provider",
-        Kind::Text,
-        "the workload identity pool's provider that takes a token of this connector",
-    ),
-    Setting::new("service[].auth.service_account", Kind::Text, "the account that it may then speak for"),
-    Setting::new("service[].auth.provider_audience", Kind::Text, "aud of that token, where the provider wants another"),
-    Setting::new("service[].auth.metadata", Kind::Bool, "ask the metadata server: on a machine of Google Cloud"),
-    Setting::new(
-        "service[].auth.endpoint",
-        Kind::Url,
-        "where tokens or credentials are asked for, in place of the cloud's own",
-    ),
-    Setting::new(
-        "service[].auth.impersonation_endpoint",
-        Kind::Url,
-        "in place of https://iamcredentials.googleapis.com",
-    ),
-    Setting::new("service[].auth.ca", Kind::Path, "authorities to trust there in place of the system's"),
-    Setting::new("service[].auth.encoding", Kind::Choice(&["text", "base64"]), "how a shared secret is written (text)"),
-    Setting::new(
-        "service[].auth.keyid",
-        Kind::Text,
-        "what a signature calls its key (culvert; the connector's own: its kid)",
-    ),
-    Setting::new("service[].auth.label", Kind::Text, "what the signature is called in its fields (culvert)"),
-    Setting::new(
-        "service[].auth.components",
-        Kind::List(&Kind::Text),
-        "what it covers, where a request has it: @method, @target-uri, @authority, @scheme, @request-target, @path, @query, fields",
-    ),
-    Setting::new("service[].auth.nonce", Kind::Bool, "whether each signature has a nonce (true)"),
-    Setting::new("service[].auth.tag", Kind::Text, "what a signature says it is for"),
-    Setting::new(
-        "service[].auth.digest",
-        Kind::Choice(&["sha-256", "none"]),
-        "whether bodies are signed too, by Content-Digest (sha-256); none: they stream past unread",
-    ),
-    Setting::new(
-        "service[].auth.payload_limit",
-        Kind::Size,
-        "the longest body that is read for its proof: 1 to 64MiB (1MiB)",
-    ),
-    Setting::new(
-        "service[].auth.service",
-        Kind::Text,
-        "the AWS service that aws-sigv4 signs for, as execute-api or lambda",
-    ),
-    Setting::new("service[].auth.region", Kind::Text, "its region (AWS_REGION)"),
-    Setting::new(
-        "service[].auth.credentials",
-        Kind::Choice(&["environment", "profile", "web-identity", "container", "instance"]),
-        "where AWS credentials come from; by default the first of these that is there",
-    ),
-    Setting::new("service[].auth.access_key_id", Kind::Secret, "an AWS access key, in place of `credentials`"),
-    Setting::new("service[].auth.secret_access_key", Kind::Secret, "its secret"),
-    Setting::new("service[].auth.session_token", Kind::Secret, "its token, if it is a temporary one"),
-    Setting::new("service[].auth.profile", Kind::Text, "the profile (AWS_PROFILE, or default)"),
-    Setting::new("service[].auth.profile_file", Kind::Path, "where it is (~/.aws/credentials)"),
-    Setting::new("service[].auth.role_arn", Kind::Text, "the AWS role to take for the connector's own token, by STS"),
-    Setting::new(
-        "service[].auth.session_name",
-        Kind::Text,
-        "what the role's session is called in AWS's logs (culvert)",
-    ),
-    Setting::new("service[].auth.session_lifetime", Kind::Duration, "how long the role is lent: 15m to 12h (1h)"),
-    Setting::new("service[].auth.token_file", Kind::Path, "the token to take it for, in place of the connector's own"),
-    Setting::new(
-        "service[].auth.payload",
-        Kind::Choice(&["signed", "unsigned", "chunked"]),
-        "whether bodies are signed (signed); unsigned for services that take it, chunked for S3: these stream",
-    ),
-    Setting::new(
-        "service[].auth.signed_headers",
-        Kind::List(&Kind::Text),
-        "fields that are signed beside those that must be",
     ),
     Setting::new("service[].tls.ca", Kind::Path, "authorities to trust in place of the system's"),
     Setting::new("service[].tls.cert", Kind::Path, "our certificate"),
@@ -380,13 +273,9 @@ impl Place<'_> {
             service.fields.set(name, value).map_err(|twice| self.loaded.wrong(&key, twice))?;
         }
         self.field_policy(key, raw, &mut service.fields)?;
-        if let Some(auth) = &raw.auth {
-            let proof = self.auth(&format!("{key}.auth"), auth, &service.origin, watched)?;
-            for name in proof.fields() {
-                let twice = service.fields.remove(&name);
-                let what = if auth.contains_key("header") { "auth.header" } else { "auth" };
-                twice.map_err(|twice| self.loaded.wrong(&format!("{key}.{what}"), twice))?;
-            }
+        if let Some(table) = &raw.auth {
+            let place = auth::Place { loaded: self.loaded, environment: self.environment };
+            let proof = auth::settle(&place, &format!("{key}.auth"), table, &mut service.fields, watched)?;
             service.auth = Some(Arc::new(proof));
         }
         service.health = self.health(&format!("{key}.health"), &raw.health)?;

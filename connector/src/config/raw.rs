@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use culvert_ops::secret::SecretSpec;
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Raw {
@@ -85,27 +85,22 @@ pub(super) struct RawTls {
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct RawHealth {
     pub(super) path: Option<String>,
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default, deserialize_with = "culvert_ops::config::given")]
     pub(super) interval: Option<Duration>,
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default, deserialize_with = "culvert_ops::config::given")]
     pub(super) timeout: Option<Duration>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct RawTimeouts {
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default, deserialize_with = "culvert_ops::config::given")]
     pub(super) connect: Option<Duration>,
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default, deserialize_with = "culvert_ops::config::given")]
     pub(super) first_byte: Option<Duration>,
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default, deserialize_with = "culvert_ops::config::given")]
     pub(super) idle: Option<Duration>,
     #[serde(default, with = "culvert_ops::config::optional_duration")]
     pub(super) request: Option<Duration>,
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default, deserialize_with = "culvert_ops::config::given")]
     pub(super) queue: Option<Duration>,
-}
-
-/// A duration that was given; absent otherwise.
-pub(super) fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
-    culvert_ops::config::duration::deserialize(deserializer).map(Some)
 }

@@ -23,7 +23,7 @@ use crate::load::Environment;
 use crate::program::Program;
 
 pub use kind::Kind;
-pub use serde_with::{duration, optional_duration, optional_size};
+pub use serde_with::{duration, given, optional_duration, optional_size};
 pub use shown::Shown;
 
 /// One setting of a program.
@@ -125,6 +125,17 @@ struct Leaf {
     value: toml::Value,
     source: Source,
     setting: usize,
+}
+
+/// Two lists as one of `N` settings, for programs that share a part of theirs.
+pub const fn joined<const N: usize>(first: &[Setting], second: &[Setting]) -> [Setting; N] {
+    let mut all = [Setting::new("", Kind::Bool, ""); N];
+    let mut at = 0;
+    while at < N {
+        all[at] = if at < first.len() { first[at] } else { second[at - first.len()] };
+        at += 1;
+    }
+    all
 }
 
 impl Setting {

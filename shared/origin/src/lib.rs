@@ -5,6 +5,7 @@
 #![warn(missing_docs)]
 
 pub mod allow;
+pub mod auth;
 pub mod connect;
 pub mod exchange;
 pub mod figures;

@@ -267,7 +267,11 @@ impl Upstream {
     ) -> Result<Body, Fault> {
         self.service.fields.apply(&mut parts.headers);
         let Some(auth) = &self.service.auth else { return Ok(body) };
-        let about = About { service: &self.service.name, caller: caller.and_then(|name| name.to_str().ok()) };
+        let about = About {
+            service: &self.service.name,
+            caller: caller.and_then(|name| name.to_str().ok()),
+            is_tls: self.service.origin.is_tls(),
+        };
         auth.prove(parts, body, about, &self.proofs, SystemTime::now()).await
     }
 

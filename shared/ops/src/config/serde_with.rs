@@ -1,5 +1,17 @@
 //! How a program's own type reads durations and sizes: `#[serde(with = "culvert_ops::config::duration")]`.
 
+use std::time::Duration;
+
+use serde::Deserializer;
+
+/// A duration that was given, by `deserialize_with` and `default`: absent otherwise.
+///
+/// # Errors
+/// When the text is no duration.
+pub fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    duration::deserialize(deserializer).map(Some)
+}
+
 /// A `Duration` from `25s`.
 pub mod duration {
     use std::time::Duration;

@@ -86,7 +86,7 @@ impl Federated {
         };
         // What is missing is said below.
         let _ = timeout(PATIENCE, ready).await;
-        let made = self.0.token(About { service, caller: None }, proofs, now);
+        let made = self.0.token(About { service, caller: None, is_tls: true }, proofs, now);
         made.map_err(|fault| Trouble::Here(fault.detail().unwrap_or("no token could be made").to_owned()))
     }
 }

@@ -130,7 +130,7 @@ impl Jwt {
     fn mint(
         &self,
         parts: Option<&RequestParts>,
-        About { service, caller }: About<'_>,
+        About { service, caller, .. }: About<'_>,
         proofs: &Proofs,
         now: SystemTime,
     ) -> Result<Zeroizing<String>, Fault> {
@@ -244,7 +244,7 @@ mod tests {
         let mut request = http::Request::new(());
         *request.uri_mut() = path.parse().unwrap();
         let (mut parts, ()) = Request::from(request).into_parts();
-        let about = About { service: &service, caller };
+        let about = About { service: &service, caller, is_tls: false };
         jwt.prove(&mut parts, about, proofs, now).map_err(|fault| fault.reason)?;
         let value = parts.headers.get("authorization").unwrap().to_str().unwrap();
         Ok(value.strip_prefix("Bearer ").unwrap().to_owned())

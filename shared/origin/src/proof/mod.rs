@@ -80,6 +80,8 @@ pub struct About<'a> {
     pub service: &'a ServiceName,
     /// The gateway that the relay found the caller to be.
     pub caller: Option<&'a str>,
+    /// Whether the origin is reached by https.
+    pub is_tls: bool,
 }
 
 impl Proof {
@@ -220,7 +222,9 @@ impl Proof {
             Self::EntraId(carried) => carried.prove(parts, about, proofs).await?,
             Self::GcpIdToken(carried) => carried.prove(parts, about, proofs).await?,
             Self::GcpServiceAccount(carried) => carried.prove(parts, about, proofs).await?,
-            Self::HttpSignature(signature) => return Box::pin(signature.prove(parts, body, proofs, now)).await,
+            Self::HttpSignature(signature) => {
+                return Box::pin(signature.prove(parts, body, about.is_tls, proofs, now)).await;
+            }
             Self::AwsSigV4(signature) => return Box::pin(signature.prove(parts, body, about, proofs, now)).await,
         }
         Ok(body)

@@ -69,7 +69,7 @@ fn google(from: IdTokenFrom) -> Proof {
 async fn carried(proof: &Proof, proofs: &Proofs) -> Result<String, Fault> {
     let (mut parts, body) = Request::from(http::Request::new(Body::empty())).into_parts();
     let service = service();
-    let about = About { service: &service, caller: None };
+    let about = About { service: &service, caller: None, is_tls: false };
     proof.prove(&mut parts, body, about, proofs, SystemTime::now()).await?;
     Ok(parts.headers.get("authorization").unwrap().to_str().unwrap().to_owned())
 }

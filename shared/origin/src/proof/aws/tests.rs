@@ -32,7 +32,7 @@ async fn prove(
     }
     let (mut parts, ()) = request.into_parts();
     let service: ServiceName = "orders".parse().unwrap();
-    let about = About { service: &service, caller: None };
+    let about = About { service: &service, caller: None, is_tls: false };
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_440_938_160);
     let body = signing.prove(&mut parts, body, about, &Proofs::default(), now).await?;
     Ok(Request::from_parts(parts, body))

@@ -62,8 +62,6 @@ pub struct SignatureSettings {
     pub digests: bool,
     /// The longest body that is read for that.
     pub payload_limit: usize,
-    /// Whether the origin is reached by https.
-    pub is_tls: bool,
 }
 
 /// Signs the requests of one service.
@@ -104,6 +102,7 @@ impl HttpSignature {
         &self,
         parts: &mut RequestParts,
         body: Body,
+        is_tls: bool,
         proofs: &Proofs,
         now: SystemTime,
     ) -> Result<Body, Fault> {
@@ -117,7 +116,7 @@ impl HttpSignature {
             body
         };
         let nonce = self.settings.has_nonce.then(|| URL_SAFE_NO_PAD.encode(rand::random::<[u8; 16]>()));
-        self.sign(parts, nonce.as_deref(), proofs, now)?;
+        self.sign(parts, nonce.as_deref(), is_tls, proofs, now)?;
         Ok(body)
     }
 
@@ -125,6 +124,7 @@ impl HttpSignature {
         &self,
         parts: &mut RequestParts,
         nonce: Option<&str>,
+        is_tls: bool,
         proofs: &Proofs,
         now: SystemTime,
     ) -> Result<(), Fault> {
@@ -143,7 +143,7 @@ impl HttpSignature {
             nonce,
             tag: settings.tag.as_deref(),
         };
-        let base = Base::of(parts, &settings.components, &params, settings.is_tls)?;
+        let base = Base::of(parts, &settings.components, &params, is_tls)?;
         let signature = match &self.key {
             Key::Own(_) => own.and_then(|key| key.sign(&base.text)),
             key => key.sign(&base.text),

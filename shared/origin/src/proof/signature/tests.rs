@@ -28,7 +28,6 @@ fn settings(algorithm: SignatureAlgorithm, key: KeySource) -> SignatureSettings 
         tag: Some("orders".to_owned()),
         digests: true,
         payload_limit: 100,
-        is_tls: true,
     }
 }
 
@@ -86,7 +85,8 @@ fn the_rfcs_own_signatures_are_made_again() {
 async fn a_signed_request_says_what_it_covers_and_carries_its_bodys_digest() {
     let signature = HttpSignature::new(settings(SignatureAlgorithm::HmacSha256, shared())).unwrap();
     let mut parts = request();
-    let body = signature.prove(&mut parts, Body::full(BODY), &Proofs::default(), at(1_618_884_473)).await.unwrap();
+    let body =
+        signature.prove(&mut parts, Body::full(BODY), true, &Proofs::default(), at(1_618_884_473)).await.unwrap();
     assert_eq!(body.read(100).await.unwrap(), BODY);
     let field = |name: HeaderName| parts.headers.get(name).unwrap().to_str().unwrap();
     assert_eq!(field(CONTENT_DIGEST), "sha-256=:X48E9qOokqqrvdts8nOJRJN3OWDUoyWxBf7kbu9DBPE=:");
@@ -100,7 +100,7 @@ async fn a_signed_request_says_what_it_covers_and_carries_its_bodys_digest() {
     assert!(rest.ends_with("\";tag=\"orders\""), "{rest}");
     assert!(field(SIGNATURE).starts_with("culvert=:") && field(SIGNATURE).ends_with("=:"));
     let mut other = request();
-    signature.prove(&mut other, Body::full(BODY), &Proofs::default(), at(1_618_884_473)).await.unwrap();
+    signature.prove(&mut other, Body::full(BODY), true, &Proofs::default(), at(1_618_884_473)).await.unwrap();
     assert_ne!(other.headers.get(SIGNATURE), parts.headers.get(SIGNATURE), "a nonce of its own");
 }
 
@@ -109,10 +109,10 @@ async fn a_request_without_a_body_has_no_digest_and_one_too_long_is_refused() {
     let signature = HttpSignature::new(settings(SignatureAlgorithm::HmacSha256, shared())).unwrap();
     let mut parts = request();
     parts.headers.remove("content-length");
-    signature.prove(&mut parts, Body::empty(), &Proofs::default(), at(1)).await.unwrap();
+    signature.prove(&mut parts, Body::empty(), true, &Proofs::default(), at(1)).await.unwrap();
     assert!(!parts.headers.contains_key(CONTENT_DIGEST));
     assert!(!parts.headers.get(SIGNATURE_INPUT).unwrap().to_str().unwrap().contains("content-digest"));
-    let long = signature.prove(&mut request(), Body::full(vec![0; 101]), &Proofs::default(), at(1)).await;
+    let long = signature.prove(&mut request(), Body::full(vec![0; 101]), true, &Proofs::default(), at(1)).await;
     assert_eq!(long.err().unwrap().reason, Reason::TooLarge);
 }
 
@@ -132,7 +132,7 @@ async fn the_connectors_own_keys_sign_under_their_names() {
         let signature = HttpSignature::new(own).unwrap();
         assert_eq!(signature.algorithm(), Some(kind));
         let mut parts = request();
-        signature.prove(&mut parts, Body::full(BODY), &proofs, at(1_618_884_473)).await.unwrap();
+        signature.prove(&mut parts, Body::full(BODY), true, &proofs, at(1_618_884_473)).await.unwrap();
         let key = proofs.published().into_iter().find(|key| key.alg == kind).unwrap();
         let input = parts.headers.get(SIGNATURE_INPUT).unwrap().to_str().unwrap();
         assert!(input.contains(&format!("keyid=\"{}\";alg=\"{}\"", key.kid(), algorithm.name())), "{input}");
@@ -159,7 +159,8 @@ async fn the_connectors_own_keys_sign_under_their_names() {
 #[tokio::test]
 async fn without_a_key_there_is_no_request() {
     let own = settings(SignatureAlgorithm::Ed25519, KeySource::Own);
-    let fault = HttpSignature::new(own).unwrap().prove(&mut request(), Body::empty(), &Proofs::default(), at(1)).await;
+    let fault =
+        HttpSignature::new(own).unwrap().prove(&mut request(), Body::empty(), true, &Proofs::default(), at(1)).await;
     assert_eq!(fault.err().unwrap().reason, Reason::OriginAuth);
 }
 

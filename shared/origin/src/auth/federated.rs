@@ -1,7 +1,7 @@
 //! Our own token where a cloud takes one in place of a secret.
 
+use crate::proof::{Federated, FederatedSettings};
 use culvert_model::proof::Algorithm;
-use culvert_origin::proof::{Federated, FederatedSettings};
 
 /// What clouds take: RS256 is the one that all of them do.
 const USUAL: Algorithm = Algorithm::Rs256;

@@ -2,12 +2,10 @@
 
 use std::path::PathBuf;
 
+use crate::proof::{Carried, CertificateKey, ClientCredential, EntraId, EntraIdSettings, SharedSecret, Wanted};
 use culvert_model::proof::Algorithm;
 use culvert_ops::config::ConfigError;
 use culvert_ops::secret::SecretSpec;
-use culvert_origin::proof::{
-    Carried, CertificateKey, ClientCredential, EntraId, EntraIdSettings, SharedSecret, Wanted,
-};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use serde::Deserialize;
@@ -65,7 +63,7 @@ struct Raw {
 ///
 /// # Errors
 /// The first key that is wrong.
-pub(super) fn settle(auth: &Auth<'_, '_>) -> Result<Carried<EntraId>, ConfigError> {
+pub(super) fn settle(auth: &Auth<'_>) -> Result<Carried<EntraId>, ConfigError> {
     let raw: Raw = auth.read()?;
     let client_id = auth.needed("client_id", raw.client_id.clone(), "the application's id")?;
     auth.one_of(&[("scope", raw.scope.is_some()), ("resource", raw.resource.is_some())])?;
@@ -97,7 +95,7 @@ pub(super) fn settle(auth: &Auth<'_, '_>) -> Result<Carried<EntraId>, ConfigErro
     Ok(Carried::new(header, EntraId::new(EntraIdSettings { endpoint, client_id, wanted, credential, prefix })))
 }
 
-fn credential(auth: &Auth<'_, '_>, raw: &Raw) -> Result<ClientCredential, ConfigError> {
+fn credential(auth: &Auth<'_>, raw: &Raw) -> Result<ClientCredential, ConfigError> {
     let (has_secret, has_certificate) = (raw.client_secret.is_some(), raw.certificate.is_some());
     auth.one_of(&[("client_secret", has_secret), ("certificate", has_certificate), ("federated", raw.federated)])?;
     auth.goes_with("key", raw.key.is_some(), "certificate", has_certificate)?;

@@ -1,4 +1,4 @@
-//! What `[service.auth]` means: a file for each type.
+//! What a service's `auth` table means: a file for each type.
 //!
 //! Must never let a key pass in silence that the type knows nothing of.
 
@@ -6,16 +6,15 @@ use std::cell::RefCell;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
-use culvert_ops::config::ConfigError;
+use culvert_ops::Environment;
+use culvert_ops::config::{ConfigError, Loaded};
 use culvert_ops::secret::{Secret, SecretSpec};
-use culvert_origin::origin::Origin;
-use culvert_origin::proof::exchange::Endpoint;
-use culvert_origin::proof::{MOST, Proof, USUAL_LIMIT};
-use culvert_origin::tls::{ClientTls, Files};
 use http::{HeaderName, HeaderValue, header};
 use serde::de::DeserializeOwned;
 
-use super::Place;
+use crate::proof::exchange::Endpoint;
+use crate::proof::{FieldPolicy, MOST, Proof, USUAL_LIMIT, settable};
+use crate::tls::{ClientTls, Files};
 
 mod aws;
 mod entra_id;
@@ -23,56 +22,75 @@ mod federated;
 mod gcp;
 mod http_signature;
 mod jwt;
+pub mod settings;
 
-/// One service's `[service.auth]`, and where it stands.
-struct Auth<'a, 'b> {
-    place: &'a Place<'b>,
+/// The configuration that tables stand in, and who reads it.
+pub struct Place<'a> {
+    /// For errors, which name file and line.
+    pub loaded: &'a Loaded,
+    /// For variables that are named or usual.
+    pub environment: &'a dyn Environment,
+}
+
+/// One service's `auth` table, and where it stands.
+struct Auth<'a> {
+    place: &'a Place<'a>,
     key: &'a str,
     table: &'a toml::Table,
-    /// Whether the origin is reached by https.
-    is_tls: bool,
     /// Files whose change is a reason to reload.
     watched: RefCell<&'a mut Vec<PathBuf>>,
 }
 
-impl Place<'_> {
-    pub(super) fn auth(
-        &self,
-        key: &str,
-        table: &toml::Table,
-        origin: &Origin,
-        watched: &mut Vec<PathBuf>,
-    ) -> Result<Proof, ConfigError> {
-        let auth = Auth { place: self, key, table, is_tls: origin.is_tls(), watched: RefCell::new(watched) };
-        match table.get("type").and_then(toml::Value::as_str) {
-            Some("jwt") => auth.keeps_to("jwt", &jwt::KEYS).and_then(|()| jwt::settle(&auth).map(Proof::Jwt)),
-            Some("entra-id") => {
-                auth.keeps_to("entra-id", &entra_id::KEYS)?;
-                entra_id::settle(&auth).map(Proof::EntraId)
-            }
-            Some("gcp-id-token") => {
-                auth.keeps_to("gcp-id-token", &gcp::ID_TOKEN_KEYS)?;
-                gcp::id_token(&auth).map(Proof::GcpIdToken)
-            }
-            Some("gcp-service-account") => {
-                auth.keeps_to("gcp-service-account", &gcp::SERVICE_ACCOUNT_KEYS)?;
-                gcp::service_account(&auth).map(Proof::GcpServiceAccount)
-            }
-            Some("http-signature") => {
-                auth.keeps_to("http-signature", &http_signature::KEYS)?;
-                http_signature::settle(&auth).map(Proof::HttpSignature)
-            }
-            Some("aws-sigv4") => {
-                auth.keeps_to("aws-sigv4", &aws::KEYS)?;
-                aws::settle(&auth).map(Proof::AwsSigV4)
-            }
-            Some(other) => Err(auth.wrong("type", format_args!("{other:?} is none that this version knows"))),
-            None => Err(auth.wrong("type", "is missing")),
-        }
+/// Says what the table at `key` means, and has `fields` take out whatever a caller sends under the proof's names. Reads the
+/// files and variables that it names; `watched` gets the files.
+///
+/// # Errors
+/// The first key that is wrong, or a field that is set, taken out or renamed elsewhere too.
+pub fn settle(
+    place: &Place<'_>,
+    key: &str,
+    table: &toml::Table,
+    fields: &mut FieldPolicy,
+    watched: &mut Vec<PathBuf>,
+) -> Result<Proof, ConfigError> {
+    let auth = Auth { place, key, table, watched: RefCell::new(watched) };
+    let proof = auth.proof()?;
+    for name in proof.fields() {
+        let at = if table.contains_key("header") { format!("{key}.header") } else { key.to_owned() };
+        fields.remove(&name).map_err(|twice| place.loaded.wrong(&at, twice))?;
     }
+    Ok(proof)
 }
 
-impl Auth<'_, '_> {
+impl Auth<'_> {
+    fn proof(&self) -> Result<Proof, ConfigError> {
+        match self.table.get("type").and_then(toml::Value::as_str) {
+            Some("jwt") => self.keeps_to("jwt", &jwt::KEYS).and_then(|()| jwt::settle(self).map(Proof::Jwt)),
+            Some("entra-id") => {
+                self.keeps_to("entra-id", &entra_id::KEYS)?;
+                entra_id::settle(self).map(Proof::EntraId)
+            }
+            Some("gcp-id-token") => {
+                self.keeps_to("gcp-id-token", &gcp::ID_TOKEN_KEYS)?;
+                gcp::id_token(self).map(Proof::GcpIdToken)
+            }
+            Some("gcp-service-account") => {
+                self.keeps_to("gcp-service-account", &gcp::SERVICE_ACCOUNT_KEYS)?;
+                gcp::service_account(self).map(Proof::GcpServiceAccount)
+            }
+            Some("http-signature") => {
+                self.keeps_to("http-signature", &http_signature::KEYS)?;
+                http_signature::settle(self).map(Proof::HttpSignature)
+            }
+            Some("aws-sigv4") => {
+                self.keeps_to("aws-sigv4", &aws::KEYS)?;
+                aws::settle(self).map(Proof::AwsSigV4)
+            }
+            Some(other) => Err(self.wrong("type", format_args!("{other:?} is none that this version knows"))),
+            None => Err(self.wrong("type", "is missing")),
+        }
+    }
+
     fn wrong(&self, what: &str, why: impl Display) -> ConfigError {
         self.place.loaded.wrong(&format!("{}.{what}", self.key), why)
     }
@@ -172,7 +190,7 @@ impl Auth<'_, '_> {
         prefix: Option<String>,
     ) -> Result<(HeaderName, String), ConfigError> {
         let header = match header {
-            Some(name) => self.place.header_name(&format!("{}.header", self.key), name)?,
+            Some(name) => settable(name).map_err(|why| self.wrong("header", why))?,
             None => header::AUTHORIZATION,
         };
         let usual = if header == header::AUTHORIZATION { "Bearer " } else { "" };

@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::proof::{Jwt, JwtSettings, OWN_CLAIMS};
 use culvert_model::proof::Algorithm;
 use culvert_ops::config::ConfigError;
-use culvert_origin::proof::{Jwt, JwtSettings, OWN_CLAIMS};
 use serde::Deserialize;
 use serde_json::Map;
 
-use super::super::raw::given;
 use super::Auth;
 
 /// Keys are published for so long after they signed; and below, clocks and ways take more than a token lives.
@@ -25,7 +24,7 @@ struct Raw {
     audience: Option<String>,
     issuer: Option<String>,
     subject: Option<String>,
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default, deserialize_with = "culvert_ops::config::given")]
     lifetime: Option<Duration>,
     header: Option<String>,
     prefix: Option<String>,
@@ -38,7 +37,7 @@ struct Raw {
 ///
 /// # Errors
 /// The first key that is wrong.
-pub(super) fn settle(auth: &Auth<'_, '_>) -> Result<Jwt, ConfigError> {
+pub(super) fn settle(auth: &Auth<'_>) -> Result<Jwt, ConfigError> {
     let raw: Raw = auth.read()?;
     let lifetime = raw.lifetime.unwrap_or(Duration::from_secs(300));
     if !LIFETIMES.contains(&lifetime) {

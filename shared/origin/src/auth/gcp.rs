@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 
-use culvert_model::proof::Algorithm;
-use culvert_ops::config::ConfigError;
-use culvert_ops::secret::SecretSpec;
-use culvert_origin::proof::Carried;
-use culvert_origin::proof::gcp::{
+use crate::proof::Carried;
+use crate::proof::gcp::{
     Federation, GcpIdToken, GcpIdTokenSettings, GcpServiceAccount, IAM_CREDENTIALS, IdTokenFrom, KeyFile, METADATA,
     Pool, STS,
 };
+use culvert_model::proof::Algorithm;
+use culvert_ops::config::ConfigError;
+use culvert_ops::secret::SecretSpec;
 use serde::Deserialize;
 
 use super::Auth;
@@ -58,7 +58,7 @@ struct Raw {
 ///
 /// # Errors
 /// The first key that is wrong.
-pub(super) fn id_token(auth: &Auth<'_, '_>) -> Result<Carried<GcpIdToken>, ConfigError> {
+pub(super) fn id_token(auth: &Auth<'_>) -> Result<Carried<GcpIdToken>, ConfigError> {
     let raw: Raw = auth.read()?;
     let audience = auth.needed("audience", raw.audience.clone(), "the URL of the service, or IAP's client id")?;
     let from = from(auth, &raw)?;
@@ -66,7 +66,7 @@ pub(super) fn id_token(auth: &Auth<'_, '_>) -> Result<Carried<GcpIdToken>, Confi
     Ok(Carried::new(header, GcpIdToken::new(GcpIdTokenSettings { audience, from, prefix })))
 }
 
-fn from(auth: &Auth<'_, '_>, raw: &Raw) -> Result<IdTokenFrom, ConfigError> {
+fn from(auth: &Auth<'_>, raw: &Raw) -> Result<IdTokenFrom, ConfigError> {
     let is_federated = raw.provider.is_some();
     auth.one_of(&[("key", raw.key.is_some()), ("provider", is_federated), ("metadata", raw.metadata)])?;
     for (what, is_given) in [
@@ -103,7 +103,7 @@ fn from(auth: &Auth<'_, '_>, raw: &Raw) -> Result<IdTokenFrom, ConfigError> {
 ///
 /// # Errors
 /// The first key that is wrong.
-pub(super) fn service_account(auth: &Auth<'_, '_>) -> Result<Carried<GcpServiceAccount>, ConfigError> {
+pub(super) fn service_account(auth: &Auth<'_>) -> Result<Carried<GcpServiceAccount>, ConfigError> {
     let raw: Raw = auth.read()?;
     let audience = auth.needed("audience", raw.audience, "whom tokens are for")?;
     let key =
@@ -113,7 +113,7 @@ pub(super) fn service_account(auth: &Auth<'_, '_>) -> Result<Carried<GcpServiceA
     Ok(Carried::new(header, GcpServiceAccount { key, audience, prefix }))
 }
 
-fn key_file(auth: &Auth<'_, '_>, spec: &SecretSpec) -> Result<KeyFile, ConfigError> {
+fn key_file(auth: &Auth<'_>, spec: &SecretSpec) -> Result<KeyFile, ConfigError> {
     let text = auth.secret("key", spec)?;
     KeyFile::read(text.expose()).map_err(|error| auth.wrong("key", error))
 }

@@ -4,17 +4,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use culvert_model::proof::Algorithm;
-use culvert_ops::config::ConfigError;
-use culvert_ops::secret::{Secret, SecretSource, SecretSpec};
-use culvert_origin::proof::{
+use crate::proof::{
     AwsSettings, AwsSigV4, ContainerToken, CredentialSource, Credentials, IdentityToken, Lender, PayloadPolicy, Scope,
     WebIdentity, profile,
 };
+use culvert_model::proof::Algorithm;
+use culvert_ops::config::ConfigError;
+use culvert_ops::secret::{Secret, SecretSource, SecretSpec};
 use http::HeaderName;
 use serde::Deserialize;
 
-use super::super::raw::given;
 use super::Auth;
 use super::federated::federated;
 
@@ -63,7 +62,7 @@ struct Raw {
     profile_file: Option<PathBuf>,
     role_arn: Option<String>,
     session_name: Option<String>,
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default, deserialize_with = "culvert_ops::config::given")]
     session_lifetime: Option<Duration>,
     token_file: Option<PathBuf>,
     endpoint: Option<String>,
@@ -82,7 +81,7 @@ struct Raw {
 ///
 /// # Errors
 /// The first key that is wrong.
-pub(super) fn settle(auth: &Auth<'_, '_>) -> Result<AwsSigV4, ConfigError> {
+pub(super) fn settle(auth: &Auth<'_>) -> Result<AwsSigV4, ConfigError> {
     let mut raw: Raw = auth.read()?;
     let service = auth.needed("service", raw.service.take(), "whom requests are for, as execute-api or lambda")?;
     let region =
@@ -123,7 +122,7 @@ pub(super) fn settle(auth: &Auth<'_, '_>) -> Result<AwsSigV4, ConfigError> {
 }
 
 /// Those that are named, else the first that are there, in the order of AWS's own tools.
-fn credentials(auth: &Auth<'_, '_>, raw: &Raw, region: &str) -> Result<CredentialSource, ConfigError> {
+fn credentials(auth: &Auth<'_>, raw: &Raw, region: &str) -> Result<CredentialSource, ConfigError> {
     let keys = [
         ("access_key_id", raw.access_key_id.is_some()),
         ("secret_access_key", raw.secret_access_key.is_some()),
@@ -179,7 +178,7 @@ fn credentials(auth: &Auth<'_, '_>, raw: &Raw, region: &str) -> Result<Credentia
     }
 }
 
-fn web_identity(auth: &Auth<'_, '_>, raw: &Raw, region: &str) -> Result<CredentialSource, ConfigError> {
+fn web_identity(auth: &Auth<'_>, raw: &Raw, region: &str) -> Result<CredentialSource, ConfigError> {
     let role = raw.role_arn.clone().or_else(|| auth.variable("AWS_ROLE_ARN"));
     let role_arn = auth.needed("role_arn", role, "the role to take, as arn:aws:iam::123456789012:role/origins")?;
     if !role_arn.starts_with("arn:") {
@@ -224,7 +223,7 @@ fn web_identity(auth: &Auth<'_, '_>, raw: &Raw, region: &str) -> Result<Credenti
     Ok(CredentialSource::lent(Lender::WebIdentity(Box::new(identity))))
 }
 
-fn container(auth: &Auth<'_, '_>, raw: &Raw) -> Result<CredentialSource, ConfigError> {
+fn container(auth: &Auth<'_>, raw: &Raw) -> Result<CredentialSource, ConfigError> {
     let relative = || auth.variable(RELATIVE_URI).map(|path| format!("{CONTAINER}{path}"));
     let url = raw.endpoint.clone().or_else(|| auth.variable(FULL_URI)).or_else(relative);
     let why = "are a container's, and neither endpoint nor AWS_CONTAINER_CREDENTIALS_FULL_URI says where";
@@ -234,7 +233,7 @@ fn container(auth: &Auth<'_, '_>, raw: &Raw) -> Result<CredentialSource, ConfigE
     Ok(CredentialSource::lent(Lender::Container { endpoint, authorization: file.or_else(text) }))
 }
 
-fn given_keys(auth: &Auth<'_, '_>, raw: &Raw) -> Result<CredentialSource, ConfigError> {
+fn given_keys(auth: &Auth<'_>, raw: &Raw) -> Result<CredentialSource, ConfigError> {
     let read = |name: &str, spec: &Option<SecretSpec>| match spec {
         Some(spec) => auth.secret(name, spec),
         None => Err(auth.wrong(name, "is missing: access_key_id and secret_access_key go together")),
@@ -246,7 +245,7 @@ fn given_keys(auth: &Auth<'_, '_>, raw: &Raw) -> Result<CredentialSource, Config
     fixed(made.ok_or_else(|| auth.wrong("secret_access_key", "or what goes with it has characters that no key has"))?)
 }
 
-fn environment(auth: &Auth<'_, '_>) -> Result<CredentialSource, ConfigError> {
+fn environment(auth: &Auth<'_>) -> Result<CredentialSource, ConfigError> {
     let variable = |name: &str| {
         let given = auth.variable(name);
         given.ok_or_else(|| auth.wrong("credentials", format_args!("are in the environment, and {name} is not set")))
@@ -257,7 +256,7 @@ fn environment(auth: &Auth<'_, '_>) -> Result<CredentialSource, ConfigError> {
     fixed(made.ok_or_else(|| auth.wrong("credentials", why))?)
 }
 
-fn profiled(auth: &Auth<'_, '_>, raw: &Raw) -> Result<CredentialSource, ConfigError> {
+fn profiled(auth: &Auth<'_>, raw: &Raw) -> Result<CredentialSource, ConfigError> {
     let file = raw.profile_file.clone().or_else(|| usual_file(auth));
     let file = file.ok_or_else(|| auth.wrong("profile_file", "is missing, and there is no HOME to look in"))?;
     let name = raw.profile.clone().or_else(|| auth.variable("AWS_PROFILE")).unwrap_or_else(|| "default".to_owned());
@@ -269,7 +268,7 @@ fn profiled(auth: &Auth<'_, '_>, raw: &Raw) -> Result<CredentialSource, ConfigEr
     fixed(made)
 }
 
-fn usual_file(auth: &Auth<'_, '_>) -> Option<PathBuf> {
+fn usual_file(auth: &Auth<'_>) -> Option<PathBuf> {
     let named = auth.variable("AWS_SHARED_CREDENTIALS_FILE").map(PathBuf::from);
     named.or_else(|| Some(PathBuf::from(auth.variable("HOME")?).join(".aws/credentials")))
 }

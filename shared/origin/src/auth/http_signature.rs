@@ -2,14 +2,11 @@
 
 use std::time::Duration;
 
+use crate::proof::{Component, HttpSignature, KeySource, SignatureAlgorithm, SignatureSettings, USUAL_COMPONENTS};
 use culvert_ops::config::ConfigError;
 use culvert_ops::secret::SecretSpec;
-use culvert_origin::proof::{
-    Component, HttpSignature, KeySource, SignatureAlgorithm, SignatureSettings, USUAL_COMPONENTS,
-};
 use serde::Deserialize;
 
-use super::super::raw::given;
 use super::Auth;
 
 /// Below, clocks and ways take more than a signature lives; above, a recorded request is of use for too long.
@@ -39,7 +36,7 @@ struct Raw {
     keyid: Option<String>,
     label: Option<String>,
     components: Option<Vec<String>>,
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default, deserialize_with = "culvert_ops::config::given")]
     lifetime: Option<Duration>,
     nonce: Option<bool>,
     tag: Option<String>,
@@ -51,7 +48,7 @@ struct Raw {
 ///
 /// # Errors
 /// The first key that is wrong.
-pub(super) fn settle(auth: &Auth<'_, '_>) -> Result<HttpSignature, ConfigError> {
+pub(super) fn settle(auth: &Auth<'_>) -> Result<HttpSignature, ConfigError> {
     let raw: Raw = auth.read()?;
     let why = "hmac-sha256, ed25519 or ecdsa-p256-sha256";
     let algorithm = auth.needed("algorithm", raw.algorithm, why)?;
@@ -104,12 +101,11 @@ pub(super) fn settle(auth: &Auth<'_, '_>) -> Result<HttpSignature, ConfigError> 
         tag: raw.tag,
         digests,
         payload_limit: auth.payload_limit(raw.payload_limit)?,
-        is_tls: auth.is_tls,
     });
     made.map_err(|error| auth.wrong("key", error))
 }
 
-fn components(auth: &Auth<'_, '_>, given: Option<Vec<String>>, digests: bool) -> Result<Vec<Component>, ConfigError> {
+fn components(auth: &Auth<'_>, given: Option<Vec<String>>, digests: bool) -> Result<Vec<Component>, ConfigError> {
     let is_usual = given.is_none();
     let given = given.unwrap_or_else(|| USUAL_COMPONENTS.map(str::to_owned).to_vec());
     let mut components: Vec<Component> = Vec::new();

@@ -274,7 +274,7 @@ impl Place<'_> {
         }
         self.field_policy(key, raw, &mut service.fields)?;
         if let Some(table) = &raw.auth {
-            let place = auth::Place { loaded: self.loaded, environment: self.environment };
+            let place = auth::Place { loaded: self.loaded, environment: self.environment, has_keys: true };
             let proof = auth::settle(&place, &format!("{key}.auth"), table, &mut service.fields, watched)?;
             service.auth = Some(Arc::new(proof));
         }

@@ -132,7 +132,7 @@ impl Relay {
         for name in sockets.left() {
             warn!(name, "a socket of the service manager is not used");
         }
-        let wishes = behind::read(&settled.behind, &ProcessEnvironment)?;
+        let wishes = behind::read(&settled.behind, &loaded, &ProcessEnvironment)?;
         let udp = bind::wireguard(&settled.wireguard, settled.any_port)?;
         let admin = admin::bind_tcp(settled.admin.listen, !settled.admin.is_default).await?;
         let admin_socket = AdminSocket::bind(&state, settled.admin.group.as_deref())?;

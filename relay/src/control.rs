@@ -100,7 +100,7 @@ impl Control {
         for listener in &settled.listeners {
             tls.push(tls_of(listener)?);
         }
-        let wishes = behind::read(&settled.behind, &ProcessEnvironment)?;
+        let wishes = behind::read(&settled.behind, &loaded, &ProcessEnvironment)?;
         let mut notes = loaded.warnings.clone();
         let log = &self.exchanges.log;
         if settled.access_log == self.current().1.access_log {
@@ -399,6 +399,11 @@ impl Live for Control {
             TunState::Unavailable(why) => Some(why),
             TunState::Off | TunState::Runs { .. } => None,
         }
+    }
+
+    fn proofs(&self) -> HashMap<ServiceName, &'static str> {
+        let wishes = self.wishes.borrow();
+        wishes.iter().filter_map(|(name, wish)| Some((name.clone(), wish.proof()?))).collect()
     }
 }
 

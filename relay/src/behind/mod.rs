@@ -17,10 +17,11 @@ use std::time::{Duration, Instant};
 
 use culvert_model::control::{AnnouncedService, ServiceHealth, ServiceTimeouts};
 use culvert_model::id::StockPeerId;
+use culvert_model::name::ServiceName;
 use culvert_ops::task::Owner;
 use culvert_origin::connect::Admission;
 use culvert_origin::health::{Checks, told};
-use culvert_origin::origins::{Entry, Origins};
+use culvert_origin::origins::{Entry, Origins, tend};
 use culvert_origin::service::Service;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
@@ -54,6 +55,8 @@ struct Running {
     checks: Arc<Checks>,
     /// Takes the checks' news into the directory.
     _tells: Owner,
+    /// Renews what proofs are made with, and warns of certificates that end.
+    _tends: Owner,
 }
 
 /// Keeps the directory true for as long as it runs.
@@ -64,6 +67,7 @@ pub(crate) async fn follow(peers: Peers, directory: Arc<Directory>, mut wishes: 
     let mut sweep = interval(SWEEP_EVERY);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     branches.agree();
+    branches.tell_idle_wishes();
     loop {
         tokio::select! {
             changed = changes.changed() => match changed {
@@ -74,6 +78,7 @@ pub(crate) async fn follow(peers: Peers, directory: Arc<Directory>, mut wishes: 
                 Ok(()) => {
                     branches.wishes = wishes.borrow_and_update().clone();
                     branches.agree();
+                    branches.tell_idle_wishes();
                 }
                 Err(_) => return,
             },
@@ -108,6 +113,18 @@ impl Branches {
         }
     }
 
+    /// Warns of settings that are for services behind peers, where the service is behind none.
+    fn tell_idle_wishes(&self) {
+        let is_here = |name: &ServiceName| {
+            let mut rows = self.running.values().flat_map(|running| &running.rows);
+            rows.any(|row| row.name == *name)
+        };
+        for (name, _) in self.wishes.iter().filter(|(name, wish)| wish.says_something() && !is_here(name)) {
+            let why = "headers, auth, tls and timeouts in relay.toml are for services behind a stock peer, and it is behind none that runs here: they do nothing";
+            warn!(service = %name, why, "configuration");
+        }
+    }
+
     fn sweep(&self, now: tokio::time::Instant) {
         for running in self.running.values() {
             running.branch.origins.table().iter().for_each(|upstream| upstream.pool.sweep(now));
@@ -121,7 +138,10 @@ impl Running {
         let checks = Arc::new(Checks::new(origins.clone()));
         let branch = Arc::new(Branch::new(stock, origins));
         let member = Arc::new(Member::behind(Arc::clone(&branch), directory.room(), Instant::now()));
-        Self { branch, member, rows: Vec::new(), wishes: Wishes::default(), checks, _tells: Owner::new() }
+        let mut tends = Owner::new();
+        tends.spawn("relay.behind_proofs", tend(branch.origins.clone()));
+        let (rows, wishes, tells) = (Vec::new(), Wishes::default(), Owner::new());
+        Self { branch, member, rows, wishes, checks, _tells: tells, _tends: tends }
     }
 
     /// Takes the services that are behind the peer now.
@@ -143,6 +163,9 @@ impl Running {
             .collect();
         directory.set_pairs(&self.member, &pairs);
         info!(peer = %self.member.tunnel, services = pairs.len(), "services behind a stock peer");
+        for (service, proof) in services.iter().filter_map(|one| Some((&one.name, one.auth.as_ref()?))) {
+            info!(peer = %self.member.tunnel, %service, proof = proof.kind(), "requests are proven at this relay");
+        }
         let mut tells = Owner::new();
         let told = Tells {
             branch: Arc::clone(&self.branch),

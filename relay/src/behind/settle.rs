@@ -23,11 +23,11 @@ pub(super) fn settle(row: &PeerServiceRow, wish: Option<&Wish>) -> Result<Servic
         false if wish.files != Files::default() => return Err("its tls settings are for https origins".to_owned()),
         false => None,
     };
-    if origin.is_tcp() && !wish.fields.is_empty() {
-        return Err("its header settings are about requests, and a tcp:// origin gets none".to_owned());
+    if origin.is_tcp() && (wish.auth.is_some() || !wish.fields.is_empty()) {
+        return Err("its headers and auth are about requests, and a tcp:// origin gets none".to_owned());
     }
     let mut service = Service::new(row.name.clone(), origin, tls);
-    (service.fields, service.timeouts) = (wish.fields, wish.timeouts);
+    (service.fields, service.timeouts, service.auth) = (wish.fields, wish.timeouts, wish.auth);
     if let Some(host) = &row.host {
         service.host = host.parse::<HostPolicy>().map_err(|error| format!("host: {error}"))?;
     }

@@ -114,7 +114,7 @@ pub(crate) fn check(args: &CheckArgs) -> Result<Exit, Quit> {
     for listener in &settled.listeners {
         tls_of(listener)?;
     }
-    behind::read(&settled.behind, &ProcessEnvironment)?;
+    behind::read(&settled.behind, &loaded, &ProcessEnvironment)?;
     let issuer = settled.issuer.as_ref().map(IssuerDoor::of).transpose()?.flatten();
     for warning in loaded.warnings.iter().chain(&issuer.and_then(|issuer| issuer.warning())) {
         exit::say(format_args!("warning: {warning}"));

@@ -25,6 +25,8 @@ pub(crate) trait Live: Send + Sync {
     fn peers(&self) -> HashMap<StockPeerId, LivePeer>;
     /// Why what is behind stock peers cannot be reached; none where it can, or where there is no peer.
     fn tun_unavailable(&self) -> Option<String>;
+    /// What this relay proves requests with, where a service of that name is behind a stock peer: kinds.
+    fn proofs(&self) -> HashMap<ServiceName, &'static str>;
 }
 
 /// A stock peer in a running relay.
@@ -150,5 +152,9 @@ impl Live for Offline {
 
     fn tun_unavailable(&self) -> Option<String> {
         None
+    }
+
+    fn proofs(&self) -> HashMap<ServiceName, &'static str> {
+        HashMap::new()
     }
 }

@@ -68,6 +68,7 @@ pub(super) fn json(view: &View, row: &PeerServiceRow) -> Value {
         "host": row.host,
         "health_path": row.health_path,
         "own_authorities": row.ca.is_some(),
+        "proof": view.proof(&row.name),
         "since": rfc3339(row.since),
     })
 }

@@ -72,12 +72,14 @@ pub(super) fn show(named: &str, view: &View) -> Result<Outcome, CommandError> {
     json["sources"] = parts.iter().map(|part| service.part_json(part)).collect();
     let managed: Vec<String> =
         service.managed.iter().map(|row| format!("{row} for tunnel {}", view.tunnel_name(&row.tunnel))).collect();
+    let proof = service.behind.as_ref().and_then(|row| view.proof(&row.name));
     let mut text = facts(&[
         ("name", service.name.to_string()),
         ("source", parts.iter().map(|part| part.source).collect::<Vec<_>>().join(", ")),
         ("tunnels", if service.behind.is_some() { String::new() } else { owners(view, service) }),
         ("peer", service.behind.as_ref().map(|row| view.peer_name(&row.peer)).unwrap_or_default()),
         ("origin", service.behind.as_ref().map(ToString::to_string).unwrap_or_default()),
+        ("proof", proof.map(|kind| format!("{kind}, made at this relay")).unwrap_or_default()),
         ("up", format!("{}/{}", service.live.up, service.live.total)),
         ("managed", managed.join("\n")),
         ("not served", words.join("\n")),

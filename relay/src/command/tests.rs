@@ -530,6 +530,10 @@ impl Live for Made {
     fn tun_unavailable(&self) -> Option<String> {
         self.tun_unavailable.clone()
     }
+
+    fn proofs(&self) -> HashMap<ServiceName, &'static str> {
+        HashMap::from([("legacy".parse().unwrap(), "http-signature")])
+    }
 }
 
 fn terms() -> TokenTerms {

@@ -28,6 +28,7 @@ pub(super) struct View {
     flapping: HashMap<ConnectorId, [SocketAddr; 2]>,
     peers: HashMap<StockPeerId, LivePeer>,
     tun_unavailable: Option<String>,
+    proofs: HashMap<ServiceName, &'static str>,
 }
 
 /// A service as far as the relay knows it.
@@ -62,7 +63,13 @@ impl View {
         let (connectors, services) = (live.connectors(), live.services());
         let (gateways, flapping) = (live.gateways(), live.flapping());
         let (peers, tun_unavailable) = (live.peers(), live.tun_unavailable());
-        Ok(Self { snapshot, stale, now, connectors, services, gateways, flapping, peers, tun_unavailable })
+        let proofs = live.proofs();
+        Ok(Self { snapshot, stale, now, connectors, services, gateways, flapping, peers, tun_unavailable, proofs })
+    }
+
+    /// What the relay proves requests of a service behind a peer with.
+    pub(super) fn proof(&self, service: &ServiceName) -> Option<&'static str> {
+        self.proofs.get(service).copied()
     }
 
     /// The live tunnel of this id or name.

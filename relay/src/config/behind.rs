@@ -4,6 +4,7 @@
 //! Must never read a file: `behind/wishes.rs` does.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::path::PathBuf;
 
 use culvert_model::name::ServiceName;
@@ -25,6 +26,22 @@ pub(crate) struct Behind {
     pub(crate) removed: Vec<HeaderName>,
     pub(crate) tls: BehindTls,
     pub(crate) timeouts: Timeouts,
+    /// What its requests are proven with.
+    pub(crate) auth: Option<BehindAuth>,
+}
+
+/// A proof as it is written, which may be with its secrets.
+#[derive(Clone)]
+pub(crate) struct BehindAuth {
+    /// Where it stands.
+    pub(crate) key: String,
+    pub(crate) table: toml::Table,
+}
+
+impl fmt::Debug for BehindAuth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("BehindAuth")
+    }
 }
 
 /// How an https origin is spoken to.
@@ -49,13 +66,6 @@ pub(super) fn behind(loaded: &Loaded, raw: &Raw) -> Result<HashMap<ServiceName, 
 }
 
 fn one(loaded: &Loaded, key: &str, raw: &RawService) -> Result<Behind, ConfigError> {
-    if let Some(auth) = &raw.auth {
-        let kind = auth.kind.as_deref().unwrap_or_default();
-        let why = format!(
-            "{kind:?} is made by connectors alone: behind a peer, {key}.headers sets a secret and {key}.tls.cert proves the relay"
-        );
-        return Err(loaded.wrong(&format!("{key}.auth"), why));
-    }
     let field = |key: String, text: &str| settable(text).map_err(|why| loaded.wrong(&key, why));
     let headers =
         raw.headers.iter().map(|(name, spec)| Ok((field(format!("{key}.headers.{name}"), name)?, spec.clone())));
@@ -72,6 +82,7 @@ fn one(loaded: &Loaded, key: &str, raw: &RawService) -> Result<Behind, ConfigErr
             request: raw.timeouts.request,
             queue: None,
         },
+        auth: raw.auth.clone().map(|table| BehindAuth { key: format!("{key}.auth"), table }),
     })
 }
 

@@ -6,15 +6,21 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use culvert_ops::config::{Kind, Setting};
+use culvert_ops::config::{Kind, Setting, joined};
 use culvert_ops::secret::{SecretSource, SecretSpec};
-use serde::{Deserialize, Deserializer};
+use culvert_origin::auth_settings;
+use serde::Deserialize;
 
 const COUNT: Kind = Kind::Integer { min: 1, max: 1_000_000 };
 const COUNT_OR_NONE: Kind = Kind::Integer { min: 0, max: 1_000_000 };
 
 /// The settings. A key that is not here is an error.
-pub(crate) const SETTINGS: &[Setting] = &[
+pub(crate) const SETTINGS: &[Setting] = &joined::<{ OWN.len() + AUTH.len() }>(OWN, AUTH);
+
+/// Behind a peer: how a request is proven to have come through here.
+const AUTH: &[Setting] = auth_settings!("service.*.auth");
+
+const OWN: &[Setting] = &[
     Setting::new("wireguard.listen", Kind::List(&Kind::Address), "UDP addresses that connectors reach")
         .or("0.0.0.0:51820 [::]:51820")
         .restart(),
@@ -96,7 +102,6 @@ pub(crate) const SETTINGS: &[Setting] = &[
     Setting::new("service.*.timeouts.first_byte", Kind::Duration, "until the response's head (60s)"),
     Setting::new("service.*.timeouts.idle", Kind::Duration, "without a byte either way (1h)"),
     Setting::new("service.*.timeouts.request", Kind::OptionalDuration, "the whole exchange"),
-    Setting::new("service.*.auth.type", Kind::Text, "proofs that are signed are a connector's: refused here"),
     Setting::new("admin.listen", Kind::Address, "address of the admin endpoints").or("127.0.0.1:9480").restart(),
     Setting::new("admin.group", Kind::Text, "group that may use admin.sock too").restart(),
     Setting::new("issuer.url", Kind::Url, "who connectors sign tokens as: this and /TUNNEL; what verifiers fetch")
@@ -243,7 +248,7 @@ pub(super) struct RawService {
     pub(super) tls: RawOriginTls,
     #[serde(default)]
     pub(super) timeouts: RawOriginTimeouts,
-    pub(super) auth: Option<RawAuth>,
+    pub(super) auth: Option<toml::Table>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -258,27 +263,21 @@ pub(super) struct RawOriginTls {
 
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct RawOriginTimeouts {
-    #[serde(default, deserialize_with = "some_duration")]
+    #[serde(default, deserialize_with = "culvert_ops::config::given")]
     pub(super) connect: Option<Duration>,
-    #[serde(default, deserialize_with = "some_duration")]
+    #[serde(default, deserialize_with = "culvert_ops::config::given")]
     pub(super) first_byte: Option<Duration>,
-    #[serde(default, deserialize_with = "some_duration")]
+    #[serde(default, deserialize_with = "culvert_ops::config::given")]
     pub(super) idle: Option<Duration>,
     #[serde(default, with = "culvert_ops::config::optional_duration")]
     pub(super) request: Option<Duration>,
-}
-
-#[derive(Debug, Deserialize)]
-pub(super) struct RawAuth {
-    #[serde(rename = "type")]
-    pub(super) kind: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct RawServiceLimits {
     pub(super) concurrent: Option<usize>,
     pub(super) queue: Option<usize>,
-    #[serde(default, deserialize_with = "some_duration")]
+    #[serde(default, deserialize_with = "culvert_ops::config::given")]
     pub(super) queue_time: Option<Duration>,
     #[serde(default, with = "culvert_ops::config::optional_size")]
     pub(super) body: Option<u64>,
@@ -309,8 +308,4 @@ pub(super) struct RawDrain {
     pub(super) timeout: Duration,
     #[serde(with = "culvert_ops::config::duration")]
     pub(super) streams: Duration,
-}
-
-fn some_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
-    culvert_ops::config::duration::deserialize(deserializer).map(Some)
 }

@@ -30,6 +30,8 @@ pub struct Place<'a> {
     pub loaded: &'a Loaded,
     /// For variables that are named or usual.
     pub environment: &'a dyn Environment,
+    /// Whether there are keys of Culvert's own to sign with: a connector makes some, a relay does not.
+    pub has_keys: bool,
 }
 
 /// One service's `auth` table, and where it stands.
@@ -55,6 +57,9 @@ pub fn settle(
 ) -> Result<Proof, ConfigError> {
     let auth = Auth { place, key, table, watched: RefCell::new(watched) };
     let proof = auth.proof()?;
+    if proof.algorithm().is_some() && !place.has_keys {
+        return Err(auth.lacks_keys(proof.kind()));
+    }
     for name in proof.fields() {
         let at = if table.contains_key("header") { format!("{key}.header") } else { key.to_owned() };
         fields.remove(&name).map_err(|twice| place.loaded.wrong(&at, twice))?;
@@ -64,7 +69,9 @@ pub fn settle(
 
 impl Auth<'_> {
     fn proof(&self) -> Result<Proof, ConfigError> {
-        match self.table.get("type").and_then(toml::Value::as_str) {
+        let kind = self.table.get("type").and_then(toml::Value::as_str);
+        match kind {
+            Some(kind @ "jwt") if !self.place.has_keys => Err(self.lacks_keys(kind)),
             Some("jwt") => self.keeps_to("jwt", &jwt::KEYS).and_then(|()| jwt::settle(self).map(Proof::Jwt)),
             Some("entra-id") => {
                 self.keeps_to("entra-id", &entra_id::KEYS)?;
@@ -93,6 +100,12 @@ impl Auth<'_> {
 
     fn wrong(&self, what: &str, why: impl Display) -> ConfigError {
         self.place.loaded.wrong(&format!("{}.{what}", self.key), why)
+    }
+
+    /// Refuses what would be signed with keys that are not here.
+    fn lacks_keys(&self, kind: &str) -> ConfigError {
+        let why = "would be signed with keys of Culvert's own, and a relay holds none: use a secret, a key file, or a connector";
+        self.place.loaded.wrong(self.key, format_args!("{kind:?} {why}"))
     }
 
     /// Refuses keys that are another type's.

@@ -34,6 +34,7 @@ const NEEDS: [Need; 7] = [
 ];
 const SOON: Duration = Duration::from_secs(20);
 const HOST: &str = "10.20.0.5";
+const KEY: &str = "of-the-branch-and-of-nobody-else";
 const CONFIG: &str = "
     [http]
     listen = [\"127.0.0.1:8080\"]
@@ -42,6 +43,12 @@ const CONFIG: &str = "
     service = \"raw\"
     [service.legacy.headers]
     X-Branch-Key = { env = \"BRANCH_KEY\", prefix = \"Bearer \" }
+    [service.signed.auth]
+    type = \"http-signature\"
+    algorithm = \"hmac-sha256\"
+    key = { env = \"BRANCH_KEY\" }
+    components = [\"@method\", \"@path\"]
+    digest = \"none\"
 ";
 
 /// Everything up: gateway nginx, relay, NAT, the branch's router, origins.
@@ -105,7 +112,7 @@ impl Site {
         .await?;
         let mut relay = Relay::within(&internet.gateway, RELAY_V4)?;
         relay.config(CONFIG)?;
-        relay.env.push(("BRANCH_KEY".to_owned(), "of-the-branch".to_owned()));
+        relay.env.push(("BRANCH_KEY".to_owned(), KEY.to_owned()));
         if !prefix.is_empty() {
             relay.use_public_copy()?;
             let state = relay.directory().join("own");
@@ -168,8 +175,12 @@ impl Site {
 
     /// curl on the gateway's side through the gateway.
     fn curl(&self, arguments: &str) -> Result<String> {
+        self.curl_for("legacy", arguments)
+    }
+
+    fn curl_for(&self, service: &str, arguments: &str) -> Result<String> {
         let prefix = self.internet.gateway.prefix();
-        let curl = "curl -sS --fail --max-time 280 -H 'Host: legacy' -H 'Expect:'";
+        let curl = format!("curl -sS --fail --max-time 280 -H 'Host: {service}' -H 'Expect:'");
         shell(&format!("{} {curl} {arguments}", prefix[..2].join(" ")))
     }
 
@@ -225,7 +236,9 @@ async fn everything_passes(prefix: &[&str]) -> Result<()> {
 
     // The relay proves to the origin whose it is, whatever the caller says.
     let seen = site.curl("-H 'X-Branch-Key: forged' http://127.0.0.1:8000/live/head")?;
-    assert!(seen.contains("Bearer of-the-branch") && !seen.contains("forged"), "{seen}");
+    assert!(seen.contains(&format!("Bearer {KEY}")) && !seen.contains("forged"), "{seen}");
+
+    signed(&site).await?;
 
     // A debug build is slow.
     let is_release = binary::own("culvert-relay")?.components().any(|part| part.as_os_str() == "release");
@@ -266,6 +279,33 @@ async fn everything_passes(prefix: &[&str]) -> Result<()> {
     assert_ne!(elsewhere.await?.status, 0, "an origin outside of the peer's networks");
     grpc(&site).await?;
     site.no_panic();
+    Ok(())
+}
+
+/// The relay signs for an origin behind a peer, and says so.
+async fn signed(site: &Site) -> Result<()> {
+    site.set("signed", &["--origin", "http://10.20.0.5:8081"]).await?;
+    site.is_up("signed").await?;
+    let seen = site.curl_for("signed", "-H 'Signature: forged=:AA==:' http://127.0.0.1:8000/live/head")?;
+    let head: serde_json::Value = serde_json::from_str(&seen)?;
+    let fields = head["fields"].as_array().context("fields")?;
+    let field = |name: &str| {
+        let named = |field: &&serde_json::Value| field[0].as_str().is_some_and(|text| text.eq_ignore_ascii_case(name));
+        let values: Vec<_> = fields.iter().filter(named).filter_map(|field| field[1].as_str()).collect();
+        ensure!(values.len() == 1, "{name}: {seen}");
+        values[0].strip_prefix("culvert=").map(str::to_owned).context(name.to_owned())
+    };
+    let input = field("signature-input")?;
+    let base = format!("\"@method\": GET\n\"@path\": /live/head\n\"@signature-params\": {input}");
+    std::fs::write(site.file("base"), base)?;
+    let hmac = format!("openssl dgst -sha256 -hmac {KEY} -binary {}", site.file("base").display());
+    let made = shell(&format!("{hmac} | base64 -w0"))?;
+    assert_eq!(field("signature")?, format!(":{made}:"), "{seen}");
+    let shown = asked(&site.relay, &["service", "show", "signed"]).await?;
+    assert!(shown.contains("http-signature, made at this relay"), "{shown}");
+    let said = site.relay.output();
+    assert!(said.contains("requests are proven at this relay"), "{said}");
+    assert!(said.contains("it is behind none that runs here"), "{said}");
     Ok(())
 }
 

@@ -24,9 +24,17 @@ macro_rules! auth_settings {
             Setting::new(concat!($prefix, ".audience"), Kind::Text, "aud: whom they are for"),
             Setting::new(concat!($prefix, ".issuer"), Kind::Url, "iss, in place of what the relay's [issuer] says"),
             Setting::new(concat!($prefix, ".subject"), Kind::Text, "sub (TUNNEL/SERVICE)"),
-            Setting::new(concat!($prefix, ".lifetime"), Kind::Duration, "how long a token or signature is valid: 10s to 1h (5m)"),
+            Setting::new(
+                concat!($prefix, ".lifetime"),
+                Kind::Duration,
+                "how long a token or signature is valid: 10s to 1h (5m)",
+            ),
             Setting::new(concat!($prefix, ".header"), Kind::Text, "the field that it goes in (authorization)"),
-            Setting::new(concat!($prefix, ".prefix"), Kind::Text, "what stands before it there (\"Bearer \" in authorization)"),
+            Setting::new(
+                concat!($prefix, ".prefix"),
+                Kind::Text,
+                "what stands before it there (\"Bearer \" in authorization)",
+            ),
             Setting::new(
                 concat!($prefix, ".bind"),
                 Kind::Choice(&["none", "request"]),
@@ -37,8 +45,16 @@ macro_rules! auth_settings {
             Setting::new(concat!($prefix, ".client_id"), Kind::Text, "the application that asks Entra ID"),
             Setting::new(concat!($prefix, ".scope"), Kind::Text, "what for, as api://APPLICATION/.default"),
             Setting::new(concat!($prefix, ".resource"), Kind::Text, "what for, as endpoints of version 1 have it"),
-            Setting::new(concat!($prefix, ".client_secret"), Kind::Secret, "how the application proves itself: by this,"),
-            Setting::new(concat!($prefix, ".certificate"), Kind::Path, "or by a certificate that was uploaded, and its key,"),
+            Setting::new(
+                concat!($prefix, ".client_secret"),
+                Kind::Secret,
+                "how the application proves itself: by this,",
+            ),
+            Setting::new(
+                concat!($prefix, ".certificate"),
+                Kind::Path,
+                "or by a certificate that was uploaded, and its key,",
+            ),
             Setting::new(concat!($prefix, ".federated"), Kind::Bool, "or by a token of this connector"),
             Setting::new(
                 concat!($prefix, ".key"),
@@ -51,8 +67,16 @@ macro_rules! auth_settings {
                 "the workload identity pool's provider that takes a token of this connector",
             ),
             Setting::new(concat!($prefix, ".service_account"), Kind::Text, "the account that it may then speak for"),
-            Setting::new(concat!($prefix, ".provider_audience"), Kind::Text, "aud of that token, where the provider wants another"),
-            Setting::new(concat!($prefix, ".metadata"), Kind::Bool, "ask the metadata server: on a machine of Google Cloud"),
+            Setting::new(
+                concat!($prefix, ".provider_audience"),
+                Kind::Text,
+                "aud of that token, where the provider wants another",
+            ),
+            Setting::new(
+                concat!($prefix, ".metadata"),
+                Kind::Bool,
+                "ask the metadata server: on a machine of Google Cloud",
+            ),
             Setting::new(
                 concat!($prefix, ".endpoint"),
                 Kind::Url,
@@ -64,13 +88,21 @@ macro_rules! auth_settings {
                 "in place of https://iamcredentials.googleapis.com",
             ),
             Setting::new(concat!($prefix, ".ca"), Kind::Path, "authorities to trust there in place of the system's"),
-            Setting::new(concat!($prefix, ".encoding"), Kind::Choice(&["text", "base64"]), "how a shared secret is written (text)"),
+            Setting::new(
+                concat!($prefix, ".encoding"),
+                Kind::Choice(&["text", "base64"]),
+                "how a shared secret is written (text)",
+            ),
             Setting::new(
                 concat!($prefix, ".keyid"),
                 Kind::Text,
                 "what a signature calls its key (culvert; the connector's own: its kid)",
             ),
-            Setting::new(concat!($prefix, ".label"), Kind::Text, "what the signature is called in its fields (culvert)"),
+            Setting::new(
+                concat!($prefix, ".label"),
+                Kind::Text,
+                "what the signature is called in its fields (culvert)",
+            ),
             Setting::new(
                 concat!($prefix, ".components"),
                 Kind::List(&Kind::Text),
@@ -99,19 +131,35 @@ macro_rules! auth_settings {
                 Kind::Choice(&["environment", "profile", "web-identity", "container", "instance"]),
                 "where AWS credentials come from; by default the first of these that is there",
             ),
-            Setting::new(concat!($prefix, ".access_key_id"), Kind::Secret, "an AWS access key, in place of `credentials`"),
+            Setting::new(
+                concat!($prefix, ".access_key_id"),
+                Kind::Secret,
+                "an AWS access key, in place of `credentials`",
+            ),
             Setting::new(concat!($prefix, ".secret_access_key"), Kind::Secret, "its secret"),
             Setting::new(concat!($prefix, ".session_token"), Kind::Secret, "its token, if it is a temporary one"),
             Setting::new(concat!($prefix, ".profile"), Kind::Text, "the profile (AWS_PROFILE, or default)"),
             Setting::new(concat!($prefix, ".profile_file"), Kind::Path, "where it is (~/.aws/credentials)"),
-            Setting::new(concat!($prefix, ".role_arn"), Kind::Text, "the AWS role to take for the connector's own token, by STS"),
+            Setting::new(
+                concat!($prefix, ".role_arn"),
+                Kind::Text,
+                "the AWS role to take for the connector's own token, by STS",
+            ),
             Setting::new(
                 concat!($prefix, ".session_name"),
                 Kind::Text,
                 "what the role's session is called in AWS's logs (culvert)",
             ),
-            Setting::new(concat!($prefix, ".session_lifetime"), Kind::Duration, "how long the role is lent: 15m to 12h (1h)"),
-            Setting::new(concat!($prefix, ".token_file"), Kind::Path, "the token to take it for, in place of the connector's own"),
+            Setting::new(
+                concat!($prefix, ".session_lifetime"),
+                Kind::Duration,
+                "how long the role is lent: 15m to 12h (1h)",
+            ),
+            Setting::new(
+                concat!($prefix, ".token_file"),
+                Kind::Path,
+                "the token to take it for, in place of the connector's own",
+            ),
             Setting::new(
                 concat!($prefix, ".payload"),
                 Kind::Choice(&["signed", "unsigned", "chunked"]),

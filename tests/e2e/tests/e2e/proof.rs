@@ -279,6 +279,8 @@ async fn independent_verifiers_take_our_tokens_by_the_keys_that_the_relay_serves
     for service in ["orders", "billing", "ledger"] {
         relay.up(service).await?;
     }
+    // An RSA key takes a while to make, and after any new key all tokens are made anew.
+    tokens(&relay, "ledger", "/head").await?;
     let issuer = format!("{base}/shop");
     let mut seen = Vec::new();
     for (service, audience, path) in

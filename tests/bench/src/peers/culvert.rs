@@ -36,16 +36,14 @@ pub(super) fn is_named(name: &str) -> bool {
 }
 
 pub(super) async fn start(name: &str, site: &Site) -> Result<Peer> {
-    let proof = PROOFS.iter().find(|(own, _)| *own == name).map_or("", |(_, settings)| *settings);
-    let mut relay = Relay::within(&site.gateway, GATEWAY.parse()?)?;
-    // Its rivals write no access log either.
-    relay.env.push(("CULVERT_RELAY_HTTP_ACCESS_LOG".to_owned(), "off".to_owned()));
-    relay.launch()?;
+    let place = PROOFS.iter().position(|(own, _)| *own == name).unwrap_or(0);
+    let proof = PROOFS.get(place).map_or("", |(_, settings)| *settings);
+    let ports = Ports(8170 + 3 * u16::try_from(place)?);
+    let relay = relay_at(site, &ports).await?;
     let (admin, gateway) = (relay.admin, &site.gateway);
-    let ready = gateway.within(move || answers(admin, "/readyz")).await;
-    ready.with_context(|| relay.output())?;
     let token = relay.tunnel("bench", &["fetch", "upload"]).await?;
     let mut connector = Connector::within(&site.private, &token, &[])?;
+    connector.admin = ports.local(2)?.address;
     let services = [("fetch", FETCH), ("upload", UPLOAD)]
         .map(|(name, port)| format!("[[service]]\nname = \"{name}\"\norigin = \"http://127.0.0.1:{port}\"\n{proof}"));
     connector.config(&services.concat())?;
@@ -65,16 +63,8 @@ pub(super) async fn toward_a_stock_peer(name: &str, site: &Site, ports: &Ports) 
     const NETWORK: &str = "10.98.60.0/24";
     const ORIGIN: &str = "10.98.60.2";
     site.private.ip(&["addr", "add", &format!("{ORIGIN}/32"), "dev", "lo"])?;
-    let mut relay = Relay::within(&site.gateway, GATEWAY.parse()?)?;
-    // Beside the other one.
-    relay.listen_at(format!("{GATEWAY}:31821").parse()?);
-    relay.http = ports.local(0)?.address;
-    relay.admin = ports.local(1)?.address;
-    relay.env.push(("CULVERT_RELAY_HTTP_ACCESS_LOG".to_owned(), "off".to_owned()));
-    relay.launch()?;
+    let relay = relay_at(site, ports).await?;
     let (admin, gateway) = (relay.admin, &site.gateway);
-    let ready = gateway.within(move || answers(admin, "/readyz")).await;
-    ready.with_context(|| relay.output())?;
     let add = relay.cli(&["peer", "add", "bench", "--generate-key", "--allowed-ips", NETWORK]).await?;
     ensure!(add.status == 0, "{add:?}");
     for (service, port) in [("fetch", FETCH), ("upload", UPLOAD)] {
@@ -91,6 +81,21 @@ pub(super) async fn toward_a_stock_peer(name: &str, site: &Site, ports: &Ports) 
     let target = |host: &str| Target { address: relay.http, host: host.to_owned() };
     let targets = [target("fetch"), target("upload"), target("fetch")];
     Ok(Peer::of(name, targets, Running::Branch { relay: Box::new(relay), router: Box::new(router) }))
+}
+
+/// A relay beside others, whose front is at the first of these ports and whose admin is at the second.
+async fn relay_at(site: &Site, ports: &Ports) -> Result<Relay> {
+    let mut relay = Relay::within(&site.gateway, GATEWAY.parse()?)?;
+    relay.http = ports.local(0)?.address;
+    relay.admin = ports.local(1)?.address;
+    relay.listen_at(SocketAddr::new(GATEWAY.parse()?, 23_000 + ports.0));
+    // Its rivals write no access log either.
+    relay.env.push(("CULVERT_RELAY_HTTP_ACCESS_LOG".to_owned(), "off".to_owned()));
+    relay.launch()?;
+    let admin = relay.admin;
+    let ready = site.gateway.within(move || answers(admin, "/readyz")).await;
+    ready.with_context(|| relay.output())?;
+    Ok(relay)
 }
 
 async fn answers(admin: SocketAddr, path: &'static str) -> Result<()> {

@@ -10,16 +10,17 @@ use culvert_connector::config::{self, Given};
 use culvert_connector::identity::Store;
 use culvert_model::token::Token;
 use culvert_ops::drain::Drain;
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Where the token comes from.
 pub(crate) const TOKEN: &str = "CULVERT_BENCH_TOKEN";
 
 /// Runs `count` connectors of `service` until standard input ends.
 pub(crate) fn run(count: usize, service: &str) -> Result<()> {
-    // Two descriptors each, and some.
-    let descriptors = (count as u64 * 8).max(4096);
-    setrlimit(Resource::RLIMIT_NOFILE, descriptors, descriptors).context("raise the limit of descriptors")?;
+    // Two descriptors each, and some; as far as this process may.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).context("read the limit of descriptors")?;
+    setrlimit(Resource::RLIMIT_NOFILE, (count as u64 * 8).clamp(4096.min(most), most), most)
+        .context("raise the limit of descriptors")?;
     let token: Token = std::env::var(TOKEN).context(TOKEN)?.parse()?;
     let empty = tempfile::NamedTempFile::new()?;
     let nowhere = BTreeMap::new();

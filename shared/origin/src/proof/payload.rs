@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 
 /// What may be held of one request, unless a setting says otherwise.
 pub const USUAL_LIMIT: usize = 1024 * 1024;
-/// And at most: all of them share [`ROOM`].
+/// And at most: all of them share `ROOM`.
 pub const MOST: usize = 64 * 1024 * 1024;
 
 const KIB: usize = 1024;

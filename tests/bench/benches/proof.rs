@@ -52,7 +52,7 @@ impl Stand {
         let body = match &self.proof {
             None => body,
             Some(proof) => {
-                let about = About { service: &self.service, caller: Some("kong") };
+                let about = About { service: &self.service, caller: Some("kong"), is_tls: true };
                 self.runtime.block_on(proof.prove(&mut parts, body, about, &self.proofs, self.now)).unwrap()
             }
         };
@@ -169,7 +169,6 @@ fn signature(algorithm: SignatureAlgorithm, key: KeySource) -> Option<Proof> {
         tag: None,
         digests: true,
         payload_limit: USUAL_LIMIT,
-        is_tls: true,
     };
     Some(Proof::HttpSignature(HttpSignature::new(settings).unwrap()))
 }

@@ -21,7 +21,7 @@ use culvert_model::name::ServiceName;
 use culvert_model::reason::Reason;
 use culvert_ops::drain::Drain;
 use culvert_ops::task::Owner;
-use http::{HeaderName, HeaderValue, StatusCode, Version, header};
+use http::{HeaderValue, StatusCode, Version, header};
 use http_body::Body as _;
 use tokio::time::sleep;
 
@@ -39,11 +39,9 @@ use crate::router::{Ask, Router, Select};
 use crate::send::Sender;
 use crate::sessions::{Balance, Directory, Service};
 
-const SERVICE: HeaderName = HeaderName::from_static(SERVICE_FIELD);
-const CALLER: HeaderName = HeaderName::from_static(CALLER_FIELD);
 /// In a drain a WebSocket's other side gets so long to answer the Close frame.
 const FAREWELL_WITHIN: Duration = Duration::from_millis(500);
-const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_FOR: &str = "x-forwarded-for";
 
 /// What all requests of the process share.
 pub(crate) struct Exchanges {
@@ -194,12 +192,12 @@ impl Exchanges {
         let stick = service.sticky(|balance| key(balance, &parts, caller, door.forward));
         request::forward(&mut parts, head, caller, door.forward, &self.relay)?;
         let name = HeaderValue::from_str(service.name().as_str()).map_err(|_| Fault::new(Reason::Internal))?;
-        parts.headers.insert(SERVICE, name);
+        parts.headers.insert(SERVICE_FIELD, name);
         if let Some(gateway) = &record.gateway
             && service.tells_caller()
             && let Ok(name) = HeaderValue::from_str(gateway.name.as_str())
         {
-            parts.headers.insert(CALLER, name);
+            parts.headers.insert(CALLER_FIELD, name);
         }
         let started = Instant::now();
         let request = Request::from_parts(parts, body);
@@ -230,7 +228,7 @@ impl Exchanges {
         head: &Head,
         parts: &Parts,
     ) -> Result<Arc<Service>, Fault> {
-        let mut fields = parts.headers.get_all(SERVICE);
+        let mut fields = parts.headers.get_all(SERVICE_FIELD);
         let header = match (fields.next(), fields.next(), door.select) {
             (Some(_), Some(_), Select::Header) => {
                 return Err(Fault::new(Reason::BadRequest).log("Culvert-Service twice"));
@@ -328,7 +326,7 @@ fn key(balance: &Balance, parts: &Parts, caller: &Caller, policy: ForwardPolicy)
         Balance::ClientIp => {
             // Behind a gateway that is believed, the client is whom the gateway names last.
             let named = match policy {
-                ForwardPolicy::Append => parts.headers.get_all(&FORWARDED_FOR).next_back(),
+                ForwardPolicy::Append => parts.headers.get_all(FORWARDED_FOR).next_back(),
                 ForwardPolicy::Replace => None,
             };
             let last = named.and_then(|value| value.to_str().ok()?.rsplit(',').next().map(str::trim));

@@ -16,7 +16,6 @@ use culvert_model::gateway::{self, Credential, GatewaySecret, SecretVerifier};
 use culvert_model::id::GatewayId;
 use culvert_model::name::{Grant, Label, ServiceName};
 use culvert_model::reason::Reason;
-use http::HeaderName;
 use tokio::sync::Notify;
 use tokio::time::sleep;
 use tracing::info;
@@ -25,7 +24,7 @@ use crate::refusals::{Attempt, Refusals};
 use crate::registry::{Certificate, GatewayRow, Note};
 use throttle::{Failed, Throttle};
 
-const FIELD: HeaderName = HeaderName::from_static(gateway::FIELD);
+const FIELD: &str = gateway::FIELD;
 
 /// What a caller's TLS handshake proved; one for each connection.
 #[derive(Debug, Clone, PartialEq, Eq)]

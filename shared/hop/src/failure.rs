@@ -4,7 +4,7 @@
 
 use culvert_model::control::FAILURE_FIELD;
 use culvert_model::reason::Reason;
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::{HeaderValue, StatusCode};
 
 use crate::body::Body;
 use crate::fault::{Fault, Retry, Side};
@@ -12,7 +12,7 @@ use crate::fields::Fields;
 use crate::message::Response;
 
 /// `Culvert-Failure`.
-pub const FAILURE: HeaderName = HeaderName::from_static(FAILURE_FIELD);
+pub const FAILURE: &str = FAILURE_FIELD;
 
 /// The connector's answer to the relay in place of the origin's.
 pub fn respond(fault: &Fault) -> Response<Body> {

@@ -14,7 +14,7 @@ use crate::fields::Fields;
 use crate::message::Response;
 
 /// `Proxy-Status` (RFC 9209).
-pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+pub const PROXY_STATUS: &str = "proxy-status";
 /// The name under which Culvert speaks in `Proxy-Status`.
 pub const PROXY_NAME: &str = "culvert-relay";
 

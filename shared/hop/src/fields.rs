@@ -5,15 +5,24 @@
 use std::fmt;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, TE, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-/// `Keep-Alive`.
-pub(crate) const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-/// `Proxy-Connection`.
-pub(crate) const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-/// `HTTP2-Settings`: belongs to an h2c upgrade, which ends here.
-pub(crate) const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+/// Names that every message is asked for, as text: [`HeaderName`] looks its own up in a table each time.
+pub(crate) mod name {
+    pub(crate) const CONNECTION: &str = "connection";
+    pub(crate) const CONTENT_LENGTH: &str = "content-length";
+    pub(crate) const EXPECT: &str = "expect";
+    pub(crate) const FORWARDED: &str = "forwarded";
+    pub(crate) const HOST: &str = "host";
+    /// Belongs to an h2c upgrade, which ends here.
+    pub(crate) const HTTP2_SETTINGS: &str = "http2-settings";
+    pub(crate) const KEEP_ALIVE: &str = "keep-alive";
+    pub(crate) const PROXY_CONNECTION: &str = "proxy-connection";
+    pub(crate) const TE: &str = "te";
+    pub(crate) const TRANSFER_ENCODING: &str = "transfer-encoding";
+    pub(crate) const UPGRADE: &str = "upgrade";
+    pub(crate) const VIA: &str = "via";
+}
 /// Every field whose name starts so, and goes on with `-` or `_`, speaks for Culvert: to programs that read fields as
 /// variables (RFC 3875 §4.1.18) both are one.
 const CULVERT: &[u8] = b"culvert";
@@ -21,18 +30,24 @@ const CULVERT: &[u8] = b"culvert";
 /// Header fields: lines in the order in which they came. A gateway's head has a dozen of them, which are looked through
 /// faster than hashed, and go out as they came in.
 #[derive(Clone, Default)]
-pub struct Fields(Vec<(Name, HeaderValue)>);
+pub struct Fields {
+    lines: Vec<(Name, HeaderValue)>,
+    /// The marks of the lines' names, and maybe of some that are gone. Most names that are asked for are in no line, which
+    /// one bit tells.
+    marks: u64,
+}
 
-/// A field's name, as it was spelled. Names that differ in case only are the same.
+/// A field's name, as it was spelled: a token (RFC 9110 §5.6.2). Names that differ in case only are the same.
 #[derive(Clone)]
 pub struct Name(Spelling);
 
 #[derive(Clone)]
 enum Spelling {
-    /// In lower case.
-    Known(HeaderName),
-    /// A token (RFC 9110 §5.6.2).
     Received(Bytes),
+    /// Our own, in lower case.
+    Own(&'static str),
+    /// Of HTTP/2, in lower case.
+    Known(HeaderName),
 }
 
 /// Whatever names a field: [`Name`], [`HeaderName`], or text.
@@ -76,11 +91,13 @@ impl Name {
     pub fn as_bytes(&self) -> &[u8] {
         match &self.0 {
             Spelling::Received(token) => token,
+            Spelling::Own(name) => name.as_bytes(),
             Spelling::Known(name) => name.as_str().as_bytes(),
         }
     }
 
     /// Whether it is this name, in whatever case.
+    #[inline]
     pub fn is(&self, name: &(impl AsName + ?Sized)) -> bool {
         self.is_spelled(name.as_bytes())
     }
@@ -96,7 +113,7 @@ impl Name {
     pub fn to_lower(&self) -> Option<HeaderName> {
         match &self.0 {
             Spelling::Known(name) => Some(name.clone()),
-            Spelling::Received(token) => HeaderName::from_bytes(token).ok(),
+            Spelling::Received(_) | Spelling::Own(_) => HeaderName::from_bytes(self.as_bytes()).ok(),
         }
     }
 }
@@ -108,10 +125,10 @@ impl From<HeaderName> for Name {
 }
 
 impl From<&'static str> for Name {
-    /// # Panics
-    /// It is no field name in lower case.
+    /// `name` is a token.
     fn from(name: &'static str) -> Self {
-        HeaderName::from_static(name).into()
+        debug_assert!(HeaderName::from_bytes(name.as_bytes()).is_ok(), "{name:?} is no token");
+        Self(Spelling::Own(name))
     }
 }
 
@@ -136,32 +153,42 @@ impl fmt::Debug for Name {
 impl Fields {
     /// None.
     pub const fn new() -> Self {
-        Self(Vec::new())
+        Self { lines: Vec::new(), marks: 0 }
     }
 
     /// None, with room for some.
     pub fn with_capacity(lines: usize) -> Self {
-        Self(Vec::with_capacity(lines))
+        Self { lines: Vec::with_capacity(lines), marks: 0 }
     }
 
     /// The value of the first line of this name.
+    #[inline]
     pub fn get(&self, name: impl AsName) -> Option<&HeaderValue> {
         let name = name.as_bytes();
-        self.0.iter().find(|(own, _)| own.is_spelled(name)).map(|(_, value)| value)
+        if !self.may_have(name) {
+            return None;
+        }
+        self.lines.iter().find(|(own, _)| own.is_spelled(name)).map(|(_, value)| value)
     }
 
     /// The values of all lines of this name, in their order.
+    #[inline]
     pub fn get_all<N: AsName>(&self, name: N) -> Values<'_, N> {
-        Values { lines: self.0.iter(), name }
+        let lines = if self.may_have(name.as_bytes()) { self.lines.iter() } else { Default::default() };
+        Values { lines, name }
     }
 
     /// The value of the last line of this name.
     pub fn last_mut(&mut self, name: impl AsName) -> Option<&mut HeaderValue> {
         let name = name.as_bytes();
-        self.0.iter_mut().rfind(|(own, _)| own.is_spelled(name)).map(|(_, value)| value)
+        if !self.may_have(name) {
+            return None;
+        }
+        self.lines.iter_mut().rfind(|(own, _)| own.is_spelled(name)).map(|(_, value)| value)
     }
 
     /// Whether there is a line of this name.
+    #[inline]
     pub fn contains_key(&self, name: impl AsName) -> bool {
         self.get(name).is_some()
     }
@@ -170,69 +197,96 @@ impl Fields {
     pub fn insert(&mut self, name: impl Into<Name>, value: HeaderValue) {
         let name = name.into();
         let spelled = name.as_bytes();
-        let Some(first) = self.0.iter().position(|(own, _)| own.is_spelled(spelled)) else {
-            self.0.push((name, value));
-            return;
+        let is_there = self.may_have(spelled);
+        let Some(first) = self.lines.iter().position(|(own, _)| is_there && own.is_spelled(spelled)) else {
+            return self.append(name, value);
         };
         let mut at = 0;
-        self.0.retain(|(own, _)| {
+        self.lines.retain(|(own, _)| {
             at += 1;
             at <= first + 1 || !own.is_spelled(spelled)
         });
-        if let Some((_, old)) = self.0.get_mut(first) {
+        if let Some((_, old)) = self.lines.get_mut(first) {
             *old = value;
         }
     }
 
     /// Adds a line behind the others.
+    #[inline]
     pub fn append(&mut self, name: impl Into<Name>, value: HeaderValue) {
-        self.0.push((name.into(), value));
+        let name = name.into();
+        self.marks |= mark(name.as_bytes());
+        self.lines.push((name, value));
     }
 
     /// Adds a line before the others.
     pub(crate) fn put_first(&mut self, name: impl Into<Name>, value: HeaderValue) {
-        self.0.insert(0, (name.into(), value));
+        let name = name.into();
+        self.marks |= mark(name.as_bytes());
+        self.lines.insert(0, (name, value));
     }
 
     /// Takes out all lines of this name; the value of the first.
     pub fn remove(&mut self, name: impl AsName) -> Option<HeaderValue> {
         let name = name.as_bytes();
-        let taken = self.0.iter().find(|(own, _)| own.is_spelled(name)).map(|(_, value)| value.clone())?;
-        self.0.retain(|(own, _)| !own.is_spelled(name));
+        if !self.may_have(name) {
+            return None;
+        }
+        let taken = self.lines.iter().find(|(own, _)| own.is_spelled(name)).map(|(_, value)| value.clone())?;
+        self.lines.retain(|(own, _)| !own.is_spelled(name));
         Some(taken)
     }
 
     /// Keeps the lines of which this is true.
     pub fn retain(&mut self, mut keeps: impl FnMut(&Name, &HeaderValue) -> bool) {
-        self.0.retain(|(name, value)| keeps(name, value));
+        self.lines.retain(|(name, value)| keeps(name, value));
     }
 
     /// Takes out the lines whose name is unwanted.
     pub(crate) fn drop_named(&mut self, is_unwanted: impl Fn(&Name) -> bool) {
         // Most heads have nothing to drop.
-        if self.0.iter().any(|(name, _)| is_unwanted(name)) {
-            self.0.retain(|(name, _)| !is_unwanted(name));
-        }
+        let Some(first) = self.lines.iter().position(|(name, _)| is_unwanted(name)) else { return };
+        let mut at = 0;
+        self.lines.retain(|(name, _)| {
+            at += 1;
+            at <= first || at != first + 1 && !is_unwanted(name)
+        });
     }
 
     /// The lines.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&Name, &HeaderValue)> {
-        self.0.iter().map(|(name, value)| (name, value))
+        self.lines.iter().map(|(name, value)| (name, value))
     }
 
     /// How many lines there are.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.lines.len()
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.lines.is_empty()
     }
 
     pub(crate) fn reserve(&mut self, lines: usize) {
-        self.0.reserve(lines);
+        self.lines.reserve(lines);
     }
+
+    #[inline]
+    fn may_have(&self, name: &[u8]) -> bool {
+        self.marks & mark(name) != 0
+    }
+}
+
+/// One of 64 bits, by length and last letter in whatever case: the names that are asked for most differ in one of the two
+/// from those that are there most.
+#[inline]
+const fn mark(name: &[u8]) -> u64 {
+    let last = match name.last() {
+        Some(last) => *last as usize & 31,
+        None => 0,
+    };
+    1 << ((name.len() * 5 + last * 11) % 64)
 }
 
 /// The values of all lines of one name.
@@ -244,7 +298,11 @@ pub struct Values<'a, N> {
 impl<'a, N: AsName> Iterator for Values<'a, N> {
     type Item = &'a HeaderValue;
 
+    #[inline]
     fn next(&mut self) -> Option<&'a HeaderValue> {
+        if self.lines.as_slice().is_empty() {
+            return None;
+        }
         let name = self.name.as_bytes();
         self.lines.find(|(own, _)| own.is_spelled(name)).map(|(_, value)| value)
     }
@@ -280,7 +338,7 @@ impl From<HeaderMap> for Fields {
 impl From<Fields> for HeaderMap {
     fn from(fields: Fields) -> Self {
         let mut map = HeaderMap::with_capacity(fields.len());
-        for (name, value) in fields.0 {
+        for (name, value) in fields.lines {
             if let Some(name) = name.to_lower() {
                 map.append(name, value);
             }
@@ -290,21 +348,22 @@ impl From<Fields> for HeaderMap {
 }
 
 /// The values of the first two lines of this name: a second one is one too many of most.
-pub(crate) fn two(fields: &Fields, name: HeaderName) -> (Option<&HeaderValue>, Option<&HeaderValue>) {
+pub(crate) fn two<'a>(fields: &'a Fields, name: &str) -> (Option<&'a HeaderValue>, Option<&'a HeaderValue>) {
     let mut values = fields.get_all(name);
     (values.next(), values.next())
 }
 
 /// Whether the field ends at this hop although `Connection` does not name it (RFC 9110 §7.6.1).
+#[inline]
 pub(crate) fn is_hop_by_hop(name: &Name) -> bool {
     // By length first: most names have none of these.
     match name.as_bytes().len() {
-        2 => name.is(&TE),
-        7 => name.is(&UPGRADE),
-        10 => name.is(&CONNECTION) || name.is(&KEEP_ALIVE),
-        14 => name.is(&HTTP2_SETTINGS),
-        16 => name.is(&PROXY_CONNECTION),
-        17 => name.is(&TRANSFER_ENCODING),
+        2 => name.is(name::TE),
+        7 => name.is(name::UPGRADE),
+        10 => name.is(name::CONNECTION) || name.is(name::KEEP_ALIVE),
+        14 => name.is(name::HTTP2_SETTINGS),
+        16 => name.is(name::PROXY_CONNECTION),
+        17 => name.is(name::TRANSFER_ENCODING),
         _ => false,
     }
 }
@@ -342,7 +401,7 @@ pub(crate) fn is_protected(name: &HeaderName) -> bool {
 }
 
 /// The tokens of all lines of a list field; the empty ones left out.
-pub(crate) fn tokens<'a>(fields: &'a Fields, name: &'a HeaderName) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+pub(crate) fn tokens<'a>(fields: &'a Fields, name: &'a str) -> impl Iterator<Item = &'a [u8]> + use<'a> {
     fields
         .get_all(name)
         .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))

@@ -6,15 +6,15 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use http::HeaderValue;
-use http::header::{FORWARDED, HeaderName, VIA};
 
+use crate::fields::name::{FORWARDED, VIA};
 use crate::fields::{Fields, Name, tokens};
 use crate::request::Caller;
 
-const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+const FOR: &str = "x-forwarded-for";
+const PROTO: &str = "x-forwarded-proto";
+const HOST: &str = "x-forwarded-host";
+const PORT: &str = "x-forwarded-port";
 
 const VIA_CULVERT: HeaderValue = HeaderValue::from_static("1.1 culvert");
 /// Through how many Culverts a request may have come: relays may stand behind each other, but not in a ring.
@@ -33,7 +33,7 @@ pub(crate) fn is_forwarding(name: &Name) -> bool {
 ///
 /// The relay signs its `Forwarded` element with `by=_culvert-ID` (RFC 7239 §6.3).
 pub(crate) fn is_loop(headers: &Fields, relay: &str) -> bool {
-    let hops = tokens(headers, &VIA).filter(|via| via.split(|b| *b == b' ').nth(1) == Some(b"culvert")).count();
+    let hops = tokens(headers, VIA).filter(|via| via.split(|b| *b == b' ').nth(1) == Some(b"culvert")).count();
     hops >= MAX_HOPS
         || headers.get_all(FORWARDED).any(|value| {
             value.as_bytes().split(|byte| matches!(byte, b';' | b',')).any(|pair| {
@@ -56,7 +56,7 @@ pub(crate) fn add(headers: &mut Fields, caller: &Caller, host: &HeaderValue, por
     for (name, value) in
         [(PROTO, HeaderValue::from_static(proto)), (HOST, host.clone()), (PORT, HeaderValue::from(port))]
     {
-        if !headers.contains_key(&name) {
+        if !headers.contains_key(name) {
             headers.append(name, value);
         }
     }
@@ -106,8 +106,8 @@ fn address_text(address: IpAddr) -> String {
 }
 
 /// Adds an element to a list field, on the last of its lines.
-fn append(headers: &mut Fields, name: HeaderName, element: String) {
-    let Some(last) = headers.last_mut(&name) else {
+fn append(headers: &mut Fields, name: &'static str, element: String) {
+    let Some(last) = headers.last_mut(name) else {
         if let Ok(value) = HeaderValue::try_from(element) {
             headers.append(name, value);
         }

@@ -8,13 +8,14 @@
 
 use bytes::Bytes;
 use h2::ext::Protocol;
-use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, HOST, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::COOKIE;
 use http::uri::{Authority, PathAndQuery, Scheme, Uri};
 use http::{HeaderValue, Method, Version};
 
 use culvert_model::reason::Reason;
 
 use crate::fault::Fault;
+use crate::fields::name::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRANSFER_ENCODING, UPGRADE};
 use crate::fields::{Fields, is_hop_by_hop, two};
 use crate::host::HostPort;
 use crate::message::RequestParts as Parts;
@@ -122,7 +123,7 @@ pub(crate) fn for_http2(parts: &mut Parts, scheme: Scheme) -> Result<(), Fault> 
     uri.path_and_query.get_or_insert(PathAndQuery::from_static("/"));
     parts.uri = Uri::from_parts(uri).map_err(|_| refused("an ill-formed target"))?;
     // TE stays: `trailers` is all that a hop ever writes there.
-    parts.headers.drop_named(|name| *name == HOST || *name != TE && is_hop_by_hop(name));
+    parts.headers.drop_named(|name| name.is(HOST) || !name.is(TE) && is_hop_by_hop(name));
     parts.version = Version::HTTP_2;
     Ok(())
 }

@@ -6,13 +6,14 @@
 
 use std::net::IpAddr;
 
-use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, SEC_WEBSOCKET_KEY, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::SEC_WEBSOCKET_KEY;
 use http::uri::{PathAndQuery, Uri};
 use http::{HeaderName, HeaderValue, Method, Version};
 
 use culvert_model::reason::Reason;
 
 use crate::fault::{Audience, Fault, Side};
+use crate::fields::name::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TE, TRANSFER_ENCODING, UPGRADE};
 use crate::fields::{Fields, Name, is_culvert, is_hop_by_hop, is_protected, tokens, two};
 use crate::forwarded;
 use crate::host::HostPort;
@@ -22,7 +23,7 @@ use crate::upgrade::OnUpgrade;
 use crate::websocket::Challenge;
 
 /// `X-Request-Id`.
-pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub const REQUEST_ID: &str = "x-request-id";
 
 const CHUNKED: HeaderValue = HeaderValue::from_static("chunked");
 const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
@@ -293,7 +294,7 @@ fn check_framing(headers: &Fields, version: Version) -> Result<(), &'static str>
 
 /// Refuses connection options that are no names, or that would take away what the next hop relies on.
 fn check_connection(headers: &Fields) -> Result<(), &'static str> {
-    for token in tokens(headers, &CONNECTION) {
+    for token in tokens(headers, CONNECTION) {
         match HeaderName::from_bytes(token) {
             Err(_) => return Err("an ill-formed Connection"),
             Ok(name) if is_protected(&name) => return Err("a Connection that names a field of the request"),
@@ -329,12 +330,12 @@ fn offered(headers: &Fields, has_body: bool) -> Option<HeaderValue> {
         protocol.eq_ignore_ascii_case(b"h2c")
             || protocol.get(..4).is_some_and(|start| start.eq_ignore_ascii_case(b"http"))
     };
-    let wanted = tokens(headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case(b"upgrade"));
+    let wanted = tokens(headers, CONNECTION).any(|token| token.eq_ignore_ascii_case(b"upgrade"));
     let fits = wanted
         && !has_body
         && !protocol.is_empty()
         && lines.next().is_none()
-        && !tokens(headers, &UPGRADE).any(is_http);
+        && !tokens(headers, UPGRADE).any(is_http);
     fits.then(|| protocol.clone())
 }
 
@@ -349,7 +350,7 @@ enum Leg {
 
 /// Drops what ends here and what `is_unwanted` says, and writes this hop's own fields in its place.
 fn strip(parts: &mut Parts, head: &Head, leg: Leg, is_unwanted: impl Fn(&Name) -> bool) {
-    let named: Vec<HeaderName> = tokens(&parts.headers, &CONNECTION)
+    let named: Vec<HeaderName> = tokens(&parts.headers, CONNECTION)
         .filter(|token| {
             ![&b"close"[..], b"keep-alive", b"upgrade", b"te"].iter().any(|usual| token.eq_ignore_ascii_case(usual))
         })
@@ -360,18 +361,19 @@ fn strip(parts: &mut Parts, head: &Head, leg: Leg, is_unwanted: impl Fn(&Name) -
     let asks_for_trailers = head.upgrade.is_none() && (is_http2 || leg == Leg::Origin);
     // Fields that are written anew below keep their place.
     let is_rewritten = |name: &Name| {
-        *name == CONNECTION && !is_http2 && (asks_for_trailers || head.upgrade.is_some())
-            || *name == TE && asks_for_trailers
-            || *name == UPGRADE && head.upgrade.is_some()
-            || *name == TRANSFER_ENCODING && head.chunked
+        name.is(CONNECTION) && !is_http2 && (asks_for_trailers || head.upgrade.is_some())
+            || name.is(TE) && asks_for_trailers
+            || name.is(UPGRADE) && head.upgrade.is_some()
+            || name.is(TRANSFER_ENCODING) && head.chunked
     };
     parts.headers.drop_named(|name| {
-        !is_rewritten(name)
-            && (is_hop_by_hop(name)
-                || is_culvert(name.as_bytes())
-                || named.iter().any(|own| name.is(own))
-                || old && *name == EXPECT
-                || is_unwanted(name))
+        if is_hop_by_hop(name) {
+            return !is_rewritten(name);
+        }
+        is_culvert(name.as_bytes())
+            || named.iter().any(|own| name.is(own))
+            || old && name.is(EXPECT)
+            || is_unwanted(name)
     });
     if head.chunked {
         parts.headers.insert(TRANSFER_ENCODING, CHUNKED);

@@ -2,12 +2,13 @@
 //!
 //! Must never forward a switch of protocols that nobody asked for, ambiguous framing, or a `Culvert-*` field.
 
-use http::header::{CONNECTION, CONTENT_LENGTH, SEC_WEBSOCKET_ACCEPT, TRANSFER_ENCODING, UPGRADE};
+use http::header::SEC_WEBSOCKET_ACCEPT;
 use http::{HeaderName, HeaderValue, StatusCode, Version};
 
 use culvert_model::reason::Reason;
 
 use crate::fault::{Fault, PROXY_STATUS, Side, speaks_for_culvert};
+use crate::fields::name::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE};
 use crate::fields::{Fields, is_culvert, is_hop_by_hop, is_protected, tokens, two};
 use crate::message::ResponseParts as Parts;
 use crate::request::{Head, Upgrade};
@@ -99,17 +100,19 @@ fn check_framing(headers: &Fields) -> Result<(), &'static str> {
 }
 
 fn strip(parts: &mut Parts, keeps_upgrade: bool) {
-    let named: Vec<HeaderName> = tokens(&parts.headers, &CONNECTION)
+    let named: Vec<HeaderName> = tokens(&parts.headers, CONNECTION)
         .filter_map(|token| HeaderName::from_bytes(token).ok())
         .filter(|name| !is_protected(name))
         .collect();
     let forged = parts.headers.get_all(PROXY_STATUS).any(speaks_for_culvert);
     parts.headers.drop_named(|name| {
-        !(keeps_upgrade && (*name == UPGRADE || *name == CONNECTION))
-            && (is_hop_by_hop(name)
-                || is_culvert(name.as_bytes())
-                || named.iter().any(|own| name.is(own))
-                || forged && *name == PROXY_STATUS)
+        if keeps_upgrade && (name.is(UPGRADE) || name.is(CONNECTION)) {
+            return false;
+        }
+        is_hop_by_hop(name)
+            || is_culvert(name.as_bytes())
+            || named.iter().any(|own| name.is(own))
+            || forged && name.is(PROXY_STATUS)
     });
     parts.version = Version::HTTP_11;
 }

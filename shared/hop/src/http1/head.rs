@@ -5,12 +5,12 @@
 use std::mem::MaybeUninit;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderValue, Method, StatusCode, Uri, Version};
 use http_body::Body as _;
 
 use super::framing::{Decoder, Encoder};
 use crate::body::Body;
+use crate::fields::name::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
 use crate::fields::{Fields, Name};
 use crate::message::{Request, RequestParts, Response, ResponseParts};
 
@@ -224,7 +224,7 @@ pub(crate) fn write_response(parts: &ResponseParts, body: &Body, asked: Asked, o
     let mut encoder = None;
     let (mut closes, mut says) = (!asked.keeps, false);
     for (name, value) in parts.headers.iter() {
-        if name.as_bytes().len() == 10 && name.is(&CONNECTION) {
+        if name.as_bytes().len() == 10 && name.is(CONNECTION) {
             closes |= has_token(value, b"close");
             says = true;
         }
@@ -270,8 +270,8 @@ fn frame(body: &Body, out: &mut BytesMut) -> Encoder {
 
 fn framed_by(name: &Name, value: &HeaderValue) -> Option<Encoder> {
     match name.as_bytes().len() {
-        14 if name.is(&CONTENT_LENGTH) => digits(value.as_bytes()).map(Encoder::Length),
-        17 if name.is(&TRANSFER_ENCODING) => Some(Encoder::Chunks),
+        14 if name.is(CONTENT_LENGTH) => digits(value.as_bytes()).map(Encoder::Length),
+        17 if name.is(TRANSFER_ENCODING) => Some(Encoder::Chunks),
         _ => None,
     }
 }
@@ -307,18 +307,18 @@ fn fields(
         let value = HeaderValue::from_maybe_shared(part(text, whole, line.value))
             .map_err(|_| Flaw::Malformed("a control in a value"))?;
         match line.name.len() {
-            10 if name.is(&CONNECTION) => {
+            10 if name.is(CONNECTION) => {
                 framing.closes |= has_token(&value, b"close");
                 framing.keeps |= has_token(&value, b"keep-alive");
             }
-            14 if name.is(&CONTENT_LENGTH) => {
+            14 if name.is(CONTENT_LENGTH) => {
                 let length = digits(value.as_bytes()).ok_or(Flaw::Malformed("an ill-formed Content-Length"))?;
                 if framing.length.is_some_and(|other| is_request || other != length) {
                     return Err(Flaw::Malformed("Content-Length twice"));
                 }
                 framing.length = Some(length);
             }
-            17 if name.is(&TRANSFER_ENCODING) => {
+            17 if name.is(TRANSFER_ENCODING) => {
                 framing.codings += 1;
                 let last = value.as_bytes().rsplit(|byte| *byte == b',').next().unwrap_or_default();
                 framing.is_chunked = last.trim_ascii().eq_ignore_ascii_case(b"chunked");

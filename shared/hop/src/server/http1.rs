@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes};
 use culvert_model::reason::Reason;
-use http::header::{EXPECT, UPGRADE};
 use http::{HeaderMap, Method, StatusCode, Version};
 use http_body::Body as _;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -22,6 +21,7 @@ use super::{Http2, LAST_WORDS, ServerSettings};
 use crate::alarm::Alarm;
 use crate::body::Body;
 use crate::fault;
+use crate::fields::name::{EXPECT, UPGRADE};
 use crate::http1::{Asked, Encoder, Flaw, Heard, Progress, read_request, write_response};
 use crate::interim::Interim;
 use crate::message::{Request, RequestParts, Response};

@@ -85,7 +85,7 @@ fn requests_stick_by_what_the_balance_names() {
     let parts = |fields: &[(&str, &str)]| {
         let mut request = Request::new(());
         for (name, value) in fields {
-            let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
+            let name = http::HeaderName::from_bytes(name.as_bytes()).unwrap();
             request.headers_mut().append(name, HeaderValue::from_str(value).unwrap());
         }
         request.into_parts().0

@@ -331,11 +331,8 @@ fn offered(headers: &Fields, has_body: bool) -> Option<HeaderValue> {
             || protocol.get(..4).is_some_and(|start| start.eq_ignore_ascii_case(b"http"))
     };
     let wanted = tokens(headers, CONNECTION).any(|token| token.eq_ignore_ascii_case(b"upgrade"));
-    let fits = wanted
-        && !has_body
-        && !protocol.is_empty()
-        && lines.next().is_none()
-        && !tokens(headers, UPGRADE).any(is_http);
+    let fits =
+        wanted && !has_body && !protocol.is_empty() && lines.next().is_none() && !tokens(headers, UPGRADE).any(is_http);
     fits.then(|| protocol.clone())
 }
 

@@ -19,7 +19,7 @@ pub(crate) trait Carrier: fmt::Debug + Send + Sync {
     /// Sends one run of datagrams; `fragments`: the way may take them apart (no DF).
     fn try_send(&self, transmit: &Transmit<'_>, fragments: bool) -> Sent;
 
-    /// Registers for the end of [`Sent::Blocked`].
+    /// Registers for the end of [`Sent::Blocked`], which is what was last heard of it.
     fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<()>;
 
     /// How many datagrams one run may hold.

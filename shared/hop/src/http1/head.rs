@@ -16,8 +16,10 @@ use crate::message::{Request, RequestParts, Response, ResponseParts};
 
 /// Fields at most.
 const MOST_FIELDS: usize = 100;
-/// Room for the fields that a hop adds.
-const SPARE_FIELDS: usize = 10;
+/// Room for a request's fields, with those that a relay adds to a bare one: less than the KiB past which the allocator is dearer.
+const ROOM_OF_REQUEST: usize = 12;
+/// Room for the fields that a connector adds to a request, or a hop to a response.
+const SPARE_FIELDS: usize = 3;
 
 /// Why bytes are no head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -301,7 +303,8 @@ fn fields(
     is_request: bool,
 ) -> Result<(Fields, Framing), Flaw> {
     let mut framing = Framing { length: None, codings: 0, is_chunked: false, closes: false, keeps: false };
-    let mut fields = Fields::with_capacity(lines.len() + SPARE_FIELDS);
+    let least = if is_request { ROOM_OF_REQUEST } else { 0 };
+    let mut fields = Fields::with_capacity((lines.len() + SPARE_FIELDS).max(least));
     for line in lines {
         let name = Name::received(part(text, whole, line.name.as_bytes()));
         let value = HeaderValue::from_maybe_shared(part(text, whole, line.value))

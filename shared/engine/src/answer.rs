@@ -13,6 +13,7 @@ use crate::bucket::Rate;
 use crate::config::{BootstrapId, Path, PskEpoch};
 use crate::engine::{Engine, Known};
 use crate::event::{DropReason, Event};
+use crate::handshakes::{Handshake, Unclaimed};
 use crate::index::parity;
 use crate::peer::{CALL_BACK, Instance};
 use crate::replies::Replies;
@@ -21,18 +22,52 @@ use crate::tunn::{INITIATION, KEEPALIVE_TIMEOUT, REKEY_TIMEOUT, RESPONSE, Under,
 
 /// How many strangers are told of.
 const STRANGERS: Rate = Rate { burst: 8, every: Duration::from_secs(1) };
+/// Initiations for other shards that wait for the owner, who takes them out after each turn.
+const UNCLAIMED: usize = 64;
 /// The one key of an instance.
 const FIRST_KEY: u32 = 0;
 /// The one epoch of a bootstrap key.
 const BOOTSTRAP_EPOCH: u32 = 0;
 
 impl Engine {
+    /// Takes an initiation whose static key nobody here has, and that another shard may know: [`Engine::claim`] there, or
+    /// [`Engine::disown`] here. None on an engine that is alone.
+    pub fn poll_unclaimed(&mut self) -> Option<Unclaimed> {
+        self.unclaimed.pop_front()
+    }
+
+    /// Queues an initiation that another shard has judged and found to be for a key of this one. It is not asked for a
+    /// cookie again, but counts as load. `false`: the queue is full.
+    pub fn claim(&mut self, unclaimed: Unclaimed, now: Instant) -> bool {
+        let Unclaimed { initiation: bytes, path, own, .. } = unclaimed;
+        let first = self.endpoints.contains_key(&path.remote);
+        let queued = self.queue.push(Handshake::Initiation { bytes, path, own, passed: true }, first);
+        self.note_load(now);
+        if !queued {
+            self.stats.count_drop(DropReason::QueueFull);
+        }
+        queued
+    }
+
+    /// An initiation that no shard knows the key of.
+    pub fn disown(&mut self, unclaimed: &Unclaimed, now: Instant) {
+        let reason = self.stranger(unclaimed.public_key, unclaimed.path, now);
+        self.stats.count_drop(reason);
+    }
+
+    fn stranger(&mut self, public_key: PublicKey, path: Path, now: Instant) -> DropReason {
+        if self.strangers.take(STRANGERS, now) {
+            self.events.push_back(Event::Stranger { public_key, path });
+        }
+        DropReason::UnknownPeer
+    }
+
     /// Answers an initiation. One X25519 tells whose it is; its bounds come before the rest.
     pub(crate) fn take_initiation(
         &mut self,
         initiation: &[u8; INITIATION],
         path: Path,
-        own: usize,
+        (own, passed): (usize, bool),
         now: Instant,
         replies: &mut Replies,
     ) -> Result<(), DropReason> {
@@ -41,7 +76,8 @@ impl Engine {
             return Err(DropReason::Malformed);
         };
         let half = parse_handshake_anon(&key.private, &key.public, &parsed).map_err(|_| DropReason::BadSeal)?;
-        let (slot, key) = match self.whose(PublicKey::from_bytes(half.peer_static_public), own) {
+        let public_key = PublicKey::from_bytes(half.peer_static_public);
+        let (slot, key) = match self.known_of(public_key, own) {
             Some(Known::Peer(slot, key)) => (slot, key),
             Some(Known::Bootstrap(id)) => {
                 let known = self.bootstraps.instance(id, path.remote).is_some();
@@ -51,13 +87,15 @@ impl Engine {
                 }
                 (self.instance(id, path, own, now)?, FIRST_KEY)
             }
-            None => {
-                if self.strangers.take(STRANGERS, now) {
-                    let public_key = PublicKey::from_bytes(half.peer_static_public);
-                    self.events.push_back(Event::Stranger { public_key, path });
+            // Passed on once: two shards that each believe the other has the key would send it to and fro.
+            None if self.indices.shard().bits > 0 && !passed => {
+                if self.unclaimed.len() >= UNCLAIMED {
+                    return Err(DropReason::QueueFull);
                 }
-                return Err(DropReason::UnknownPeer);
+                self.unclaimed.push_back(Unclaimed { public_key, initiation: *initiation, path, own });
+                return Ok(());
             }
+            None => return Err(self.stranger(public_key, path, now)),
         };
         let peer = self.peers.get_mut(slot).ok_or(DropReason::UnknownPeer)?;
         if !peer.may_answer(now) {
@@ -87,7 +125,8 @@ impl Engine {
     pub(crate) fn admit_joiners(&mut self, budget: usize, now: Instant, replies: &mut Replies) {
         for _ in 0..budget {
             let Some(joiner) = self.bootstraps.admit(now) else { break };
-            if let Err(reason) = self.take_initiation(&joiner.initiation, joiner.path, joiner.own, now, replies) {
+            if let Err(reason) = self.take_initiation(&joiner.initiation, joiner.path, (joiner.own, true), now, replies)
+            {
                 self.stats.count_drop(reason);
             }
         }
@@ -184,7 +223,7 @@ impl Engine {
     }
 
     /// Who has a static key: under the key of ours that was addressed, else under any other of ours.
-    fn whose(&self, key: PublicKey, own: usize) -> Option<Known> {
+    pub(crate) fn known_of(&self, key: PublicKey, own: usize) -> Option<Known> {
         let others = (0..self.own.len()).filter(|other| *other != own);
         std::iter::once(own).chain(others).find_map(|own| self.known.get(&(key, own)).copied())
     }

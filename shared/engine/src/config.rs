@@ -31,6 +31,12 @@ pub struct Shard {
 }
 
 impl Shard {
+    /// So many top bits tell `shards` shards apart, 1..=256 of them.
+    pub const fn bits_for(shards: usize) -> u8 {
+        let last = if shards > 256 { 255 } else { shards.saturating_sub(1) };
+        (usize::BITS - last.leading_zeros()) as u8
+    }
+
     /// Tells which shard drew the receiver index of a data packet, response or cookie reply.
     ///
     /// `None` for an initiation, which any shard may answer, for what is too short, and when `bits` is 0.
@@ -64,14 +70,20 @@ impl Default for HandshakeLimits {
     }
 }
 
-/// Names one peer of one engine. A removed peer's name is never given again.
+/// Names one peer of one process. A removed peer's name is never given again.
 #[derive(Copy, Clone, Eq, PartialEq, Hash, Ord, PartialOrd, Debug)]
 pub struct PeerId {
+    pub(crate) shard: u8,
     pub(crate) slot: u32,
     pub(crate) generation: u32,
 }
 
 impl PeerId {
+    /// The number of the shard whose engine has it.
+    pub const fn shard(self) -> u8 {
+        self.shard
+    }
+
     /// The place in the engine's table; reused after the peer is gone.
     pub const fn slot(self) -> u32 {
         self.slot
@@ -86,6 +98,15 @@ impl PeerId {
 /// Names one bootstrap key of one engine. A removed key's name is never given again.
 #[derive(Copy, Clone, Eq, PartialEq, Hash, Ord, PartialOrd, Debug)]
 pub struct BootstrapId(pub(crate) u32);
+
+/// Whose a static key is.
+#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+pub enum Holder {
+    /// A peer's.
+    Peer(PeerId),
+    /// That of a bootstrap key.
+    Bootstrap(BootstrapId),
+}
 
 /// A way between two hosts: where the peer is, and from which of our addresses and sockets we speak to it (wire.md §2).
 #[derive(Copy, Clone, Eq, PartialEq, Hash, Debug)]

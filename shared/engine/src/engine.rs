@@ -23,7 +23,7 @@ use crate::bootstrap::{BYTES, Bootstraps};
 use crate::bucket::Bucket;
 use crate::config::{BootstrapId, Config, Path, PeerId};
 use crate::event::{DropReason, Event, Received, SealError, Sealed};
-use crate::handshakes::{Handshake, Handshakes};
+use crate::handshakes::{Handshake, Handshakes, Unclaimed};
 use crate::index::Indices;
 use crate::limiter::{Limiter, Verdict};
 use crate::own::Own;
@@ -61,7 +61,8 @@ pub struct Engine {
     pub(crate) stats: Stats,
     pub(crate) rng: StdRng,
     pub(crate) routes: Routes,
-    queue: Handshakes,
+    pub(crate) queue: Handshakes,
+    pub(crate) unclaimed: VecDeque<Unclaimed>,
     limiter: Limiter,
     /// Where peers are, with how many are there: their handshakes go first.
     pub(crate) endpoints: HashMap<SocketAddr, u32>,
@@ -98,6 +99,7 @@ impl Engine {
             stats: Stats::default(),
             routes: Routes::default(),
             queue: Handshakes::new(config.handshakes.queue),
+            unclaimed: VecDeque::new(),
             limiter: Limiter::new(config.handshakes, &mut rng, now),
             endpoints: HashMap::new(),
             strangers: Bucket::default(),
@@ -157,7 +159,9 @@ impl Engine {
         for _ in 0..budget {
             let Some(handshake) = self.queue.pop() else { break };
             let taken = match &handshake {
-                Handshake::Initiation { bytes, path, own } => self.take_initiation(bytes, *path, *own, now, replies),
+                Handshake::Initiation { bytes, path, own, passed } => {
+                    self.take_initiation(bytes, *path, (*own, *passed), now, replies)
+                }
                 Handshake::Response { bytes, path } => self.take_response(bytes, *path, now, replies),
             };
             if let Err(reason) = taken {
@@ -358,7 +362,7 @@ impl Engine {
         }
         let handshake = match (response, <&[u8; INITIATION]>::try_from(message)) {
             (Some((bytes, _)), _) => Handshake::Response { bytes, path },
-            (None, Ok(bytes)) => Handshake::Initiation { bytes: *bytes, path, own },
+            (None, Ok(bytes)) => Handshake::Initiation { bytes: *bytes, path, own, passed: false },
             (None, Err(_)) => return Err(DropReason::Malformed),
         };
         let first = response.is_some() || self.endpoints.contains_key(&path.remote);
@@ -394,6 +398,12 @@ impl Engine {
         }
         self.rearm(slot, now);
         SealError::NoSession
+    }
+
+    /// Counts a handshake message that another shard has judged.
+    pub(crate) fn note_load(&mut self, now: Instant) {
+        self.load_checked = now;
+        self.limiter.note(self.queue.len(), now);
     }
 
     /// The key of ours that a handshake message is meant for, by its mac1.

@@ -4,6 +4,8 @@
 
 use std::collections::VecDeque;
 
+use culvert_model::key::PublicKey;
+
 use crate::config::Path;
 use crate::tunn::{INITIATION, RESPONSE};
 
@@ -15,11 +17,23 @@ pub(crate) enum Handshake {
         path: Path,
         /// The key of ours that its mac1 names.
         own: usize,
+        /// Another shard has passed it on.
+        passed: bool,
     },
     Response {
         bytes: [u8; RESPONSE],
         path: Path,
     },
+}
+
+/// An initiation that is authentic as far as one X25519 tells, for a static key that this shard does not have.
+#[derive(Clone, Debug)]
+pub struct Unclaimed {
+    /// The static key that it names.
+    pub public_key: PublicKey,
+    pub(crate) initiation: [u8; INITIATION],
+    pub(crate) path: Path,
+    pub(crate) own: usize,
 }
 
 /// What waits.

@@ -26,6 +26,10 @@ impl Indices {
         Self { shard: Shard { number, bits }, tunnels: HashMap::default() }
     }
 
+    pub(crate) fn shard(&self) -> Shard {
+        self.shard
+    }
+
     /// Draws a free base of that parity for a tunnel. `None` when half of the space is taken.
     pub(crate) fn draw(&mut self, rng: &mut impl Rng, parity: u32, tunnel: u32) -> Option<u32> {
         let free_bits = BASE_BITS - u32::from(self.shard.bits);

@@ -29,10 +29,11 @@ mod timers;
 mod tunn;
 
 pub use config::{
-    AddPeerError, BootstrapConfig, BootstrapId, Config, HandshakeLimits, KeyError, Path, PeerConfig, PeerId, PeerKey,
-    PskEpoch, PskError, Shard,
+    AddPeerError, BootstrapConfig, BootstrapId, Config, HandshakeLimits, Holder, KeyError, Path, PeerConfig, PeerId,
+    PeerKey, PskEpoch, PskError, Shard,
 };
 pub use engine::Engine;
 pub use event::{DropReason, Event, Received, SealError, Sealed};
+pub use handshakes::Unclaimed;
 pub use replies::Replies;
 pub use stats::{PeerStats, Stats};

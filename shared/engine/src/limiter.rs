@@ -63,11 +63,7 @@ impl Limiter {
         rng: &mut impl Rng,
         now: Instant,
     ) -> Verdict {
-        self.turn(now);
-        self.count = self.count.saturating_add(1);
-        if self.count > self.limits.cookies_above_per_second || queued > self.limits.queue / 8 {
-            self.loaded_until = Some(now + WINDOW);
-        }
+        self.note(queued, now);
         if !self.under_load(now) {
             return Verdict::Pass;
         }
@@ -79,6 +75,15 @@ impl Limiter {
         let count = self.addresses.entry(if full { IpAddr::from([0; 4]) } else { address }).or_default();
         *count = count.saturating_add(1);
         if *count > self.limits.per_address_per_second { Verdict::AddressLimit } else { Verdict::Pass }
+    }
+
+    /// Counts one message, judged here or elsewhere.
+    pub(crate) fn note(&mut self, queued: usize, now: Instant) {
+        self.turn(now);
+        self.count = self.count.saturating_add(1);
+        if self.count > self.limits.cookies_above_per_second || queued > self.limits.queue / 8 {
+            self.loaded_until = Some(now + WINDOW);
+        }
     }
 
     /// Cookies are demanded now. Ends by itself a second after the last message that was too many.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use culvert_model::key::PublicKey;
 use ipnet::IpNet;
 
-use crate::config::{AddPeerError, BootstrapConfig, BootstrapId, Path, PeerConfig, PeerId, PskEpoch};
+use crate::config::{AddPeerError, BootstrapConfig, BootstrapId, Holder, Path, PeerConfig, PeerId, PskEpoch};
 use crate::engine::{Engine, Known};
 use crate::event::Event;
 use crate::keys::Keys;
@@ -34,8 +34,8 @@ impl Engine {
     /// See [`AddPeerError`]; nothing has changed then.
     pub fn add_peer(&mut self, config: PeerConfig, now: Instant) -> Result<PeerId, AddPeerError> {
         for net in &config.allowed_ips {
-            if let Some(with) = self.routes.overlap(net).and_then(|slot| self.peers.get(slot)) {
-                return Err(AddPeerError::Overlap { net: *net, with: with.id });
+            if let Some(with) = self.overlap(net) {
+                return Err(AddPeerError::Overlap { net: *net, with });
             }
         }
         self.insert_peer(config, true, now)
@@ -48,6 +48,29 @@ impl Engine {
     /// As [`add_peer`](Self::add_peer), but never [`AddPeerError::Overlap`].
     pub fn add_unrouted_peer(&mut self, config: PeerConfig, now: Instant) -> Result<PeerId, AddPeerError> {
         self.insert_peer(config, false, now)
+    }
+
+    /// The peer whose addresses a network overlaps.
+    pub fn overlap(&self, net: &IpNet) -> Option<PeerId> {
+        Some(self.peers.get(self.routes.overlap(net)?)?.id)
+    }
+
+    /// Whose a static key is, under any of ours.
+    pub fn holder(&self, key: &PublicKey) -> Option<Holder> {
+        match self.known_of(*key, 0)? {
+            Known::Peer(slot, _) => Some(Holder::Peer(self.peers.get(slot)?.id)),
+            Known::Bootstrap(id) => Some(Holder::Bootstrap(id)),
+        }
+    }
+
+    /// The static key of a bootstrap key.
+    pub fn bootstrap_key(&self, bootstrap: BootstrapId) -> Option<PublicKey> {
+        self.bootstraps.key(bootstrap).map(|key| key.public_key)
+    }
+
+    /// The static keys of a peer.
+    pub fn keys_of(&self, peer: PeerId) -> Vec<PublicKey> {
+        self.peer(peer).map(|peer| peer.keys.iter().map(|key| key.public_key).collect()).unwrap_or_default()
     }
 
     /// Forgets a peer: silence from now on.
@@ -111,8 +134,9 @@ impl Engine {
 
     /// Puts a peer into the table, known under no key and routed nowhere.
     pub(crate) fn put_peer(&mut self, new: NewPeer<'_>) -> Option<u32> {
+        let shard = self.indices.shard().number;
         let slot = self.peers.insert_with(|slot, generation| Peer {
-            id: PeerId { slot, generation },
+            id: PeerId { shard, slot, generation },
             keys: Keys::new(new.public_key, new.own, new.psks),
             allowed: Allowed::new(new.allowed_ips),
             routed: false,

@@ -48,6 +48,26 @@ impl Stats {
         self.drops.get(reason as usize).copied().unwrap_or_default()
     }
 
+    /// Takes another engine's into the sum.
+    pub fn add(&mut self, other: &Self) {
+        self.peers += other.peers;
+        self.live += other.live;
+        self.bootstraps += other.bootstraps;
+        self.datagrams += other.datagrams;
+        self.opened += other.opened;
+        self.sealed += other.sealed;
+        self.initiations += other.initiations;
+        self.responses += other.responses;
+        self.sessions += other.sessions;
+        self.cookies += other.cookies;
+        self.keepalives += other.keepalives;
+        self.queued += other.queued;
+        self.under_load |= other.under_load;
+        for (own, other) in self.drops.iter_mut().zip(other.drops) {
+            *own += other;
+        }
+    }
+
     pub(crate) fn count_drop(&mut self, reason: DropReason) {
         if let Some(count) = self.drops.get_mut(reason as usize) {
             *count += 1;

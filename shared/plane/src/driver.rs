@@ -64,19 +64,25 @@ pub(crate) fn flush(shared: Arc<Shared>) -> impl Future<Output = ()> {
 
 /// Handshakes within their budget, timers, and closing what the shard wants closed.
 pub(crate) async fn work(shared: Arc<Shared>) {
-    let notice = shared.shard().work.clone();
+    let (notice, place) = {
+        let shard = shared.shard();
+        (shard.work.clone(), shard.place.clone())
+    };
     let mut suspend = SuspendWatch::new(slept());
     let mut tick = interval(SUSPEND_CHECK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let (more, due, closing) = {
+        let (more, due, closing, unclaimed) = {
             let mut shard = shared.shard();
             if shard.stopped {
                 return;
             }
             let more = shard.handle_turn(now());
-            (more, shard.poll_timeout(), mem::take(&mut shard.closing))
+            (more, shard.poll_timeout(), mem::take(&mut shard.closing), shard.take_unclaimed())
         };
+        if let Some(place) = &place {
+            unclaimed.into_iter().for_each(|one| place.settle(one, now()));
+        }
         for (link, ending) in closing {
             link.end(ending);
         }

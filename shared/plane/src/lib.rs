@@ -1,6 +1,7 @@
 //! Carriers, and QUIC streams over the engine: every file descriptor of the packet world.
 //!
-//! One [`Plane`] is one shard (wire.md §5): a `current_thread` runtime, an engine, a QUIC endpoint and its UDP sockets.
+//! A [`Plane`] has one shard or several (wire.md §5), each a `current_thread` runtime, an engine, a QUIC endpoint and its
+//! UDP sockets.
 //! It must never decide who may speak (the engine does) or what a stream means (the hop does).
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
@@ -11,6 +12,7 @@ mod crypto;
 mod driver;
 mod event;
 mod fragment;
+mod group;
 mod hello;
 mod icmp;
 mod inbox;
@@ -21,8 +23,10 @@ mod peers;
 mod plane;
 mod port;
 mod quic;
+mod running;
 mod shard;
 mod socket;
+mod steer;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -38,6 +42,6 @@ pub use culvert_engine::{
 };
 pub use event::{Event, Events};
 pub use outbox::SendStats;
-pub use plane::{Config, Plane, PlaneStats, Role, StartError, Stats, StreamLimits};
+pub use plane::{Config, Further, Plane, PlaneStats, Role, StartError, Stats, StreamLimits};
 pub use stream::{Stream, StreamReset};
 pub use udp::{bind, bind_group};

@@ -19,6 +19,9 @@ type Extra = Arc<Mutex<Vec<(SocketAddr, SocketAddr, Vec<u8>)>>>;
 /// Says whether a datagram (from, to, bytes) passes.
 type Rule = Box<dyn FnMut(SocketAddr, SocketAddr, &[u8]) -> bool + Send>;
 
+/// Says on which of the carriers of one address a datagram lands.
+type Landing = Box<dyn FnMut(&[u8]) -> usize + Send>;
+
 /// Every carrier that was made from it can reach every other.
 #[derive(Clone)]
 pub(crate) struct Network {
@@ -27,8 +30,10 @@ pub(crate) struct Network {
 }
 
 struct State {
-    inboxes: BTreeMap<SocketAddr, Waiting>,
+    /// Several where shards share an address.
+    inboxes: BTreeMap<SocketAddr, Vec<Waiting>>,
     rule: Rule,
+    landing: Landing,
     /// What every carrier answers instead of sending.
     outage: Option<Sent>,
     writers: Vec<Waker>,
@@ -44,7 +49,13 @@ impl Network {
     pub(crate) fn new() -> Self {
         let rule: Rule = Box::new(|_, _, _| true);
         Self {
-            state: Arc::new(Mutex::new(State { inboxes: BTreeMap::new(), rule, outage: None, writers: Vec::new() })),
+            state: Arc::new(Mutex::new(State {
+                inboxes: BTreeMap::new(),
+                rule,
+                landing: Box::new(|_| 0),
+                outage: None,
+                writers: Vec::new(),
+            })),
             extra: Arc::default(),
         }
     }
@@ -52,6 +63,11 @@ impl Network {
     /// Lets only datagrams pass for which `rule` says so; it may also watch them.
     pub(crate) fn set_rule(&self, rule: impl FnMut(SocketAddr, SocketAddr, &[u8]) -> bool + Send + 'static) {
         self.state.lock().unwrap().rule = Box::new(rule);
+    }
+
+    /// Lets datagrams to an address of several carriers land where `landing` says.
+    pub(crate) fn set_landing(&self, landing: impl FnMut(&[u8]) -> usize + Send + 'static) {
+        self.state.lock().unwrap().landing = Box::new(landing);
     }
 
     /// Makes every carrier answer so instead of sending; `None`: they send again.
@@ -66,14 +82,16 @@ impl Network {
     /// Puts a datagram on the wire.
     pub(crate) fn send(&self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
         let mut state = self.state.lock().unwrap();
-        let State { inboxes, rule, .. } = &mut *state;
+        let State { inboxes, rule, landing, .. } = &mut *state;
         let mut passing = Vec::new();
         if rule(from, to, bytes) {
             passing.push((from, to, bytes.to_vec()));
         }
         passing.append(&mut self.extra.lock().unwrap());
         for (from, to, bytes) in passing {
-            if let Some(inbox) = inboxes.get_mut(&to) {
+            let group = inboxes.get_mut(&to);
+            let at = if group.as_ref().is_some_and(|group| group.len() > 1) { landing(&bytes) } else { 0 };
+            if let Some(inbox) = group.and_then(|group| group.get_mut(at)) {
                 inbox.datagrams.push_back((from, bytes));
                 if let Some(waker) = inbox.waker.take() {
                     waker.wake();
@@ -89,8 +107,15 @@ impl Network {
 
     /// A carrier at this address.
     pub(crate) fn carrier(&self, local: SocketAddr) -> Arc<dyn Carrier> {
-        self.state.lock().unwrap().inboxes.insert(local, Waiting::default());
-        Arc::new(MemoryCarrier { network: self.clone(), local })
+        self.group(local, 1).remove(0)
+    }
+
+    /// So many carriers at this address.
+    pub(crate) fn group(&self, local: SocketAddr, count: usize) -> Vec<Arc<dyn Carrier>> {
+        let inboxes = (0..count).map(|_| Waiting::default()).collect();
+        self.state.lock().unwrap().inboxes.insert(local, inboxes);
+        let carrier = |at| Arc::new(MemoryCarrier { network: self.clone(), local, at }) as Arc<dyn Carrier>;
+        (0..count).map(carrier).collect()
     }
 }
 
@@ -104,12 +129,13 @@ impl fmt::Debug for Network {
 struct MemoryCarrier {
     network: Network,
     local: SocketAddr,
+    at: usize,
 }
 
 impl Carrier for MemoryCarrier {
     fn poll_recv(&self, cx: &mut Context<'_>, bufs: &mut [IoSliceMut<'_>], metas: &mut [RecvMeta]) -> Poll<usize> {
         let mut state = self.network.state.lock().unwrap();
-        let inbox = state.inboxes.get_mut(&self.local).unwrap();
+        let inbox = &mut state.inboxes.get_mut(&self.local).unwrap()[self.at];
         let mut count = 0;
         for (buffer, meta) in bufs.iter_mut().zip(metas) {
             let Some((addr, bytes)) = inbox.datagrams.pop_front() else { break };

@@ -46,6 +46,16 @@ pub struct SendStats {
     pub last_refusal: Option<i32>,
 }
 
+impl SendStats {
+    /// Takes another shard's into the sum.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.sends += other.sends;
+        self.datagrams += other.datagrams;
+        self.refused += other.refused;
+        self.last_refusal = self.last_refusal.or(other.last_refusal);
+    }
+}
+
 /// The outgoing datagrams of one shard.
 #[derive(Debug)]
 pub(crate) struct Outbox {

@@ -1,31 +1,31 @@
-//! The handle to one shard: what the relay and the connector call.
+//! The handle to all shards: what the relay and the connector call.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, MutexGuard};
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use culvert_engine::{
-    AddPeerError, BootstrapConfig, BootstrapId, Engine, KeyError, Path, PeerConfig, PeerId, PeerKey, PeerStats,
+    AddPeerError, BootstrapConfig, BootstrapId, Holder, KeyError, Path, PeerConfig, PeerId, PeerKey, PeerStats,
     PskEpoch, PskError,
 };
 use culvert_model::close::CloseCode;
 use culvert_model::id::InstanceId;
 use culvert_model::key::{PrivateKey, PublicKey};
-use quinn::{Endpoint, TokioRuntime};
-use tokio::sync::{Semaphore, mpsc};
-use tokio::task::AbortHandle;
-use tokio::time::timeout;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
 
-use crate::connection::{Connection, DialError, Ending, Link, describe};
+use crate::connection::{Connection, DialError};
 use crate::crypto::PROTOCOL_VERSION;
-use crate::driver::{self, Maker};
 use crate::event::Events;
-use crate::outbox::{Outbox, SendStats};
+use crate::group::{Group, Place};
+use crate::outbox::SendStats;
 use crate::port::Carrier;
-use crate::quic::{self, Quic};
-use crate::shard::{Dial, Shard};
-use crate::socket::{Shared, VirtualSocket, now};
+use crate::running::Running;
+use crate::shard::Shard;
+use crate::socket::{Shared, now};
 use crate::tun::TunStats;
 use crate::udp::Udp;
 
@@ -38,7 +38,7 @@ pub enum Role {
     Connector,
 }
 
-/// What a shard is made of.
+/// What a plane is made of.
 pub struct Config {
     /// Which end this is.
     pub role: Role,
@@ -63,7 +63,7 @@ pub struct StreamLimits {
     pub incoming: u32,
     /// Bytes the peer may send on one stream before they are read.
     pub window: u32,
-    /// Bytes all streams of the shard together may hold unread (streams × window): past it new streams wait.
+    /// Bytes all streams together may hold unread (streams × window): past it new streams wait.
     pub budget: u64,
 }
 
@@ -73,7 +73,7 @@ impl Default for StreamLimits {
     }
 }
 
-/// A cheap handle to one shard; clones speak of the same one. When the last is gone, so is the shard.
+/// A cheap handle to the shards; clones speak of the same ones. When the last is gone, so are they.
 #[derive(Debug, Clone)]
 pub struct Plane {
     inner: Arc<Inner>,
@@ -81,24 +81,36 @@ pub struct Plane {
 
 #[derive(Debug)]
 struct Inner {
-    maker: Maker,
-    endpoint: Endpoint,
-    addresses: Vec<SocketAddr>,
-    tasks: Vec<AbortHandle>,
+    /// At least one.
+    shards: Vec<Running>,
+    /// None: there is one shard.
+    group: Option<Arc<Group>>,
 }
 
-/// Why a shard did not start.
+/// Where one more shard runs.
+#[derive(Debug)]
+pub struct Further {
+    /// A `current_thread` runtime with I/O and time that lives as long as the plane.
+    pub runtime: Handle,
+    /// Bound to the addresses of [`Config::sockets`], in their order (see [`crate::bind_group`]).
+    pub sockets: Vec<UdpSocket>,
+}
+
+/// Why a plane did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// No socket, or more than 255.
-    #[error("a plane needs 1 to 255 sockets, not {0}")]
+    /// No socket, more than 255, or not as many as the first shard has.
+    #[error("a shard needs 1 to 255 sockets, as many as the first, not {0}")]
     Sockets(usize),
+    /// More shards than can be told apart.
+    #[error("a plane has 256 shards at most, not {0}")]
+    Shards(usize),
     /// A socket option or registration failed.
     #[error("the UDP socket cannot be used: {0}")]
     Socket(#[from] io::Error),
 }
 
-/// Plain counters of one shard.
+/// Plain counters of one shard, or of all.
 #[derive(Debug, Clone, Default)]
 pub struct Stats {
     /// The engine's.
@@ -132,73 +144,89 @@ pub struct PlaneStats {
     pub unsealed: u64,
     /// Events that nobody took in time.
     pub facts_lost: u64,
+    /// Datagrams that landed on this shard and were another one's.
+    pub passed_on: u64,
+    /// Those of them that the other had no room for.
+    pub passed_lost: u64,
 }
 
 /// Events that wait while the owner is busy.
 const EVENTS: usize = 1024;
 /// How long a closing datagram may take to leave.
-const FLUSH: Duration = Duration::from_millis(100);
-/// The budget is counted in these.
-const BUDGET_UNIT: u64 = 1024;
+pub(crate) const FLUSH: Duration = Duration::from_millis(100);
+/// What the top byte of a session index tells apart.
+const MOST_SHARDS: usize = 256;
 
 impl Plane {
-    /// Starts the shard's tasks on the current `current_thread` runtime.
+    /// Starts one shard on the current `current_thread` runtime.
     ///
     /// # Errors
     /// [`StartError`]
     ///
     /// # Panics
     /// Outside a runtime with I/O and time.
-    pub fn start(mut config: Config) -> Result<(Self, Events), StartError> {
-        let sockets = std::mem::take(&mut config.sockets);
-        if sockets.is_empty() || sockets.len() > usize::from(u8::MAX) {
-            return Err(StartError::Sockets(sockets.len()));
-        }
-        let carriers = sockets.into_iter().map(|socket| Ok(Arc::new(Udp::new(socket)?) as Arc<dyn Carrier>));
-        let carriers = carriers.collect::<io::Result<Vec<_>>>()?;
-        Self::start_on(carriers, config, PROTOCOL_VERSION)
+    pub fn start(config: Config) -> Result<(Self, Events), StartError> {
+        Self::start_over(config, Vec::new())
     }
 
-    /// As [`Self::start`], on any carriers and with any version.
+    /// Starts the first shard on the current runtime and the others on theirs: a peer lives on one of them, and everything
+    /// else is as with one. `config.streams.budget` is that of all together.
+    ///
+    /// # Errors
+    /// [`StartError`]
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    pub fn start_over(mut config: Config, others: Vec<Further>) -> Result<(Self, Events), StartError> {
+        let sockets = std::mem::take(&mut config.sockets);
+        let first = Further { runtime: Handle::current(), sockets };
+        let count = first.sockets.len();
+        if others.len() >= MOST_SHARDS {
+            return Err(StartError::Shards(others.len() + 1));
+        }
+        let mut seats = Vec::with_capacity(1 + others.len());
+        for Further { runtime, sockets } in std::iter::once(first).chain(others) {
+            if sockets.is_empty() || sockets.len() != count || count > usize::from(u8::MAX) {
+                return Err(StartError::Sockets(sockets.len()));
+            }
+            let _within = runtime.enter();
+            let carriers = sockets.into_iter().map(|socket| Ok(Arc::new(Udp::new(socket)?) as Arc<dyn Carrier>));
+            let carriers = carriers.collect::<io::Result<Vec<_>>>()?;
+            seats.push((runtime.clone(), carriers));
+        }
+        Self::start_on(seats, config, PROTOCOL_VERSION)
+    }
+
+    /// As [`Self::start_over`], on any carriers and with any version.
     pub(crate) fn start_on(
-        carriers: Vec<Arc<dyn Carrier>>,
+        seats: Vec<(Handle, Vec<Arc<dyn Carrier>>)>,
         config: Config,
         version: u32,
     ) -> Result<(Self, Events), StartError> {
-        let engine = Engine::new(config.engine, now());
-        let addresses = carriers.iter().map(|carrier| carrier.local_addr()).collect();
-        let shard = Shard::new(config.role, config.instance, config.inner, engine, Outbox::new(carriers.clone()));
-        let shared = Shared::new(shard, carriers, config.role);
-        let quic = Arc::new(Quic::new(&config.streams, version));
-        let server = (config.role == Role::Relay).then(|| quic.any_server());
-        let socket = Arc::new(VirtualSocket::new(shared.clone()));
-        let endpoint = quic::endpoint(&config.reset_secret);
-        let endpoint = Endpoint::new_with_abstract_socket(endpoint, server, socket, Arc::new(TokioRuntime))?;
-
-        let units = usize::try_from(config.streams.budget / BUDGET_UNIT).unwrap_or(usize::MAX);
-        let units = units.clamp(1, Semaphore::MAX_PERMITS);
-        let share = u64::from(config.streams.window).div_ceil(BUDGET_UNIT);
-        let share = u32::try_from(share).unwrap_or(u32::MAX).min(u32::try_from(units).unwrap_or(u32::MAX));
-        let maker = Maker { shared: shared.clone(), quic, budget: Arc::new(Semaphore::new(units)), share };
-
+        let group = (seats.len() > 1).then(|| Group::new(seats.len()));
         let (owner, receiver) = mpsc::channel(EVENTS);
-        let mut tasks = vec![
-            tokio::spawn(driver::flush(shared.clone())).abort_handle(),
-            tokio::spawn(driver::work(shared.clone())).abort_handle(),
-            tokio::spawn(driver::report(shared, owner)).abort_handle(),
-        ];
-        if config.role == Role::Relay {
-            tasks.push(tokio::spawn(driver::accept(maker.clone(), endpoint.clone())).abort_handle());
+        let mut shards = Vec::with_capacity(seats.len());
+        for (number, (runtime, carriers)) in (0..=u8::MAX).zip(seats) {
+            let place = group.as_ref().map(|group| Place { group: group.clone(), number });
+            shards.push(Running::start(&config, version, runtime, carriers, place, owner.clone())?);
         }
-        Ok((Self { inner: Arc::new(Inner { maker, endpoint, addresses, tasks }) }, Events { receiver }))
+        if let Some(group) = &group {
+            group.introduce(shards.iter().map(|shard| Arc::downgrade(shard.shared())).collect());
+        }
+        Ok((Self { inner: Arc::new(Inner { shards, group }) }, Events { receiver }))
     }
 
-    /// Adds a peer.
+    /// How many shards there are.
+    pub fn shards(&self) -> usize {
+        self.inner.shards.len()
+    }
+
+    /// Adds a peer: to the shard that carries the fewest.
     ///
     /// # Errors
     /// As the engine says.
     pub fn add_peer(&self, peer: PeerConfig) -> Result<PeerId, AddPeerError> {
-        self.shared().shard().add_peer(peer, now())
+        self.add(peer, None, |shard, peer, now| shard.add_peer(peer, now))
     }
 
     /// Adds a stock WireGuard peer: no QUIC, no hello. Its allowed addresses, IPv4 and IPv6, are routed to it through the TUN
@@ -208,7 +236,8 @@ impl Plane {
     /// # Errors
     /// As the engine says; [`AddPeerError::Reserved`] for networks that hold addresses of the relay or of connectors.
     pub fn add_stock_peer(&self, peer: PeerConfig) -> Result<PeerId, AddPeerError> {
-        self.shared().shard().add_stock_peer(peer, now())
+        // The device has one reader, on the first shard.
+        self.add(peer, Some(0), |shard, peer, now| shard.add_stock_peer(peer, now))
     }
 
     /// Adds a token's bootstrap key.
@@ -216,23 +245,41 @@ impl Plane {
     /// # Errors
     /// As the engine says.
     pub fn add_bootstrap(&self, bootstrap: BootstrapConfig) -> Result<BootstrapId, AddPeerError> {
-        self.shared().shard().add_bootstrap(bootstrap)
+        let mut homes = self.homes();
+        self.check_elsewhere(homes.as_deref(), &bootstrap.public_key, 0)?;
+        let public_key = bootstrap.public_key;
+        let added = self.shared().shard().add_bootstrap(bootstrap)?;
+        if let Some(homes) = &mut homes {
+            homes.insert(public_key, 0);
+        }
+        Ok(added)
     }
 
     /// Forgets a bootstrap key and its instances.
     pub fn remove_bootstrap(&self, bootstrap: BootstrapId) {
-        self.shared().shard().remove_bootstrap(bootstrap, now());
+        let mut homes = self.homes();
+        let mut shard = self.shared().shard();
+        let key = shard.engine().bootstrap_key(bootstrap);
+        shard.remove_bootstrap(bootstrap, now());
+        drop(shard);
+        self.leave_home(homes.as_deref_mut(), 0, key);
     }
 
     /// Closes the peer's connection with `code`, flushes that datagram (100 ms at most), then forgets the peer.
     ///
     /// Dropped before its end, the peer stays.
     pub async fn remove_peer(&self, peer: PeerId, code: CloseCode) {
-        let link = self.shared().shard().peers.get(peer).and_then(|peer| peer.link.upgrade());
+        let running = self.of(peer);
+        let link = running.shared().shard().peers.get(peer).and_then(|peer| peer.link.upgrade());
         if let Some(link) = link {
-            self.close_and_flush(&[link], code).await;
+            running.close_and_flush(&[link], code).await;
         }
-        self.shared().shard().remove_peer(peer);
+        let mut homes = self.homes();
+        let mut shard = running.shared().shard();
+        let keys = shard.engine().keys_of(peer);
+        shard.remove_peer(peer);
+        drop(shard);
+        self.leave_home(homes.as_deref_mut(), peer.shard(), keys);
     }
 
     /// Replaces the pre-shared keys of the key that the peer is initiated with, make before break (wire.md §3).
@@ -240,7 +287,7 @@ impl Plane {
     /// # Errors
     /// As the engine says.
     pub fn set_psks(&self, peer: PeerId, psks: Vec<PskEpoch>) -> Result<(), PskError> {
-        self.shared().shard().change(|engine, now| engine.set_psks(peer, psks, now))
+        self.shard_of(peer).change(|engine, now| engine.set_psks(peer, psks, now))
     }
 
     /// As [`Self::set_psks`], for one key of several; `static_index` where the peer has it with several of ours.
@@ -254,7 +301,7 @@ impl Plane {
         static_index: Option<usize>,
         psks: Vec<PskEpoch>,
     ) -> Result<(), PskError> {
-        self.shared().shard().change(|engine, now| engine.set_key_psks(peer, public_key, static_index, psks, now))
+        self.shard_of(peer).change(|engine, now| engine.set_key_psks(peer, public_key, static_index, psks, now))
     }
 
     /// Adds a static key to a peer, beside those it has. Its sessions, under whichever key, are one peer's: QUIC does not
@@ -263,7 +310,14 @@ impl Plane {
     /// # Errors
     /// As the engine says.
     pub fn add_key(&self, peer: PeerId, key: PeerKey, prefer: bool) -> Result<(), AddPeerError> {
-        self.shared().shard().change(|engine, now| engine.add_key(peer, key, prefer, now))
+        let mut homes = self.homes();
+        self.check_elsewhere(homes.as_deref(), &key.public_key, peer.shard())?;
+        let public_key = key.public_key;
+        self.shard_of(peer).change(|engine, now| engine.add_key(peer, key, prefer, now))?;
+        if let Some(homes) = &mut homes {
+            homes.insert(public_key, peer.shard());
+        }
+        Ok(())
     }
 
     /// Initiates with one of several static keys of a peer from now on; [`Self::connect`] does so at once.
@@ -276,7 +330,7 @@ impl Plane {
         public_key: &PublicKey,
         static_index: Option<usize>,
     ) -> Result<(), KeyError> {
-        self.shared().shard().engine().prefer_key(peer, public_key, static_index)
+        self.shard_of(peer).engine().prefer_key(peer, public_key, static_index)
     }
 
     /// Takes one of several static keys from a peer, and ends what is left of its sessions.
@@ -289,13 +343,19 @@ impl Plane {
         public_key: &PublicKey,
         static_index: Option<usize>,
     ) -> Result<(), KeyError> {
-        self.shared().shard().change(|engine, now| engine.remove_key(peer, public_key, static_index, now))
+        let mut homes = self.homes();
+        self.shard_of(peer).change(|engine, now| engine.remove_key(peer, public_key, static_index, now))?;
+        self.leave_home(homes.as_deref_mut(), peer.shard(), [*public_key]);
+        Ok(())
     }
 
     /// Adds a static key of our own and tells its number; one that is there keeps its number. Every peer may speak to it
     /// from now on.
     pub fn add_static(&self, key: &PrivateKey) -> usize {
-        self.shared().shard().engine().add_static(key)
+        // Under the lock all shards add and remove in one order, so the number is the same for all.
+        let _homes = self.homes();
+        let numbers = self.inner.shards.iter().map(|shard| shard.shared().shard().engine().add_static(key));
+        numbers.max().unwrap_or_default()
     }
 
     /// Takes a static key of our own away, and ends what is left of the sessions under it. What was added with it belongs
@@ -304,22 +364,26 @@ impl Plane {
     /// # Errors
     /// As the engine says.
     pub fn remove_static(&self, index: usize, instead: usize) -> Result<(), KeyError> {
-        self.shared().shard().change(|engine, now| engine.remove_static(index, instead, now))
+        let _homes = self.homes();
+        self.inner.shards.iter().try_for_each(|shard| {
+            shard.shared().shard().change(|engine, now| engine.remove_static(index, instead, now))
+        })
     }
 
     /// Starts a handshake now, toward `remote` when it is given, even when a session is live.
     pub fn connect(&self, peer: PeerId, remote: Option<SocketAddr>) {
+        let running = self.of(peer);
         let path = remote.map(|remote| {
             let same = |own: &SocketAddr| own.is_ipv4() == remote.is_ipv4();
-            let socket = self.inner.addresses.iter().position(same).unwrap_or(0);
+            let socket = running.addresses.iter().position(same).unwrap_or(0);
             Path { remote, local: None, socket: u8::try_from(socket).unwrap_or(0) }
         });
-        self.shared().shard().connect(peer, path, now());
+        running.shared().shard().connect(peer, path, now());
     }
 
     /// As [`Self::connect`], over a path that is known whole: a relay calls back from the address it last used.
     pub fn connect_path(&self, peer: PeerId, path: Path) {
-        self.shared().shard().connect(peer, Some(path), now());
+        self.shard_of(peer).connect(peer, Some(path), now());
     }
 
     /// Connector: waits for a confirmed session and the peer's hello, then dials QUIC.
@@ -330,49 +394,42 @@ impl Plane {
     /// # Errors
     /// [`DialError`]
     pub async fn dial(&self, peer: PeerId) -> Result<Connection, DialError> {
-        loop {
-            let (address, outer) = self.until_ready(peer).await?;
-            let older = self.shared().shard().peers.get(peer).and_then(|peer| peer.link.upgrade());
-            if let Some(older) = older {
-                older.end(Ending::Code(CloseCode::Shutdown));
-            }
-            let client = self.inner.maker.quic.client(outer);
-            let connecting = self.inner.endpoint.connect_with(client, address, "culvert");
-            let connecting = connecting.map_err(|_| DialError::Stopped)?;
-            tokio::select! {
-                quic = connecting => {
-                    let quic = quic.map_err(|error| DialError::Failed(describe(&error)))?;
-                    if let Some(connection) = self.inner.maker.register(quic, peer, address) {
-                        return Ok(connection);
-                    }
-                }
-                () = self.until_elsewhere(peer, address) => {}
-            }
-        }
+        self.of(peer).dial(peer).await
     }
 
     /// What the engine knows of a peer.
     pub fn peer_stats(&self, peer: PeerId) -> Option<PeerStats> {
-        self.shared().shard().engine().peer_stats(peer)
+        self.shard_of(peer).engine().peer_stats(peer)
     }
 
-    /// Counters.
+    /// Counters, of all shards together.
     pub fn stats(&self) -> Stats {
-        let mut shard = self.shared().shard();
-        Stats { engine: shard.engine().stats(), plane: shard.stats, send: shard.outbox.stats, tun: shard.tun_stats }
+        let mut all = self.stats_by_shard().into_iter();
+        let mut sum = all.next().unwrap_or_default();
+        all.for_each(|stats| sum.add(&stats));
+        sum
     }
 
-    /// Where the sockets are bound.
+    /// Counters of each shard.
+    pub fn stats_by_shard(&self) -> Vec<Stats> {
+        self.inner.shards.iter().map(Running::stats).collect()
+    }
+
+    /// Where the sockets are bound; those of further shards are bound to the same addresses.
     pub fn local_addrs(&self) -> Vec<SocketAddr> {
-        self.inner.addresses.clone()
+        self.first().addresses.clone()
     }
 
-    /// Closes every connection with `code`, flushes (100 ms at most), stops the shard's tasks and closes its sockets,
+    /// Closes every connection with `code`, flushes (100 ms at most), stops the shards' tasks and closes their sockets,
     /// whoever still holds a handle or a connection.
     pub async fn shutdown(&self, code: CloseCode) {
-        let links: Vec<_> = self.shared().shard().peers.iter().filter_map(|peer| peer.link.upgrade()).collect();
-        self.close_and_flush(&links, code).await;
-        self.inner.stop();
+        let mut closing: Vec<_> = self.inner.shards.iter().map(|shard| Box::pin(shard.close_all(code))).collect();
+        std::future::poll_fn(|cx| {
+            closing.retain_mut(|one| one.as_mut().poll(cx).is_pending());
+            if closing.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        self.inner.shards.iter().for_each(Running::stop);
     }
 
     /// Copies of every QUIC datagram that is sent from now on.
@@ -389,91 +446,128 @@ impl Plane {
         self.shared().shard().outbox.waiting()
     }
 
+    /// The first shard.
     pub(crate) fn shared(&self) -> &Arc<Shared> {
-        &self.inner.maker.shared
+        self.first().shared()
     }
 
-    async fn until_ready(&self, peer: PeerId) -> Result<(SocketAddr, std::net::IpAddr), DialError> {
-        loop {
-            let dial = {
-                let mut shard = self.shared().shard();
-                if shard.stopped { Err(DialError::Stopped) } else { Ok(shard.prepare_dial(peer, now())) }
-            };
-            match dial? {
-                Dial::Ready(address, outer) => return Ok((address, outer)),
-                Dial::Wait(notice) => notice.await,
-                Dial::Unknown => return Err(DialError::UnknownPeer),
-                Dial::Version(theirs) => return Err(DialError::Version { ours: PROTOCOL_VERSION, theirs }),
-                Dial::Displaced => return Err(DialError::Displaced),
-            }
-        }
+    fn first(&self) -> &Running {
+        // A plane is never started without one.
+        &self.inner.shards[0]
     }
 
-    /// Waits until the peer is gone or its process is another one.
-    async fn until_elsewhere(&self, peer: PeerId, address: SocketAddr) {
-        loop {
-            let notice = {
-                let shard = self.shared().shard();
-                let known = shard.peers.get(peer).filter(|peer| peer.address == address);
-                known.map(|peer| peer.changed.clone().notified_owned())
-            };
-            match notice {
-                Some(notice) => notice.await,
-                None => return,
-            }
-        }
+    fn of(&self, peer: PeerId) -> &Running {
+        self.inner.shards.get(usize::from(peer.shard())).unwrap_or_else(|| self.first())
     }
 
-    /// Closes connections and waits until each has sealed a datagram more and all have left.
-    async fn close_and_flush(&self, links: &[Arc<Link>], code: CloseCode) {
-        let shared = self.shared();
-        let sealed = |link: &Arc<Link>| shared.shard().peers.get(link.peer()).map(|peer| peer.sealed);
-        let open = links.iter().filter(|link| !link.is_closed());
-        let before: Vec<_> = open.map(|link| (link, sealed(link))).collect();
-        for (link, _) in &before {
-            link.end(Ending::Code(code));
+    fn shard_of(&self, peer: PeerId) -> MutexGuard<'_, Shard> {
+        self.of(peer).shared().shard()
+    }
+
+    fn homes(&self) -> Option<MutexGuard<'_, HashMap<PublicKey, u8>>> {
+        self.inner.group.as_ref().map(|group| group.homes())
+    }
+
+    /// The shard with the fewest live peers, of several the one with the fewest peers.
+    fn least_filled(&self) -> u8 {
+        if self.inner.group.is_none() {
+            return 0;
         }
-        let flushed = async {
-            loop {
-                let notice = shared.flushed.notified();
-                let all = before.iter().all(|(link, before)| sealed(link) != *before);
-                if all && shared.shard().outbox.is_empty() {
-                    return;
+        let filled = |shard: &Running| {
+            let stats = shard.shared().shard().engine().stats();
+            (stats.live, stats.peers)
+        };
+        let least = (0..=u8::MAX).zip(&self.inner.shards).min_by_key(|(number, shard)| (filled(shard), *number));
+        least.map_or(0, |(number, _)| number)
+    }
+
+    fn add(
+        &self,
+        peer: PeerConfig,
+        to: Option<u8>,
+        add: impl FnOnce(&mut Shard, PeerConfig, Instant) -> Result<PeerId, AddPeerError>,
+    ) -> Result<PeerId, AddPeerError> {
+        let mut homes = self.homes();
+        let public_key = peer.public_key;
+        // One key of two peers is for their engine to judge.
+        let home = homes.as_ref().and_then(|homes| homes.get(&public_key)).copied();
+        let to = to.or(home).unwrap_or_else(|| self.least_filled());
+        self.check_elsewhere(homes.as_deref(), &public_key, to)?;
+        for other in (0..=u8::MAX).zip(&self.inner.shards).filter(|(number, _)| *number != to).map(|(_, shard)| shard) {
+            let mut shard = other.shared().shard();
+            for net in &peer.allowed_ips {
+                if let Some(with) = shard.engine().overlap(net) {
+                    return Err(AddPeerError::Overlap { net: *net, with });
                 }
-                notice.await;
             }
-        };
-        // Late is as good as lost: the peer's timers notice the end without it.
-        let _ = timeout(FLUSH, flushed).await;
+        }
+        let shard = self.inner.shards.get(usize::from(to)).unwrap_or_else(|| self.first());
+        let id = add(&mut shard.shared().shard(), peer, now())?;
+        if let Some(homes) = &mut homes {
+            homes.insert(public_key, to);
+        }
+        Ok(id)
+    }
+
+    /// A static key is known on one shard only, or nobody could say where an initiation belongs.
+    fn check_elsewhere(
+        &self,
+        homes: Option<&HashMap<PublicKey, u8>>,
+        key: &PublicKey,
+        shard: u8,
+    ) -> Result<(), AddPeerError> {
+        let Some(home) = homes.and_then(|homes| homes.get(key)).filter(|home| **home != shard) else { return Ok(()) };
+        let holder =
+            self.inner.shards.get(usize::from(*home)).and_then(|home| home.shared().shard().engine().holder(key));
+        match holder {
+            Some(Holder::Peer(peer)) => Err(AddPeerError::KnownKey(peer)),
+            Some(Holder::Bootstrap(id)) => Err(AddPeerError::KnownBootstrap(id)),
+            None => Ok(()),
+        }
+    }
+
+    /// Forgets where keys were, but for those that are still known there.
+    fn leave_home(
+        &self,
+        homes: Option<&mut HashMap<PublicKey, u8>>,
+        shard: u8,
+        keys: impl IntoIterator<Item = PublicKey>,
+    ) {
+        let (Some(homes), Some(running)) = (homes, self.inner.shards.get(usize::from(shard))) else { return };
+        let mut state = running.shared().shard();
+        for key in keys {
+            if homes.get(&key) == Some(&shard) && state.engine().holder(&key).is_none() {
+                homes.remove(&key);
+            }
+        }
     }
 }
 
-impl Inner {
-    fn stop(&self) {
-        let notices: Vec<_> = {
-            let mut shard = self.maker.shared.shard();
-            shard.stopped = true;
-            for handshake in shard.peers.iter_mut().filter_map(|peer| peer.handshake.take()) {
-                handshake.abort();
-            }
-            shard.peers.iter().map(|peer| peer.changed.clone()).collect()
-        };
-        for notice in notices {
-            notice.notify_waiters();
+impl Stats {
+    /// Takes another shard's into the sum.
+    fn add(&mut self, other: &Self) {
+        self.engine.add(&other.engine);
+        self.plane.add(&other.plane);
+        self.send.add(&other.send);
+        // One shard has the device.
+        if other.tun != TunStats::default() {
+            self.tun = other.tun;
         }
-        self.endpoint.close(CloseCode::Shutdown.code().into(), b"shutdown");
-        self.maker.budget.close();
-        for task in &self.tasks {
-            task.abort();
-        }
-        // What waits in the shard for those tasks may hold connections, and QUIC behind them the shard; and QUIC's own
-        // tasks outlive this by its drain time. None of them may keep the sockets.
-        self.maker.shared.close();
     }
 }
 
-impl Drop for Inner {
-    fn drop(&mut self) {
-        self.stop();
+impl PlaneStats {
+    fn add(&mut self, other: &Self) {
+        self.quic_received += other.quic_received;
+        self.quic_sent += other.quic_sent;
+        self.quic_dropped += other.quic_dropped;
+        self.hellos_received += other.hellos_received;
+        self.echoes += other.echoes;
+        self.split += other.split;
+        self.inner_dropped += other.inner_dropped;
+        self.unsealed += other.unsealed;
+        self.facts_lost += other.facts_lost;
+        self.passed_on += other.passed_on;
+        self.passed_lost += other.passed_lost;
     }
 }

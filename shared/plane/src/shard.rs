@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 use crate::connection::{Ending, Link};
 use crate::event::Event;
 use crate::fragment::{self, Reassembly};
+use crate::group::Place;
 use crate::hello::{self, Flags, Hello};
 use crate::icmp;
 use crate::inbox::Inbox;
@@ -50,6 +51,8 @@ pub(crate) struct Shard {
     role: Role,
     instance: InstanceId,
     inner: Ipv6Addr,
+    /// None: it is the only shard.
+    pub(crate) place: Option<Place>,
     engine: EngineBox,
     pub(crate) peers: Peers,
     pub(crate) outbox: Outbox,
@@ -96,11 +99,19 @@ impl std::fmt::Debug for EngineBox {
 }
 
 impl Shard {
-    pub(crate) fn new(role: Role, instance: InstanceId, inner: Ipv6Addr, engine: Engine, outbox: Outbox) -> Self {
+    pub(crate) fn new(
+        role: Role,
+        instance: InstanceId,
+        inner: Ipv6Addr,
+        engine: Engine,
+        outbox: Outbox,
+        place: Option<Place>,
+    ) -> Self {
         Self {
             role,
             instance,
             inner,
+            place,
             engine: EngineBox(engine),
             peers: Peers::default(),
             outbox,
@@ -135,6 +146,13 @@ impl Shard {
 
     /// One UDP payload: opened, and what is in it is handled or handed to `inbox` for QUIC.
     pub(crate) fn handle_datagram(&mut self, datagram: &[u8], path: Path, now: Instant, inbox: &mut Inbox<'_, '_>) {
+        if let Some(place) = &self.place
+            && let Some(number) = place.elsewhere(datagram)
+        {
+            self.stats.passed_on += 1;
+            self.stats.passed_lost += u64::from(!place.pass(number, datagram, path));
+            return;
+        }
         let mut opened = mem::take(&mut self.opened);
         opened.clear();
         let received = self.engine.0.handle_datagram(datagram, path, now, &mut opened, &mut self.replies);

@@ -16,6 +16,7 @@ use quinn::{AsyncUdpSocket, UdpPoller};
 use quinn_udp::{RecvMeta, Transmit};
 use tokio::sync::Notify;
 
+use crate::group::Place;
 use crate::inbox::Inbox;
 use crate::plane::Role;
 use crate::port::Carrier;
@@ -36,6 +37,8 @@ const SEGMENTS: usize = 44;
 #[derive(Debug)]
 pub(crate) struct Shared {
     shard: Mutex<Shard>,
+    /// See [`Shard::place`].
+    place: Option<Place>,
     intake: Mutex<Intake>,
     /// Notified when everything that waited has left.
     pub(crate) flushed: Notify,
@@ -44,6 +47,7 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn new(shard: Shard, carriers: Vec<Arc<dyn Carrier>>, role: Role) -> Arc<Self> {
         Arc::new(Self {
+            place: shard.place.clone(),
             shard: Mutex::new(shard),
             intake: Mutex::new(Intake::new(carriers, role)),
             flushed: Notify::new(),
@@ -89,6 +93,22 @@ impl VirtualSocket {
     }
 }
 
+impl VirtualSocket {
+    /// Opens what other shards have passed on, while QUIC has room for what may be in it.
+    fn open_mail(&self, place: &Place, inbox: &mut Inbox<'_, '_>) {
+        let Some(mut passed) = inbox.has_room().then(|| place.take()).flatten() else { return };
+        let (mut shard, now) = (self.shared.shard(), now());
+        for left in (0..TURN).rev() {
+            shard.handle_datagram(&passed.datagram, passed.path, now, inbox);
+            match (left > 0 && inbox.has_room()).then(|| place.take()).flatten() {
+                Some(next) => passed = next,
+                None => break,
+            }
+        }
+        shard.after_receive(now);
+    }
+}
+
 impl AsyncUdpSocket for VirtualSocket {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
         Box::pin(Writable { shared: self.shared.clone() })
@@ -113,11 +133,14 @@ impl AsyncUdpSocket for VirtualSocket {
                 intake.open(&mut shard, now, &mut inbox);
                 shard.after_receive(now);
             }
+            if let Some(place) = &self.shared.place {
+                self.open_mail(place, &mut inbox);
+            }
             let used = inbox.used();
             if used > 0 {
                 return Poll::Ready(Ok(used));
             }
-            if !intake.fill(cx) {
+            if !intake.fill(cx) && self.shared.place.as_ref().is_none_or(|place| place.poll_mail(cx).is_pending()) {
                 return Poll::Pending;
             }
         }

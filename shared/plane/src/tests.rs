@@ -24,6 +24,7 @@ use crate::stream::StreamReset;
 
 mod lives;
 mod paths;
+mod shards;
 mod stock;
 mod strangers;
 mod streams;
@@ -94,7 +95,9 @@ fn start_with(network: &Network, identity: &Identity, version: u32, streams: Str
         reset_secret: [7; 32],
         streams,
     };
-    let (plane, events) = Plane::start_on(vec![network.carrier(identity.at)], config, version).unwrap();
+    let (plane, events) =
+        Plane::start_on(vec![(tokio::runtime::Handle::current(), vec![network.carrier(identity.at)])], config, version)
+            .unwrap();
     let peer = plane.add_peer(peer_config(identity)).unwrap();
     End { plane, events, peer }
 }

@@ -17,6 +17,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::port::{Carrier, Sent};
+use crate::steer::steer;
 
 /// What a busy relay needs to ride out a few milliseconds of other work.
 const RECEIVE_BUFFER: usize = 4 << 20;
@@ -32,17 +33,27 @@ pub fn bind(addr: SocketAddr) -> io::Result<UdpSocket> {
     bind_with(addr, false)
 }
 
-/// Binds one socket for each shard to the same address (SO_REUSEPORT); port 0 picks one port for all of them.
+/// Binds one socket for each shard, in their order, to the same address (SO_REUSEPORT); port 0 picks one port for all of
+/// them. The kernel gives each datagram to its shard's socket where it can ([`crate::steer`]).
 ///
 /// # Errors
 /// As [`bind`]: a port that another process has is in use, whatever options that process has set.
 pub fn bind_group(addr: SocketAddr, shards: u8) -> io::Result<Vec<UdpSocket>> {
     // The first is bound alone, so that a stranger's socket is noticed; then it lets the others in.
     let first = bind_with(addr, false)?;
+    if shards < 2 {
+        return Ok(vec![first]);
+    }
     let bound = first.local_addr()?;
     socket2::SockRef::from(&first).set_reuse_port(true)?;
     let others = (1..shards).map(|_| bind_with(bound, true));
-    std::iter::once(Ok(first)).chain(others).collect()
+    let group: Vec<_> = std::iter::once(Ok(first)).chain(others).collect::<io::Result<_>>()?;
+    if let Some(first) = group.first()
+        && let Err(error) = steer(first, shards)
+    {
+        tracing::info!(%error, "the kernel does not steer datagrams, shards pass them on to each other");
+    }
+    Ok(group)
 }
 
 fn bind_with(addr: SocketAddr, shared: bool) -> io::Result<UdpSocket> {

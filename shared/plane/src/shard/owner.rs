@@ -5,7 +5,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Instant;
 
-use culvert_engine::{AddPeerError, BootstrapConfig, BootstrapId, Engine, Path, PeerConfig, PeerId};
+use culvert_engine::{AddPeerError, BootstrapConfig, BootstrapId, Engine, Path, PeerConfig, PeerId, Unclaimed};
 use culvert_model::address::{BOOTSTRAP_INNER, PREFIX, RELAY_INNER};
 use ipnet::IpNet;
 use tokio::sync::futures::OwnedNotified;
@@ -77,6 +77,18 @@ impl Shard {
         self.engine.0.remove_peer(id);
         self.forget(id);
         self.work.notify_one();
+    }
+
+    /// Takes an initiation that another shard has found to be for a key of this one. `false`: too many wait.
+    pub(crate) fn claim(&mut self, unclaimed: Unclaimed, now: Instant) -> bool {
+        let claimed = self.engine.0.claim(unclaimed, now);
+        self.work.notify_one();
+        claimed
+    }
+
+    /// Initiations for keys that nobody here has: those of another shard, or nobody's.
+    pub(crate) fn take_unclaimed(&mut self) -> Vec<Unclaimed> {
+        std::iter::from_fn(|| self.engine.0.poll_unclaimed()).collect()
     }
 
     pub(crate) fn engine(&mut self) -> &mut Engine {

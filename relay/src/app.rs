@@ -22,7 +22,7 @@ use culvert_ops::state::{Lock, Search, StateDir};
 use culvert_ops::systemd::{Notifier, Sockets};
 use culvert_ops::task::Owner;
 use culvert_plane::tun::TunConfig;
-use culvert_plane::{Events, Plane, Role, StreamLimits};
+use culvert_plane::{Events, Further, Plane, Role, StreamLimits};
 use ipnet::Ipv4Net;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -36,9 +36,10 @@ use crate::bind;
 use crate::cli::RunArgs;
 use crate::config::{self, Settled, WireGuard};
 use crate::control::{Control, Reload, note_reload};
+use crate::cores::{self, Cores};
 use crate::door::{Door, IssuerDoor, TcpDoor, tls_of};
 use crate::exchange::{Exchanges, MessageBounds};
-use crate::front::{Bound, Front, Leads};
+use crate::front::{Bound, Front, Leads, Seats};
 use crate::gateways::Gateways;
 use crate::identity;
 use crate::issuer;
@@ -82,6 +83,7 @@ pub(crate) struct Relay {
     issuer: Option<(TcpListener, issuer::Told)>,
     events: Events,
     drain: Drain,
+    cores: Cores,
     _lock: Lock,
     _state: StateDir,
 }
@@ -133,7 +135,8 @@ impl Relay {
             warn!(name, "a socket of the service manager is not used");
         }
         let wishes = behind::read(&settled.behind, &loaded, &ProcessEnvironment)?;
-        let udp = bind::wireguard(&settled.wireguard, settled.any_port)?;
+        let shards = settled.shards.unwrap_or_else(cores::default_shards);
+        let mut udp = bind::wireguard(&settled.wireguard, settled.any_port, shards)?.into_iter();
         let admin = admin::bind_tcp(settled.admin.listen, !settled.admin.is_default).await?;
         let admin_socket = AdminSocket::bind(&state, settled.admin.group.as_deref())?;
         let issuer = bind_issuer(&settled).await?;
@@ -143,9 +146,13 @@ impl Relay {
             warn!(%error, "other relays of this registry were not told");
         }
         let snapshot = registry.load().await.or_failed("cannot load the registry")?;
-        let (plane, events) = Plane::start(culvert_plane::Config {
+        let cores = Cores::start(shards).or_failed("cannot start the threads of the shards")?;
+        let first = udp.next().unwrap_or_default();
+        let others = cores.runtimes().into_iter().skip(1).zip(udp);
+        let others = others.map(|(runtime, sockets)| Further { runtime, sockets }).collect();
+        let config = culvert_plane::Config {
             role: Role::Relay,
-            sockets: udp,
+            sockets: first,
             engine: culvert_engine::Config {
                 statics: vec![identity.private_key()],
                 shard: culvert_engine::Shard::default(),
@@ -156,8 +163,8 @@ impl Relay {
             inner: RELAY_INNER,
             reset_secret: *identity.reset_secret(),
             streams: StreamLimits { incoming: STREAMS_OF_A_CONNECTOR, ..StreamLimits::default() },
-        })
-        .or_failed("cannot start the tunnel plane")?;
+        };
+        let (plane, events) = Plane::start_over(config, others).or_failed("cannot start the tunnel plane")?;
         let refusals = Refusals::default();
         let gateways = Arc::new(Gateways::new(&snapshot.gateways).telling(refusals.clone()));
         let metrics = Arc::new(RelayMetrics::new());
@@ -193,7 +200,8 @@ impl Relay {
             long: Arc::default(),
             switched: Mutex::new(Owner::new()),
         });
-        let front = Arc::new(Front::new(Arc::clone(&exchanges), settled.limits.connections, settled.limits.front));
+        let (most, seats) = (settled.limits.connections, Seats::new(cores.runtimes()));
+        let front = Arc::new(Front::new(Arc::clone(&exchanges), most, settled.limits.front, seats));
         let mut addresses: Vec<(String, String)> =
             plane.local_addrs().iter().map(|address| ("wireguard".to_owned(), address.to_string())).collect();
         addresses.extend(listeners.iter().map(|front| ("http".to_owned(), front.to_string())));
@@ -242,6 +250,7 @@ impl Relay {
             issuer,
             events,
             drain,
+            cores,
             _lock: lock,
             _state: state,
         })
@@ -257,7 +266,7 @@ impl Relay {
     /// # Errors
     /// None so far.
     pub(crate) async fn serve(self, signals: Signals, notifier: Notifier) -> Result<Exit, Quit> {
-        let Self { control, front, listeners, admin, admin_socket, issuer, events, drain, _lock, _state } = self;
+        let Self { control, front, listeners, admin, admin_socket, issuer, events, drain, cores, _lock, _state } = self;
         let notifier = Arc::new(notifier);
         let plan = control.drain_plan();
         let (reload, reloads) = mpsc::channel(1);
@@ -293,7 +302,11 @@ impl Relay {
         notifier.ready("serving");
         info!("ready");
 
-        drain.begun().await;
+        tokio::select! {
+            () = drain.begun() => {}
+            // What lived there cannot be drained, and the rest would be half a relay.
+            () = cores.failed() => return Err(Quit::failed("the thread of a shard is lost")),
+        }
         notifier.stopping("draining");
         notifier.extend_stop(plan.delay + plan.timeout + STOP_MARGIN);
         drain.closing().await;
@@ -309,7 +322,7 @@ impl Relay {
         control.note_gateways().await;
         let _ = timeout(CUT_WITHIN, control.refusals.flush(&*control.registry)).await;
         control.plane.shutdown(CloseCode::Shutdown).await;
-        drop(owner);
+        drop((owner, cores));
         control.exchanges.log.close();
         info!("stopped");
         Ok(Exit::Ok)

@@ -39,15 +39,15 @@ pub(crate) struct Front<L = Listener> {
     pub(crate) inherited: bool,
 }
 
-/// Binds the UDP sockets.
+/// Binds the UDP sockets of so many shards: for each those of every address.
 ///
 /// # Errors
 /// Exit 1 for one that is in use, 78 for one that this host does not have.
-pub(crate) fn wireguard(settings: &WireGuard, any_port: bool) -> Result<Vec<UdpSocket>, Quit> {
-    let mut sockets = Vec::new();
+pub(crate) fn wireguard(settings: &WireGuard, any_port: bool, shards: u8) -> Result<Vec<Vec<UdpSocket>>, Quit> {
+    let mut sockets: Vec<_> = (0..shards.max(1)).map(|_| Vec::new()).collect();
     for address in &settings.listen {
-        match on_any_port(*address, any_port, culvert_plane::bind) {
-            Ok(socket) => sockets.push(socket),
+        match on_any_port(*address, any_port, |address| culvert_plane::bind_group(address, shards.max(1))) {
+            Ok(group) => group.into_iter().zip(&mut sockets).for_each(|(socket, shard)| shard.push(socket)),
             Err(error) if settings.is_default && address.is_ipv6() && is_without_ipv6(&error) => {
                 info!(%address, "this host has no IPv6, not listening there");
             }
@@ -279,7 +279,9 @@ mod tests {
             inner_ipv4: "100.127.80.1/20".parse().unwrap(),
             peer_mtu: 1408,
         };
-        assert_eq!(wireguard(&settings(true), false).unwrap().len(), 1);
-        assert_eq!(wireguard(&settings(false), false).unwrap_err().exit, Exit::Config);
+        let counts = |sockets: Vec<Vec<UdpSocket>>| sockets.iter().map(Vec::len).collect::<Vec<_>>();
+        assert_eq!(wireguard(&settings(true), false, 1).map(counts).unwrap(), [1]);
+        assert_eq!(wireguard(&settings(true), false, 3).map(counts).unwrap(), [1, 1, 1]);
+        assert_eq!(wireguard(&settings(false), false, 1).unwrap_err().exit, Exit::Config);
     }
 }

@@ -40,6 +40,8 @@ const HEADS: RangeInclusive<usize> = 8 << 10..=1 << 20;
 /// The whole configuration, settled.
 #[derive(Debug, Clone)]
 pub(crate) struct Settled {
+    /// None: as many as are worth it here.
+    pub(crate) shards: Option<u8>,
     pub(crate) wireguard: WireGuard,
     pub(crate) listeners: Vec<Listener>,
     pub(crate) tcp: Vec<Tcp>,
@@ -233,6 +235,7 @@ pub(crate) fn settle(loaded: &Loaded) -> Result<Settled, Quit> {
     }
     let limits = limits(loaded, &raw)?;
     Ok(Settled {
+        shards: raw.shards,
         behind: behind::behind(loaded, &raw)?,
         wireguard,
         listeners: listeners::listeners(loaded, &raw)?,

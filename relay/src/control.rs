@@ -23,7 +23,8 @@ use tracing::{debug, info, warn};
 
 use crate::behind::{self, Wishes};
 use crate::command::{
-    self, Change, Command, Facts, Live, LiveConnector, LivePeer, LiveService, LiveStatus, Outcome, Reply, Request,
+    self, Change, Command, Facts, Live, LiveConnector, LivePeer, LiveService, LiveShard, LiveStatus, Outcome, Reply,
+    Request,
 };
 use crate::config::Settled;
 use crate::door::{Door, IssuerDoor, Shown, TcpDoor, tls_of};
@@ -275,6 +276,17 @@ impl Control {
         doors.chain(self.issuer.iter().map(|door| &door.shown)).for_each(|shown| shown.look_at_files(now));
     }
 
+    fn shards(&self) -> Vec<LiveShard> {
+        let (stats, callers) = (self.plane.stats_by_shard(), self.front.open_by_shard());
+        let shards = stats.into_iter().zip(callers).map(|(stats, callers)| LiveShard {
+            peers_up: stats.engine.live,
+            peers_total: stats.engine.peers,
+            callers,
+            passed_on: stats.plane.passed_on,
+        });
+        shards.collect()
+    }
+
     fn current(&self) -> MutexGuard<'_, (Loaded, Settled)> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -323,6 +335,7 @@ impl Admin for Control {
             certificates: self.certificates(),
             log_lines_dropped: self.exchanges.log.dropped(),
             engine: stats.engine,
+            shards: self.shards(),
         };
         self.metrics.text(&gathered, SystemTime::now())
     }
@@ -369,6 +382,7 @@ impl Live for Control {
             ready: health.is_ready(None),
             draining: health.draining,
             reasons,
+            shards: self.shards(),
             listeners: self.listeners.clone(),
         })
     }

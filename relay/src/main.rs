@@ -9,6 +9,7 @@ mod cli;
 mod command;
 mod config;
 mod control;
+mod cores;
 mod dev;
 mod door;
 mod enrol;

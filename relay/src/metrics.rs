@@ -12,6 +12,8 @@ use culvert_ops::metrics::{Counter, Counters, DURATIONS, Gauge, Gauges, Histogra
 use culvert_ops::program::Program;
 use culvert_plane::tun::TunStats;
 
+use crate::command::LiveShard;
+
 /// The label of requests that name no known service.
 const NO_SERVICE: &str = "";
 
@@ -39,6 +41,9 @@ pub(crate) struct RelayMetrics {
     drops: Counters<1>,
     handshakes: Counter,
     cookies: Counter,
+    shard_peers: Gauges<1>,
+    shard_callers: Gauges<1>,
+    shard_passed: Counters<1>,
 }
 
 /// The metrics of one service, looked up once.
@@ -78,6 +83,8 @@ pub(crate) struct Gathered {
     pub(crate) log_lines_dropped: u64,
     /// The engine's own counters.
     pub(crate) engine: Stats,
+    /// Of each shard.
+    pub(crate) shards: Vec<LiveShard>,
 }
 
 impl RelayMetrics {
@@ -135,6 +142,17 @@ impl RelayMetrics {
             drops: all.counters("culvert_datagrams_dropped_total", "Datagrams that came to nothing", ["reason"]),
             handshakes: all.counter("culvert_handshakes_total", "WireGuard sessions confirmed"),
             cookies: all.counter("culvert_cookies_total", "Cookie replies sent under load"),
+            shard_peers: all.gauges("culvert_shard_peers", "Peers with a session that live on a shard", ["shard"]),
+            shard_callers: all.gauges(
+                "culvert_shard_caller_connections",
+                "Connections of callers that a shard's thread serves",
+                ["shard"],
+            ),
+            shard_passed: all.counters(
+                "culvert_shard_datagrams_passed_total",
+                "Datagrams that landed on a shard and were another one's",
+                ["shard"],
+            ),
             all,
         }
     }
@@ -192,6 +210,12 @@ impl RelayMetrics {
         self.cookies.raise_to(gathered.engine.cookies);
         for reason in culvert_engine::DropReason::ALL {
             self.drops.with([reason.name()]).raise_to(gathered.engine.dropped(reason));
+        }
+        let numbers = (0..gathered.shards.len()).map(|number| number.to_string());
+        for (number, shard) in numbers.zip(&gathered.shards) {
+            self.shard_peers.with([number.as_str()]).set(f64::from(shard.peers_up));
+            self.shard_callers.with([number.as_str()]).set(as_f64(shard.callers));
+            self.shard_passed.with([number.as_str()]).raise_to(shard.passed_on);
         }
         self.all.text()
     }
@@ -262,6 +286,10 @@ mod tests {
             certificates: vec![("0.0.0.0:443".to_owned(), now + Duration::from_secs(60))],
             log_lines_dropped: 0,
             engine: Stats::default(),
+            shards: vec![
+                LiveShard { peers_up: 1, peers_total: 2, callers: 3, passed_on: 0 },
+                LiveShard { peers_up: 0, peers_total: 1, callers: 1, passed_on: 5 },
+            ],
         };
         let text = metrics.text(&gathered, now);
         for line in [
@@ -270,6 +298,9 @@ mod tests {
             "culvert_requests_total{service=\"orders\",code=\"499\"} 1",
             "culvert_errors_total{service=\"orders\",reason=\"origin_refused\"} 1",
             "culvert_errors_total{service=\"\",reason=\"no_such_service\"} 1",
+            "culvert_shard_peers{shard=\"0\"} 1",
+            "culvert_shard_caller_connections{shard=\"1\"} 1",
+            "culvert_shard_datagrams_passed_total{shard=\"1\"} 5",
             "culvert_request_duration_seconds_count{service=\"orders\"} 4",
             "culvert_inflight_requests{service=\"orders\"} 2",
             "culvert_connectors{tunnel=\"dc1\",state=\"up\"} 1",

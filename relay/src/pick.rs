@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 /// Past this age a pair that has been asked and has not answered yet is chosen only when nothing better is there.
 const SUSPECT_AFTER: Duration = Duration::from_secs(2);
 
+/// A connector of another thread has to have so many requests less, and a fifth of them, to be taken.
+const FAR: u32 = 4;
+
 /// One (connector, service) pair, as the choice sees it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Candidate {
@@ -20,6 +23,8 @@ pub(crate) struct Candidate {
     pub(crate) unanswered_since: Option<Instant>,
     /// A number that stands for the connector for ever (see [`hash`]).
     pub(crate) identity: u64,
+    /// Requests reach it without changing threads.
+    pub(crate) near: bool,
 }
 
 /// How to choose.
@@ -48,11 +53,27 @@ pub(crate) fn pick(candidates: &[Candidate], wish: Wish, now: Instant) -> Option
         Some(key) => of_best.max_by_key(|(_, candidate)| mix(key ^ candidate.identity)).map(|(place, _)| place),
         None => {
             let count = candidates.len();
+            // Among some of the candidates plain turns would favour whoever stands after those that are left out, and
+            // threads that take turns themselves would share their rhythm.
+            let far = candidates.iter().any(|candidate| !candidate.near);
             let start = usize::try_from(wish.turn).unwrap_or(0) % count.max(1);
+            let order = |place: usize| match far {
+                true => mix((u64::from(wish.turn) << 32) ^ u64::try_from(place).unwrap_or(0)),
+                false => u64::try_from((place + count - start) % count).unwrap_or(0),
+            };
             of_best
-                .min_by_key(|(place, candidate)| (candidate.in_flight, (place + count - start) % count))
+                .min_by_key(|(place, candidate)| (weight(candidate), !candidate.near, order(*place)))
                 .map(|(place, _)| place)
         }
+    }
+}
+
+/// What it is to send one more there. Another thread costs about as much as the request itself, so a near connector is
+/// taken until it is notably busier.
+fn weight(candidate: &Candidate) -> u32 {
+    match candidate.near {
+        true => candidate.in_flight,
+        false => candidate.in_flight.saturating_add(candidate.in_flight / 4 + FAR),
     }
 }
 
@@ -76,7 +97,8 @@ mod tests {
     use super::*;
 
     fn up(in_flight: u32) -> Candidate {
-        Candidate { up: true, draining: false, in_flight, unanswered_since: None, identity: u64::from(in_flight) }
+        let identity = u64::from(in_flight);
+        Candidate { up: true, draining: false, in_flight, unanswered_since: None, identity, near: true }
     }
 
     #[test]
@@ -97,6 +119,31 @@ mod tests {
         ] {
             assert_eq!(pick(&candidates, Wish { not, ..Wish::default() }, now), expected, "{candidates:?} {not:?}");
         }
+    }
+
+    #[test]
+    fn those_of_the_same_thread_come_first_until_they_are_notably_busier() {
+        let far = |in_flight| Candidate { near: false, ..up(in_flight) };
+        for turn in 0..4 {
+            let at = |candidates: &[Candidate]| pick(candidates, Wish { turn, ..Wish::default() }, Instant::now());
+            assert_eq!(at(&[far(2), up(2), far(2)]), Some(1));
+            assert_eq!(at(&[up(6), far(2)]), Some(0));
+            assert_eq!(at(&[up(7), far(2)]), Some(1), "then the other gets it");
+            assert_eq!(at(&[up(32), far(25)]), Some(0));
+            assert_eq!(at(&[up(32), far(20)]), Some(1));
+        }
+    }
+
+    #[test]
+    fn threads_that_take_turns_reach_all_that_are_near() {
+        let mut chosen = [0; 4];
+        for turn in 0..400 {
+            // The first two live on one thread, the others on the other, and callers alternate.
+            let candidates = std::array::from_fn::<_, 4, _>(|at| Candidate { near: at / 2 == turn % 2, ..up(0) });
+            let wish = Wish { turn: turn as u32, ..Wish::default() };
+            chosen[pick(&candidates, wish, Instant::now()).unwrap()] += 1;
+        }
+        assert!(chosen.iter().all(|count| (70..=130).contains(count)), "{chosen:?}");
     }
 
     #[test]

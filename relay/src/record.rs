@@ -107,6 +107,9 @@ impl Record {
     ) -> Result<(Answer<FarEnd>, Arc<Pair>), Fault> {
         match sent {
             Ok(Sent { answer, pair, in_use }) => {
+                if let Some(shard) = pair.member.shard() {
+                    self.turn.went_to(shard);
+                }
                 self.in_use = Some(in_use);
                 self.origin = Some(elapsed);
                 Ok((answer, pair))
@@ -130,6 +133,11 @@ impl Record {
     /// What ends its answer alone, where it shares its connection.
     pub(crate) fn cuttable(&self) -> Option<Cut> {
         self.turn.cuttable()
+    }
+
+    /// On which shard the connector lives that has it.
+    pub(crate) fn shard(&self) -> Option<u8> {
+        self.in_use.as_ref()?.member.shard()
     }
 
     /// When it came.

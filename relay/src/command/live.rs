@@ -48,6 +48,19 @@ pub(crate) struct LivePeer {
     pub(crate) notes: Vec<String>,
 }
 
+/// One shard of a running relay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub(crate) struct LiveShard {
+    /// Peers that live on it and have a session: connectors, joiners, stock peers.
+    pub(crate) peers_up: u32,
+    /// All peers that live on it.
+    pub(crate) peers_total: u32,
+    /// Connections of callers that its thread serves.
+    pub(crate) callers: usize,
+    /// Datagrams that landed on it and were another shard's.
+    pub(crate) passed_on: u64,
+}
+
 /// A relay process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct LiveStatus {
@@ -55,6 +68,8 @@ pub(crate) struct LiveStatus {
     pub(crate) pid: u32,
     /// Its version.
     pub(crate) version: String,
+    /// Its shards, in their order.
+    pub(crate) shards: Vec<LiveShard>,
     /// Since when it runs.
     #[serde(skip)]
     pub(crate) started: SystemTime,

@@ -37,7 +37,9 @@ use serde::{Deserialize, Serialize};
 use crate::config::WireGuard;
 use crate::identity::Identity;
 use crate::registry::{Actor, Certificate, Registry, RegistryError};
-pub(crate) use live::{Live, LiveConnector, LivePeer, LiveService, LiveServiceOfConnector, LiveStatus, Offline};
+pub(crate) use live::{
+    Live, LiveConnector, LivePeer, LiveService, LiveServiceOfConnector, LiveShard, LiveStatus, Offline,
+};
 pub(crate) use peer::{GivenPsk, PeerConfigWanted, PeerWanted};
 pub(crate) use reply::Reply;
 use view::View;

@@ -59,6 +59,7 @@ pub(super) fn status(
         "public_key": known.public_key(),
         "endpoints": endpoints,
         "listeners": listeners,
+        "shards": process.shards,
         "registry": degraded.as_deref().map_or("ok", |_| "degraded"),
         "registry_engine": engine,
         "registry_place": place,
@@ -76,6 +77,14 @@ pub(super) fn status(
         (false, false) => "not ready",
     };
     let listening: Vec<String> = process.listeners.iter().map(|(what, address)| format!("{what} {address}")).collect();
+    // One shard has nothing to say that does not stand above.
+    let several = process.shards.iter().enumerate().filter(|_| process.shards.len() > 1);
+    let shards: Vec<String> = several
+        .map(|(number, shard)| {
+            let (up, total, callers, passed) = (shard.peers_up, shard.peers_total, shard.callers, shard.passed_on);
+            format!("{number}: {up} of {total} peers up, {callers} callers, {passed} datagrams passed on")
+        })
+        .collect();
     let whole = services.iter().filter(|service| service.live.up > 0).count();
     // A file lies in the state directory, whose name stands above.
     let registry_is = if place.contains("://") { place } else { engine };
@@ -91,6 +100,7 @@ pub(super) fn status(
         ("connectors", format!("{up} of {members} up")),
         ("peers", if peers_total > 0 { format!("{peers_up} of {peers_total} up") } else { String::new() }),
         ("services", format!("{whole} of {} up", services.len())),
+        ("shards", shards.join("\n")),
     ]);
     Ok(Outcome { json, text, ..Outcome::default() })
 }

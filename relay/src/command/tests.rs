@@ -500,6 +500,7 @@ impl Live for Made {
             ready: true,
             draining: false,
             reasons: Vec::new(),
+            shards: vec![LiveShard { peers_up: 1, peers_total: 1, callers: 0, passed_on: 0 }],
             listeners: vec![
                 ("wireguard".to_owned(), "0.0.0.0:51820".to_owned()),
                 ("http".to_owned(), "127.0.0.1:8080".to_owned()),

@@ -14,6 +14,8 @@ use serde::Deserialize;
 const COUNT: Kind = Kind::Integer { min: 1, max: 1_000_000 };
 const COUNT_OR_NONE: Kind = Kind::Integer { min: 0, max: 1_000_000 };
 
+const SHARDS: Kind = Kind::Integer { min: 1, max: 64 };
+
 /// The settings. A key that is not here is an error.
 pub(crate) const SETTINGS: &[Setting] = &joined::<{ OWN.len() + AUTH.len() }>(OWN, AUTH);
 
@@ -21,6 +23,12 @@ pub(crate) const SETTINGS: &[Setting] = &joined::<{ OWN.len() + AUTH.len() }>(OW
 const AUTH: &[Setting] = auth_settings!("service.*.auth");
 
 const OWN: &[Setting] = &[
+    Setting::new(
+        "shards",
+        SHARDS,
+        "threads that carry tunnels and requests; absent: half of the processors, 8 at most",
+    )
+    .restart(),
     Setting::new("wireguard.listen", Kind::List(&Kind::Address), "UDP addresses that connectors reach")
         .or("0.0.0.0:51820 [::]:51820")
         .restart(),
@@ -124,6 +132,7 @@ const OWN: &[Setting] = &[
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Raw {
+    pub(super) shards: Option<u8>,
     pub(super) wireguard: RawWireGuard,
     pub(super) http: RawHttp,
     #[serde(default)]

@@ -2,6 +2,7 @@
 //!
 //! Must never end an answer that is cut short as if it were whole.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,11 +21,15 @@ use tracing::debug;
 use super::arrival::{Arrived, Manners};
 use super::io::{CallerIo, Fate, Socket};
 use super::{Front, Running};
+use crate::cores;
 use crate::door::Door;
 use crate::gateways::PeerCertificate;
 
 /// In a drain an idle connection stays open this long: the request that may be on its way is still answered.
 const IDLE_LINGER: Duration = Duration::from_secs(1);
+
+/// The shard whose thread accepts.
+const ACCEPTS: u8 = 0;
 
 /// A socket as it was accepted, and what is held for it.
 pub(super) struct Accepted {
@@ -52,6 +57,14 @@ impl Visit {
 }
 
 impl Accepted {
+    /// Has its socket looked after by this thread's runtime.
+    pub(super) fn settle(mut self) -> io::Result<Self> {
+        if cores::here() != ACCEPTS {
+            self.socket = self.socket.settle()?;
+        }
+        Ok(self)
+    }
+
     /// Where it called.
     pub(super) fn destination(&self) -> Option<SocketAddr> {
         match &self.socket {
@@ -73,12 +86,18 @@ impl Accepted {
 }
 
 /// Serves HTTP on it.
-pub(super) async fn connection(front: Arc<Front>, accepted: Accepted, door: Arc<Door>, open: InFlight) {
+pub(super) async fn connection(
+    front: Arc<Front>,
+    accepted: Accepted,
+    door: Arc<Door>,
+    open: InFlight,
+    fate: Arc<Fate>,
+) {
     let manners = door.manners();
     if !manners.proxy_protocol && manners.tls.is_none() {
         let destination = accepted.destination();
         let caller = caller(accepted.source, destination, false);
-        let (io, _permit) = (CallerIo::plain(accepted.socket), accepted.permit);
+        let (io, _permit) = (CallerIo::plain(accepted.socket).share(fate), accepted.permit);
         let visit = Visit::new(door, caller, None, &io);
         speak(&front, io, visit, Speaks::Either, open).await;
         return;
@@ -86,6 +105,7 @@ pub(super) async fn connection(front: Arc<Front>, accepted: Accepted, door: Arc<
     // In a box: most listeners never come here.
     let Some((arrived, _permit)) = Box::pin(accepted.arrive(&front, manners)).await else { return };
     let Arrived { io, source, destination, tls } = arrived;
+    let io = io.share(fate);
     let caller = caller(source, destination, tls.is_some());
     let (speaks, certificate) = match tls {
         None => (Speaks::Either, None),

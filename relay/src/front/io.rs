@@ -3,6 +3,7 @@
 //! Must never end as if all were said when it was cut.
 
 use std::io;
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,6 +16,8 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::time::{Sleep, sleep};
 use tokio_rustls::server::TlsStream;
+
+use super::moving::Moving;
 
 /// A bound listener.
 pub(crate) enum Bound {
@@ -43,6 +46,8 @@ pub(crate) struct Fate {
     reset: AtomicBool,
     unread: AtomicBool,
     patient: AtomicBool,
+    moved: AtomicBool,
+    moving: Moving,
 }
 
 enum Stream {
@@ -61,6 +66,30 @@ impl CallerIo {
 
     fn new(stream: Stream) -> Self {
         Self { stream, fate: Arc::default(), patience: None, stalled: None }
+    }
+
+    /// Has its end hang on this.
+    pub(super) fn share(mut self, fate: Arc<Fate>) -> Self {
+        self.fate = fate;
+        self
+    }
+
+    /// Its thread is another one since the last poll: that one's runtime looks after the socket from now on.
+    #[cold]
+    fn settle(&mut self) {
+        self.fate.moved.store(false, Ordering::Relaxed);
+        let socket = match &mut self.stream {
+            Stream::Plain(socket) => socket,
+            Stream::Tls(stream) => stream.get_mut().0,
+        };
+        // Without a descriptor more the old runtime goes on waking this one.
+        if let Err(error) = socket.resettle() {
+            tracing::debug!(%error, "a connection's socket stays on its old thread");
+        }
+    }
+
+    fn has_moved(&self) -> bool {
+        self.fate.moved.load(Ordering::Relaxed)
     }
 
     /// What its end hangs on.
@@ -113,6 +142,16 @@ impl Fate {
         self.patient.store(true, Ordering::Relaxed);
     }
 
+    /// Where its exchanges go.
+    pub(super) fn moving(&self) -> &Moving {
+        &self.moving
+    }
+
+    /// From now on it is polled on another thread.
+    pub(super) fn set_moved(&self) {
+        self.moved.store(true, Ordering::Relaxed);
+    }
+
     /// It was given up because its caller did not read.
     pub(super) fn is_unread(&self) -> bool {
         self.unread.load(Ordering::Relaxed)
@@ -120,6 +159,23 @@ impl Fate {
 }
 
 impl Socket {
+    /// Has it looked after by the current runtime from now on, in place of the one that accepted it.
+    pub(super) fn settle(self) -> io::Result<Self> {
+        Ok(match self {
+            Self::Tcp(stream) => Self::Tcp(TcpStream::from_std(stream.into_std()?)?),
+            Self::Unix(stream) => Self::Unix(UnixStream::from_std(stream.into_std()?)?),
+        })
+    }
+
+    /// As [`Self::settle`], in place.
+    fn resettle(&mut self) -> io::Result<()> {
+        *self = match self {
+            Self::Tcp(stream) => Self::Tcp(TcpStream::from_std(stream.as_fd().try_clone_to_owned()?.into())?),
+            Self::Unix(stream) => Self::Unix(UnixStream::from_std(stream.as_fd().try_clone_to_owned()?.into())?),
+        };
+        Ok(())
+    }
+
     /// Reads into `out` what has come, and leaves it there. Cancel safe.
     pub(super) async fn peek(&self, out: &mut [u8]) -> io::Result<usize> {
         match self {
@@ -187,6 +243,9 @@ impl AsyncWrite for Socket {
 
 impl AsyncRead for CallerIo {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.has_moved() {
+            self.settle();
+        }
         match &mut self.stream {
             Stream::Plain(socket) => Pin::new(socket).poll_read(cx, buf),
             Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
@@ -196,6 +255,9 @@ impl AsyncRead for CallerIo {
 
 impl AsyncWrite for CallerIo {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.has_moved() {
+            self.settle();
+        }
         let polled = match &mut self.stream {
             Stream::Plain(socket) => Pin::new(socket).poll_write(cx, buf),
             Stream::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
@@ -208,6 +270,9 @@ impl AsyncWrite for CallerIo {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if self.has_moved() {
+            self.settle();
+        }
         let polled = match &mut self.stream {
             Stream::Plain(socket) => Pin::new(socket).poll_write_vectored(cx, bufs),
             Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),

@@ -13,7 +13,9 @@ use tokio::time::sleep;
 use tracing::{debug, warn};
 
 use super::connection::{Accepted, connection};
-use super::io::{Bound, Socket};
+use super::io::{Bound, Fate, Socket};
+use super::moving::{Serving, wherever_it_asks};
+use super::seats::Seated;
 use super::tcp;
 use super::{Front, Leads};
 
@@ -86,16 +88,45 @@ impl Front {
         let front = Arc::clone(self);
         // A connection counts, not a request: an idle one may have a request on its way.
         let open: InFlight = front.exchanges.drain.enter(Instant::now());
+        let (seated, fate) = (front.seats.take(), Arc::<Fate>::default());
+        let (runtime, several) = (seated.runtime(), front.seats.are_several());
         match leads {
+            Leads::Http(door) if !several => {
+                tasks.spawn(seat(seated, connection(front, accepted, Arc::clone(door), open, fate)));
+            }
+            Leads::Tcp(door) if !several => {
+                tasks.spawn(seat(seated, tcp::connection(front, accepted, Arc::clone(door), open, fate)));
+            }
             Leads::Http(door) => {
-                let door = Arc::clone(door);
-                tasks.spawn(connection(front, accepted, door, open));
+                let (door, own) = (Arc::clone(door), Arc::clone(&fate));
+                let serve = |accepted| Box::pin(connection(front, accepted, door, open, own)) as Serving;
+                tasks.spawn_on(on_its_thread(accepted, fate, seated, serve), &runtime);
             }
             Leads::Tcp(door) => {
-                let door = Arc::clone(door);
-                tasks.spawn(tcp::connection(front, accepted, door, open));
+                let (door, own) = (Arc::clone(door), Arc::clone(&fate));
+                let serve = |accepted| Box::pin(tcp::connection(front, accepted, door, open, own)) as Serving;
+                tasks.spawn_on(on_its_thread(accepted, fate, seated, serve), &runtime);
             }
         }
+    }
+}
+
+/// The only thread there is.
+async fn seat(seated: Seated, serving: impl Future<Output = ()>) {
+    let _seated = seated;
+    serving.await;
+}
+
+/// Serves a connection on the thread that it got a place on, and wherever it moves.
+async fn on_its_thread(
+    accepted: Accepted,
+    fate: Arc<Fate>,
+    seated: Seated,
+    serve: impl FnOnce(Accepted) -> Serving + Send,
+) {
+    match accepted.settle() {
+        Ok(accepted) => wherever_it_asks(serve(accepted), fate, seated).await,
+        Err(error) => debug!(%error, "a connection was lost on its way to its thread"),
     }
 }
 

@@ -11,8 +11,10 @@ mod connection;
 mod io;
 mod listen;
 mod long;
+mod moving;
 mod proxy_protocol;
 mod running;
+mod seats;
 mod tcp;
 pub(crate) mod tls;
 mod told;
@@ -34,6 +36,7 @@ pub(crate) use arrival::{Arrivals, Manners, TurnedAwayCounts};
 pub(crate) use io::{Bound, Socket};
 pub(crate) use long::LongRunning;
 pub(crate) use running::{Cut, Running, Turn, until};
+pub(crate) use seats::Seats;
 pub(crate) use told::Told;
 
 /// All listeners of the process.
@@ -41,6 +44,7 @@ pub(crate) struct Front {
     exchanges: Arc<Exchanges>,
     settings: Mutex<Arc<Settings>>,
     arrivals: Arrivals,
+    seats: Arc<Seats>,
     connections: Arc<Semaphore>,
     most: usize,
 }
@@ -59,9 +63,10 @@ struct Settings {
 }
 
 impl Front {
-    /// A front over these exchanges, for so many connections at once.
-    pub(crate) fn new(exchanges: Arc<Exchanges>, connections: usize, limits: FrontLimits) -> Self {
+    /// A front over these exchanges, for so many connections at once, on the threads of these seats.
+    pub(crate) fn new(exchanges: Arc<Exchanges>, connections: usize, limits: FrontLimits, seats: Seats) -> Self {
         Self {
+            seats: Arc::new(seats),
             settings: Mutex::new(Arc::new(Settings::new(&exchanges, limits))),
             arrivals: Arrivals::new(limits.arrival),
             exchanges,
@@ -80,6 +85,11 @@ impl Front {
     /// Connections open now.
     pub(crate) fn open(&self) -> usize {
         self.most.saturating_sub(self.connections.available_permits())
+    }
+
+    /// Connections open now, by the shard whose thread serves them.
+    pub(crate) fn open_by_shard(&self) -> Vec<usize> {
+        self.seats.taken()
     }
 
     /// Connections that never came to speak.

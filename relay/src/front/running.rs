@@ -19,6 +19,7 @@ use tokio::time::sleep_until;
 
 use super::LongRunning;
 use super::io::Fate;
+use crate::cores;
 
 /// The exchanges of one connection: one at a time over HTTP/1.1, many over HTTP/2.
 #[derive(Debug, Default)]
@@ -154,6 +155,11 @@ impl Turn {
     /// Its connection was given up because its caller did not read.
     pub(crate) fn is_unread(&self) -> bool {
         self.running.fate.is_unread()
+    }
+
+    /// It went to a connector of this shard.
+    pub(crate) fn went_to(&self, shard: u8) {
+        self.running.fate.moving().note(shard, cores::here());
     }
 
     /// What ends its answer alone, where it shares its connection.

@@ -23,6 +23,7 @@ use tracing::debug;
 use super::Front;
 use super::arrival::{Arrived, Manners};
 use super::connection::Accepted;
+use super::io::Fate;
 use super::running::Running;
 use super::told::Told;
 use crate::door::TcpDoor;
@@ -44,13 +45,19 @@ struct Carried {
 }
 
 /// Carries it to its service until both sides are done.
-pub(super) async fn connection(front: Arc<Front>, accepted: Accepted, door: Arc<TcpDoor>, open: InFlight) {
+pub(super) async fn connection(
+    front: Arc<Front>,
+    accepted: Accepted,
+    door: Arc<TcpDoor>,
+    open: InFlight,
+    fate: Arc<Fate>,
+) {
     let door = door.now();
     let manners = Manners { proxy_protocol: door.proxy_protocol, tls: None };
     let Some((arrived, _permit)) = Box::pin(accepted.arrive(&front, manners)).await else { return };
-    let Arrived { mut io, source, destination, .. } = arrived;
+    let Arrived { io, source, destination, .. } = arrived;
+    let mut io = io.share(Arc::clone(&fate));
     let exchanges = &front.exchanges;
-    let fate = io.fate();
     // Whatever cuts this short, the caller has to see it.
     fate.set_reset(true);
 
@@ -75,6 +82,10 @@ pub(super) async fn connection(front: Arc<Front>, accepted: Accepted, door: Arc<
         }
     };
     record.answered(http::StatusCode::SWITCHING_PROTOCOLS.as_u16(), None);
+    // It is this connector's for as long as it lasts.
+    if let Some(shard) = record.shard() {
+        fate.moving().to(shard);
+    }
     open.streaming();
     let (drain, long) = (exchanges.drain.clone(), Arc::clone(&exchanges.long));
     let cut = async {

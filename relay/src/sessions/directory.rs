@@ -378,6 +378,7 @@ fn candidate(pair: &Pair) -> Candidate {
         in_flight: pair.member.in_flight(),
         unanswered_since: pair.member.unanswered_since(),
         identity: pair.member.identity(),
+        near: pair.member.is_near(),
     }
 }
 

@@ -17,6 +17,7 @@ use culvert_plane::Connection;
 use tokio::sync::Notify;
 
 use crate::behind::Branch;
+use crate::cores;
 use crate::pick;
 use crate::upstream::Upstream;
 
@@ -144,6 +145,19 @@ impl Member {
             Via::Branch(branch) => branch.is_there(),
         };
         is_there && !self.ended.load(Ordering::Relaxed)
+    }
+
+    /// The shard that a connector lives on. A peer's origins are reached from any.
+    pub(crate) fn shard(&self) -> Option<u8> {
+        match &self.via {
+            Via::Tunnel(tunnel) => Some(tunnel.connection.peer().shard()),
+            Via::Branch(_) => None,
+        }
+    }
+
+    /// Whether requests of this thread reach it without another one.
+    pub(crate) fn is_near(&self) -> bool {
+        self.shard().is_none_or(|shard| shard == cores::here())
     }
 
     /// Closes a connector's streams that were idle for too long; to be called every few seconds.

@@ -468,14 +468,14 @@ impl Plane {
         self.inner.group.as_ref().map(|group| group.homes())
     }
 
-    /// The shard with the fewest live peers, of several the one with the fewest peers.
+    /// The shard with the fewest peers. Joiners are all on the first one and gone soon.
     fn least_filled(&self) -> u8 {
         if self.inner.group.is_none() {
             return 0;
         }
         let filled = |shard: &Running| {
             let stats = shard.shared().shard().engine().stats();
-            (stats.live, stats.peers)
+            stats.peers.saturating_sub(stats.bootstraps)
         };
         let least = (0..=u8::MAX).zip(&self.inner.shards).min_by_key(|(number, shard)| (filled(shard), *number));
         least.map_or(0, |(number, _)| number)

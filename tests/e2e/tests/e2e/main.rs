@@ -38,6 +38,7 @@ mod revoked;
 mod rotation;
 mod secrets;
 mod settings;
+mod shards;
 mod signatures;
 mod silence;
 mod slow_callers;

@@ -28,7 +28,7 @@ the origin), nginx-nginx (two plain HTTP hops), nginx-tls-nginx (TLS 1.3 \
 between them), rathole-noise (a TCP tunnel, Noise NK), boringtun+nginx and wireguard-go+nginx (WireGuard over TUN, one \
 HTTP hop), onetun (WireGuard without TUN at the gateway, wireguard-go at the other end). Beside culvert, and not in \
 `all`: culvert+header, culvert+jwt, culvert+jwt-bound, culvert+http-signature and culvert+aws-sigv4, with a proof to the \
-origin on every request.";
+origin on every request; and culvert-shards-1, -2, -4, the relay on so many threads between two connectors.";
 
 /// One running peer.
 pub(crate) struct Peer {
@@ -51,7 +51,7 @@ pub(crate) struct Target {
 enum Running {
     Nothing,
     Processes(Box<Ends>),
-    Culvert { relay: Box<Relay>, connector: Box<Connector> },
+    Culvert { relay: Box<Relay>, connectors: Vec<Connector> },
     Branch { relay: Box<Relay>, router: Box<Process> },
 }
 
@@ -118,8 +118,8 @@ impl Peer {
         match &self.running {
             Running::Nothing => [Vec::new(), Vec::new()],
             Running::Processes(ends) => [ids(&ends.gateway), ids(&ends.private)],
-            Running::Culvert { relay, connector } => {
-                [relay.id().into_iter().collect(), connector.id().into_iter().collect()]
+            Running::Culvert { relay, connectors } => {
+                [relay.id().into_iter().collect(), connectors.iter().filter_map(Connector::id).collect()]
             }
             Running::Branch { relay, router } => [relay.id().into_iter().collect(), vec![router.id()]],
         }

@@ -32,6 +32,7 @@ mod stream;
 mod tests;
 pub mod tun;
 mod udp;
+mod watch;
 mod wrap;
 
 pub use connection::{Closed, Connection, ConnectionStats, DialError, OpenError};

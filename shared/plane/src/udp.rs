@@ -6,7 +6,7 @@
 
 use std::io::{self, IoSliceMut};
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd as _};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
 use std::task::{Context, Poll};
@@ -18,6 +18,7 @@ use tokio::io::unix::AsyncFd;
 
 use crate::port::{Carrier, Sent};
 use crate::steer::steer;
+use crate::watch::watch;
 
 /// What a busy relay needs to ride out a few milliseconds of other work.
 const RECEIVE_BUFFER: usize = 4 << 20;
@@ -88,9 +89,9 @@ fn bind_with(addr: SocketAddr, shared: bool) -> io::Result<UdpSocket> {
 pub(crate) struct Udp {
     /// Watched for datagrams only: a socket that is watched for room to send wakes the shard whenever a datagram has left,
     /// about once in two requests on an idle machine.
-    io: AsyncFd<UdpSocket>,
+    io: AsyncFd<OwnedFd>,
     /// The same socket, watched for room to send while it has none.
-    room: Mutex<Option<AsyncFd<UdpSocket>>>,
+    room: Mutex<Option<AsyncFd<OwnedFd>>>,
     is_blocked: AtomicBool,
     state: UdpSocketState,
     local: SocketAddr,
@@ -105,7 +106,7 @@ impl Udp {
         let local = socket.local_addr()?;
         let state = UdpSocketState::new((&socket).into())?;
         let offload = AtomicBool::new(state.max_gso_segments() > 1);
-        let io = AsyncFd::with_interest(socket, Interest::READABLE)?;
+        let io = watch(socket.into(), Interest::READABLE)?;
         let (room, is_blocked, fragments) = (Mutex::default(), AtomicBool::new(false), AtomicBool::new(false));
         Ok(Self { io, room, is_blocked, state, local, offload, fragments })
     }
@@ -121,7 +122,7 @@ impl Udp {
 
     /// Wakes `cx` when there is room. The registration is new each time, so that it tells of room that is there already.
     fn watch_room(&self, cx: &mut Context<'_>) -> io::Result<()> {
-        let room = AsyncFd::with_interest(self.io.get_ref().try_clone()?, Interest::WRITABLE)?;
+        let room = watch(self.io.get_ref().try_clone()?, Interest::WRITABLE)?;
         if room.poll_write_ready(cx)?.is_ready() {
             cx.waker().wake_by_ref();
         }
@@ -178,16 +179,13 @@ impl Carrier for Udp {
         for _ in 0..MAX_FAILURES {
             let Poll::Ready(Ok(mut ready)) = self.io.poll_read_ready(cx) else { return Poll::Pending };
             // Errors here are old news of single peers (ECONNREFUSED and the like) or lost readiness.
-            match ready.try_io(|io| self.state.recv(io.get_ref().into(), bufs, metas)) {
-                Ok(Ok(count @ 1..)) => {
-                    if count < bufs.len() {
-                        // There was no more, and the next to come says so itself (edge-triggered): asking once more would
-                        // cost a system call in vain.
-                        ready.clear_ready();
-                    }
-                    return Poll::Ready(count);
+            if let Ok(Ok(count @ 1..)) = ready.try_io(|io| self.state.recv(io.get_ref().into(), bufs, metas)) {
+                if count < bufs.len() {
+                    // There was no more, and the next to come says so itself (edge-triggered): asking once more would cost
+                    // a system call in vain.
+                    ready.clear_ready();
                 }
-                Ok(_) | Err(_) => {}
+                return Poll::Ready(count);
             }
         }
         cx.waker().wake_by_ref();

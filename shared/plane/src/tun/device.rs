@@ -10,6 +10,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::port::PacketPort;
+use crate::watch::watch;
 
 /// A TUN device with virtio headers, as the keeper handed it over.
 #[derive(Debug)]
@@ -37,12 +38,4 @@ impl PacketPort for Device {
     fn write(&self, frame: &[u8]) -> bool {
         nix::unistd::write(self.descriptor.get_ref(), frame).is_ok()
     }
-}
-
-/// Registers a descriptor with the runtime.
-#[expect(unsafe_code, reason = "tokio cannot know how long a descriptor stays the same one")]
-pub(super) fn watch(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an `OwnedFd` is an open descriptor, always the same one, and closed by its drop only; `AsyncFd` owns it and
-    // deregisters it before that.
-    Ok(unsafe { AsyncFd::register_with_interest(descriptor, interest) }?)
 }

@@ -11,8 +11,8 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
-use super::device::watch;
 use super::passing::{self, Kind, MOST, Reply, Request};
+use crate::watch::watch;
 
 /// Ready sockets of each kind; more are asked for when half of them is left.
 const STOCK: [usize; 4] = [32, 32, 2, 2];

@@ -9,7 +9,9 @@ use culvert_model::address::{BOOTSTRAP_INNER, RELAY_INNER, connector_inner};
 use culvert_model::close::CloseCode;
 use culvert_model::id::{ConnectorId, InstanceId};
 use culvert_model::key::{PrivateKey, Psk};
-use culvert_plane::{Config, Connection, Event, Events, PeerId, Plane, PskEpoch, Role, StreamLimits, bind};
+use culvert_plane::{
+    Config, Connection, Event, Events, Further, PeerId, Plane, PskEpoch, Role, StreamLimits, bind, bind_group,
+};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 
@@ -173,4 +175,74 @@ async fn a_plane_that_shut_down_leaves_its_port_to_the_next_whoever_still_holds_
         }
         drop((near, again, far, stream, events));
     }
+}
+
+#[tokio::test]
+async fn connectors_of_two_shards_on_two_threads_share_one_port() {
+    let (end, ended) = tokio::sync::oneshot::channel::<()>();
+    let (tell, told) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tell.send(runtime.handle().clone()).unwrap();
+        let _ = runtime.block_on(ended);
+    });
+    let relay_key = PrivateKey::generate();
+    let mut group = bind_group("127.0.0.1:0".parse().unwrap(), 2).unwrap();
+    let others = vec![Further { runtime: told.recv().unwrap(), sockets: vec![group.remove(1)] }];
+    let handshakes = HandshakeLimits::default();
+    let engine =
+        culvert_engine::Config { statics: vec![relay_key.clone()], shard: Shard::default(), handshakes, seed: None };
+    let (instance, streams) = (InstanceId::new(), StreamLimits::default());
+    let config = Config {
+        role: Role::Relay,
+        sockets: group,
+        engine,
+        instance,
+        inner: RELAY_INNER,
+        reset_secret: [1; 32],
+        streams,
+    };
+    let (relay, mut events) = Plane::start_over(config, others).unwrap();
+    let to = relay.local_addrs()[0];
+    let body: Vec<u8> = (0..1_u32 << 20).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let mut ends = Vec::new();
+    for shard in [0, 1, 0, 1] {
+        let (key, psk, inner) = (PrivateKey::generate(), Psk::generate(), connector_inner(&ConnectorId::new()));
+        let (connector, connector_events) = start(Role::Connector, &key, inner, &["127.0.0.1:0"]);
+        let known = relay.add_peer(peer(&key, Some(&psk), inner)).unwrap();
+        assert_eq!(known.shard(), shard);
+        let id = connector.add_peer(peer(&relay_key, Some(&psk), RELAY_INNER)).unwrap();
+        let near = dial(&connector, id, to).await;
+        let far = connected(&mut events).await;
+        assert_eq!(far.peer(), known);
+        ends.push((connector, connector_events, near, far));
+    }
+    let before = relay.stats().plane.passed_on;
+    for (_, _, near, far) in &ends {
+        let sending = async {
+            let mut stream = near.open().await.unwrap();
+            stream.write_all(&body).await.unwrap();
+            stream.shutdown().await.unwrap();
+            let mut back = Vec::new();
+            stream.read_to_end(&mut back).await.unwrap();
+            back
+        };
+        // This thread reads and writes what the other one carries.
+        let answering = async {
+            let mut stream = far.accept().await.unwrap();
+            let mut got = Vec::new();
+            stream.read_to_end(&mut got).await.unwrap();
+            stream.write_all(&got).await.unwrap();
+            stream.shutdown().await.unwrap();
+        };
+        let (back, ()) = soon(async { tokio::join!(sending, answering) }).await;
+        assert!(back == body);
+    }
+    assert_eq!(relay.stats().plane.passed_on, before, "the kernel steers data");
+    soon(relay.shutdown(CloseCode::Shutdown)).await;
+    for (_, _, near, _) in &ends {
+        assert_eq!(soon(near.closed()).await.code, Some(CloseCode::Shutdown));
+    }
+    drop(end);
+    thread.join().unwrap();
 }

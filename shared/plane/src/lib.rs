@@ -16,8 +16,8 @@ mod group;
 mod hello;
 mod icmp;
 mod inbox;
-#[cfg(test)]
-mod memory;
+#[cfg(any(test, feature = "memory"))]
+pub mod memory;
 mod outbox;
 mod peers;
 mod plane;

@@ -11,6 +11,7 @@ use culvert_model::close::CloseCode;
 use quinn::{ConnectionError, TransportErrorCode};
 use tokio::sync::Semaphore;
 
+use crate::congestion::{Flows, Shares};
 use crate::crypto::VERSION_ALERT;
 use crate::stream::Stream;
 
@@ -197,6 +198,7 @@ pub(crate) struct Link {
     budget: Arc<Semaphore>,
     /// What one stream takes of the budget.
     share: u32,
+    flows: Arc<Flows>,
     ending: Mutex<Option<Ending>>,
     serial: u64,
 }
@@ -211,11 +213,18 @@ impl Link {
     ) -> Arc<Self> {
         static SERIAL: AtomicU64 = AtomicU64::new(1);
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Self { quic, peer, bootstrap, budget: budget.clone(), share, ending: Mutex::default(), serial })
+        let controller = quic.congestion_state().into_any().downcast::<Shares>();
+        let flows = controller.map(|shares| shares.flows()).unwrap_or_default();
+        Arc::new(Self { quic, peer, bootstrap, budget: budget.clone(), share, flows, ending: Mutex::default(), serial })
     }
 
     pub(crate) fn peer(&self) -> PeerId {
         self.peer
+    }
+
+    /// Whom a stream tells that it sends.
+    pub(crate) fn flows(&self) -> &Arc<Flows> {
+        &self.flows
     }
 
     /// Closes; the first reason is the one that is told.

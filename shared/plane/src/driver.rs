@@ -179,6 +179,7 @@ impl Maker {
             let present = shard.peers.get_mut(peer).filter(|known| known.address == address);
             present.map(|known| {
                 known.handshake = None;
+                known.flows = link.flows().clone();
                 mem::replace(&mut known.link, Arc::downgrade(&link)).upgrade()
             })
         };

@@ -7,6 +7,7 @@
 #![warn(missing_docs)]
 
 mod clock;
+mod congestion;
 mod connection;
 mod crypto;
 mod driver;
@@ -26,6 +27,7 @@ mod quic;
 mod running;
 mod shard;
 mod socket;
+mod spares;
 mod steer;
 mod stream;
 #[cfg(test)]

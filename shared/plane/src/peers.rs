@@ -12,6 +12,7 @@ use culvert_model::id::InstanceId;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
+use crate::congestion::Flows;
 use crate::connection::Link;
 use crate::hello::Greeting;
 use crate::plane::Role;
@@ -44,6 +45,8 @@ pub(crate) struct Peer {
     pub(crate) epoch: Option<u32>,
     pub(crate) greeting: Greeting,
     pub(crate) link: Weak<Link>,
+    /// What its connection's congestion control says.
+    pub(crate) flows: Arc<Flows>,
     /// The one handshake that may be going on.
     pub(crate) handshake: Option<AbortHandle>,
     /// Inner packets sealed.
@@ -137,6 +140,7 @@ impl Peers {
             epoch: None,
             greeting: Greeting::default(),
             link: Weak::new(),
+            flows: Arc::default(),
             handshake: None,
             sealed: 0,
             changed: Arc::default(),

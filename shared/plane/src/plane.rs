@@ -130,6 +130,8 @@ pub struct PlaneStats {
     pub quic_received: u64,
     /// QUIC datagrams taken out.
     pub quic_sent: u64,
+    /// QUIC datagrams sent a second time, on ways that lose some.
+    pub spares: u64,
     /// QUIC datagrams to peers or processes that are gone.
     pub quic_dropped: u64,
     /// Hellos that came.

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hkdf::Hkdf;
-use quinn_proto::congestion::CubicConfig;
 use quinn_proto::{
     ClientConfig, EndpointConfig, HashedConnectionIdGenerator, MtuDiscoveryConfig, NoneTokenStore, ServerConfig,
     TransportConfig, VarInt,
 };
 use sha2::Sha256;
 
+use crate::congestion::SharesConfig;
 use crate::crypto::{Null, QUIC_VERSION};
 use crate::plane::StreamLimits;
 use crate::wrap;
@@ -122,8 +122,6 @@ const fn largest_datagram(outer_header: usize) -> usize {
 fn transport(limits: &StreamLimits, outer_header: usize) -> TransportConfig {
     let mut mtu = MtuDiscoveryConfig::default();
     mtu.upper_bound(u16::try_from(largest_datagram(outer_header)).unwrap_or(u16::MAX));
-    let mut congestion = CubicConfig::default();
-    congestion.initial_window(INITIAL_WINDOW);
     let mut config = TransportConfig::default();
     config
         .max_concurrent_bidi_streams(limits.incoming.into())
@@ -142,7 +140,7 @@ fn transport(limits: &StreamLimits, outer_header: usize) -> TransportConfig {
         .crypto_buffer_size(4096)
         .allow_spin(false)
         .datagram_receive_buffer_size(None)
-        .congestion_controller_factory(Arc::new(congestion));
+        .congestion_controller_factory(Arc::new(SharesConfig { initial_window: INITIAL_WINDOW }));
     config
 }
 

@@ -25,6 +25,7 @@ use crate::inbox::Inbox;
 use crate::outbox::Outbox;
 use crate::peers::{Instance, Peers};
 use crate::plane::{PlaneStats, Role};
+use crate::spares::Spares;
 use crate::tun::TunStats;
 use crate::wrap::{self, Addresses, HELLO_PORT, NEXT_FRAGMENT, NEXT_ICMPV6, NEXT_UDP, QUIC_PORT};
 
@@ -56,6 +57,7 @@ pub(crate) struct Shard {
     engine: EngineBox,
     pub(crate) peers: Peers,
     pub(crate) outbox: Outbox,
+    spares: Spares,
     reassembly: Reassembly,
     fragment_id: u32,
     replies: Replies,
@@ -115,6 +117,7 @@ impl Shard {
             engine: EngineBox(engine),
             peers: Peers::default(),
             outbox,
+            spares: Spares::default(),
             reassembly: Reassembly::default(),
             fragment_id: rand::random(),
             replies: Replies::default(),
@@ -277,15 +280,27 @@ impl Shard {
         if self.outbox.is_full() {
             return false;
         }
+        let segment = segment.unwrap_or(contents.len()).max(1);
+        let is_bulk = contents.len() > 4 * segment;
+        self.bulk |= is_bulk;
+        if !is_bulk && let Some(rtt) = self.peers.at(to).and_then(|peer| peer.flows.take_spare(contents.len())) {
+            for payload in contents.chunks(segment) {
+                self.spares.keep(to, payload, rtt, now);
+            }
+        }
+        self.seal_quic(to, contents, segment, now);
+        self.after(now);
+        true
+    }
+
+    fn seal_quic(&mut self, to: SocketAddr, contents: &[u8], segment: usize, now: Instant) {
         let found = self.peers.at(to).map(|peer| (peer.id, peer.inner, peer.greeting.small));
         let Some((id, Some(destination), small)) = found else {
             // The peer, or the process that the connection was with, is gone.
             self.stats.quic_dropped += 1;
-            return true;
+            return;
         };
         let addresses = Addresses { source: self.inner, destination };
-        let segment = segment.unwrap_or(contents.len()).max(1);
-        self.bulk |= contents.len() > 4 * segment;
         let mut packet = mem::take(&mut self.packet);
         for payload in contents.chunks(segment) {
             #[cfg(test)]
@@ -303,8 +318,17 @@ impl Shard {
             }
         }
         self.packet = packet;
-        self.after(now);
-        true
+    }
+
+    /// Sends the copies that are due.
+    fn send_spares(&mut self, now: Instant) {
+        while let Some(spare) = self.spares.take(now) {
+            if !self.outbox.is_full() {
+                self.stats.spares += 1;
+                self.seal_quic(spare.address, &spare.payload, spare.payload.len(), now);
+            }
+            self.spares.give_back(spare);
+        }
     }
 
     fn seal_halves(&mut self, id: PeerId, packet: &[u8], now: Instant) {

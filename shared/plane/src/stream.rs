@@ -36,6 +36,8 @@ pub struct Stream {
     link: Arc<Link>,
     _share: OwnedSemaphorePermit,
     opened_here: bool,
+    /// The period in which it was counted among those that send.
+    counted: Option<u32>,
     /// FIN or RESET is on its way.
     send_over: bool,
     /// The peer's FIN or RESET was read, or STOP_SENDING is on its way.
@@ -85,7 +87,7 @@ impl Stream {
             // It fails only for a stream that is over, which needs none.
             let _ = send.set_priority(FIRST_STREAM);
         }
-        Self { send, receive, link, _share: share, opened_here, send_over, receive_over, read }
+        Self { send, receive, link, _share: share, opened_here, counted: None, send_over, receive_over, read }
     }
 
     /// Whose stream it is.
@@ -164,6 +166,7 @@ impl AsyncRead for Stream {
 impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        this.link.flows().note(&mut this.counted);
         let written = ready!(Pin::new(&mut this.send).poll_write(cx, buf));
         Poll::Ready(written.map_err(|error| this.write_error(&error)))
     }
@@ -189,6 +192,7 @@ impl AsyncWrite for Stream {
             gathered.extend_from_slice(buf.get(..part).unwrap_or_default());
         }
         let this = self.get_mut();
+        this.link.flows().note(&mut this.counted);
         let mut chunks: [Bytes; 1] = [gathered.freeze()];
         let written = ready!(pin!(this.send.write_chunks(&mut chunks)).poll(cx));
         Poll::Ready(written.map(|written| written.bytes).map_err(|error| this.write_error(&error)))

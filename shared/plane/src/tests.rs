@@ -23,6 +23,7 @@ use crate::plane::{Config, Plane, Role, StreamLimits};
 use crate::stream::StreamReset;
 
 mod lives;
+mod loss;
 mod paths;
 mod shards;
 mod stock;

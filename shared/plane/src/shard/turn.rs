@@ -118,6 +118,7 @@ impl Shard {
             self.handle_moved(now);
         }
         self.expire_parked(now);
+        self.send_spares(now);
         self.wake_flusher();
         more
     }
@@ -157,14 +158,21 @@ impl Shard {
             Role::Relay => None,
             Role::Connector => self.peers.iter().filter_map(|peer| peer.greeting.poll_timeout()).min(),
         };
-        self.armed = engine.into_iter().chain(greetings).chain(self.moved_due).chain(self.parked_due()).min();
+        self.armed = engine
+            .into_iter()
+            .chain(greetings)
+            .chain(self.moved_due)
+            .chain(self.parked_due())
+            .chain(self.spares.poll_timeout())
+            .min();
         self.armed
     }
 
     /// Ends a turn in which datagrams came or went: wakes the flush, and the driver if its timer has moved forward.
     pub(crate) fn after(&mut self, _now: Instant) {
         self.wake_flusher();
-        let due = self.engine.0.poll_timeout().into_iter().chain(self.parked_due()).min();
+        let due = self.engine.0.poll_timeout().into_iter();
+        let due = due.chain(self.parked_due()).chain(self.spares.poll_timeout()).min();
         if due.is_some_and(|due| self.armed.is_none_or(|armed| due < armed)) {
             self.armed = due;
             self.work.notify_one();

@@ -32,6 +32,8 @@ const MAX_SHARES: u32 = 8;
 const SMALLEST: u64 = 2;
 /// A stream counts for one to two of these periods after it has sent, round trips.
 const PERIOD: u32 = 4;
+/// A question or an answer of more bytes is a transfer.
+const LONG: u64 = 64 * 1024;
 /// Where a round trip is nothing.
 const MIN_PERIOD: Duration = Duration::from_millis(10);
 
@@ -42,6 +44,8 @@ pub(crate) struct Flows {
     period: AtomicU32,
     /// Streams that have sent in this period.
     counted: AtomicU32,
+    /// The last period in which one of them was in the middle of something long.
+    long: AtomicU32,
     /// The round-trip time, microseconds, while small datagrams may be sent twice; else 0.
     spare_rtt: AtomicU64,
     /// Bytes of such copies that may be sent now.
@@ -49,12 +53,21 @@ pub(crate) struct Flows {
 }
 
 impl Flows {
-    /// A stream sends; `seen` is its own and holds the period in which it was counted last.
-    pub(crate) fn note(&self, seen: &mut Option<u32>) {
+    /// A stream sends, `bytes` since it last heard something; `seen` is its own and holds the period in which it was counted
+    /// last.
+    pub(crate) fn note(&self, seen: &mut Option<u32>, bytes: u64) {
         let period = self.period.load(Ordering::Relaxed);
         if seen.replace(period) != Some(period) {
             self.counted.fetch_add(1, Ordering::Relaxed);
         }
+        if bytes > LONG {
+            self.long.store(period, Ordering::Relaxed);
+        }
+    }
+
+    /// Nobody sends anything long.
+    pub(crate) fn are_short(&self) -> bool {
+        self.period.load(Ordering::Relaxed).wrapping_sub(self.long.load(Ordering::Relaxed)) > 1
     }
 
     /// The round-trip time, if `length` bytes may be sent twice now; they count as sent.

@@ -283,7 +283,8 @@ impl Shard {
         let segment = segment.unwrap_or(contents.len()).max(1);
         let is_bulk = contents.len() > 4 * segment;
         self.bulk |= is_bulk;
-        if !is_bulk && let Some(rtt) = self.peers.at(to).and_then(|peer| peer.flows.take_spare(contents.len())) {
+        let flows = self.peers.at(to).map(|peer| &peer.flows).filter(|flows| !is_bulk || flows.are_short());
+        if let Some(rtt) = flows.and_then(|flows| flows.take_spare(contents.len())) {
             for payload in contents.chunks(segment) {
                 self.spares.keep(to, payload, rtt, now);
             }

@@ -38,6 +38,8 @@ pub struct Stream {
     opened_here: bool,
     /// The period in which it was counted among those that send.
     counted: Option<u32>,
+    /// Bytes written since something was read.
+    written: u64,
     /// FIN or RESET is on its way.
     send_over: bool,
     /// The peer's FIN or RESET was read, or STOP_SENDING is on its way.
@@ -87,7 +89,18 @@ impl Stream {
             // It fails only for a stream that is over, which needs none.
             let _ = send.set_priority(FIRST_STREAM);
         }
-        Self { send, receive, link, _share: share, opened_here, counted: None, send_over, receive_over, read }
+        Self {
+            send,
+            receive,
+            link,
+            _share: share,
+            opened_here,
+            counted: None,
+            written: 0,
+            send_over,
+            receive_over,
+            read,
+        }
     }
 
     /// Whose stream it is.
@@ -121,6 +134,12 @@ impl Stream {
         }
     }
 
+    /// Counts itself among the streams that send.
+    fn note(&mut self, written: usize) {
+        self.written += written as u64;
+        self.link.flows().note(&mut self.counted, self.written);
+    }
+
     fn write_error(&self, error: &WriteError) -> io::Error {
         match error {
             WriteError::Stopped(code) => reset(*code),
@@ -144,6 +163,7 @@ impl AsyncRead for Stream {
                 if buf.filled().len() == before {
                     this.receive_over = true;
                 } else {
+                    this.written = 0;
                     this.read = true;
                 }
                 Poll::Ready(Ok(()))
@@ -166,8 +186,8 @@ impl AsyncRead for Stream {
 impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        this.link.flows().note(&mut this.counted);
         let written = ready!(Pin::new(&mut this.send).poll_write(cx, buf));
+        this.note(written.as_ref().copied().unwrap_or_default());
         Poll::Ready(written.map_err(|error| this.write_error(&error)))
     }
 
@@ -192,9 +212,9 @@ impl AsyncWrite for Stream {
             gathered.extend_from_slice(buf.get(..part).unwrap_or_default());
         }
         let this = self.get_mut();
-        this.link.flows().note(&mut this.counted);
         let mut chunks: [Bytes; 1] = [gathered.freeze()];
         let written = ready!(pin!(this.send.write_chunks(&mut chunks)).poll(cx));
+        this.note(written.as_ref().map_or(0, |written| written.bytes));
         Poll::Ready(written.map(|written| written.bytes).map_err(|error| this.write_error(&error)))
     }
 

@@ -66,13 +66,27 @@ fn streams_count_while_they_send_and_a_while_longer() {
     let flows = shares.flows();
     let mut seen = [None; 5];
     for _ in 0..3 {
-        seen.iter_mut().for_each(|seen| flows.note(seen));
+        seen.iter_mut().for_each(|seen| flows.note(seen, 1));
     }
     assert_eq!(shares.streams(), 5);
     for left in [5, 1] {
         now += PERIOD * RTT;
         shares.handle_ack(now, now, MTU, true, RTT);
         assert_eq!(shares.streams(), left);
+    }
+}
+
+#[test]
+fn something_long_is_known_for_a_while_after_it_has_ended() {
+    let (mut shares, mut now) = shares(0);
+    let flows = shares.flows();
+    let mut seen = None;
+    flows.note(&mut seen, LONG + 1);
+    for short in [false, true] {
+        now += PERIOD * RTT;
+        shares.handle_ack(now, now, MTU, true, RTT);
+        flows.note(&mut seen, LONG);
+        assert_eq!(flows.are_short(), short);
     }
 }
 

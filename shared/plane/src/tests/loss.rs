@@ -104,7 +104,6 @@ async fn ask(trip: Trip) -> Met {
             let mut times = Vec::new();
             let mut transferred = 0;
             let mut stream = far.open().await.unwrap();
-            tokio::time::sleep(Duration::from_millis(caller as u64 % ROUND_TRIP_MS)).await;
             if caller >= callers {
                 stream.write_all(&[BULK; REQUEST]).await.unwrap();
                 let mut buffer = vec![0; 64 << 10];

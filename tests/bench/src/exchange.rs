@@ -4,20 +4,25 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use culvert_hot::{Control, PIECE, Packets, Storm, Tunnel, exchanges, sent, served};
+use culvert_hot::{Control, PIECE, Packets, Storm, SuperPacket, Tunnel, exchanges, sent, served, streamed};
 
 /// What is counted: a name, few and many.
-const LIST: [(&str, usize, usize); 11] = [
+const LIST: [(&str, usize, usize); 16] = [
     ("exchange", 100, 600),
     ("front", 100, 600),
     ("front-64k", 50, 250),
     ("back", 100, 600),
+    ("quic", 200, 1200),
+    ("quic-c16", 320, 1920),
+    ("quic-1m", 8, 40),
     ("seal", 100, 1100),
     ("seal-open", 100, 1100),
     ("handshake", 4, 24),
     ("respond", 4, 24),
     ("wrap", 100, 1100),
     ("fragment", 100, 1100),
+    ("tun-cut", 10, 110),
+    ("tun-join", 10, 110),
     ("control", 100, 1100),
 ];
 
@@ -36,6 +41,9 @@ fn main() -> Result<()> {
         "front" => on_a_runtime(served(count, 1024)),
         "front-64k" => on_a_runtime(served(count, 64 * 1024)),
         "back" => on_a_runtime(sent(count)),
+        "quic" => on_a_still_clock(streamed(count, 1024, 1)),
+        "quic-c16" => on_a_still_clock(streamed(count, 1024, 16)),
+        "quic-1m" => on_a_still_clock(streamed(count, 1 << 20, 1)),
         "seal" => {
             let mut tunnel = Tunnel::up()?;
             (0..count).try_for_each(|_| tunnel.seal_one(0, &[0x55; PIECE]).map(drop))
@@ -57,6 +65,14 @@ fn main() -> Result<()> {
         "fragment" => {
             let mut packets = Packets::of(1300)?;
             (0..count).try_for_each(|_| packets.split_one())
+        }
+        "tun-cut" => {
+            let mut packet = SuperPacket::new()?;
+            (0..count).try_for_each(|_| packet.cut_one())
+        }
+        "tun-join" => {
+            let mut packet = SuperPacket::new()?;
+            (0..count).try_for_each(|_| packet.join_one())
         }
         "control" => {
             let mut control = Control::of(4)?;
@@ -83,4 +99,8 @@ fn handshakes(count: usize) -> Result<()> {
 
 fn on_a_runtime(work: impl Future<Output = Result<()>>) -> Result<()> {
     tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(work)
+}
+
+fn on_a_still_clock(work: impl Future<Output = Result<()>>) -> Result<()> {
+    tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?.block_on(work)
 }

@@ -1,7 +1,6 @@
 //! The hot functions, each alone and ready to be run: for the instruction guard and for the micro-benchmarks.
 //!
-//! Must stay deterministic where they are counted: no socket, no thread, no chance, one thing after the other. QUIC is
-//! not in it, because its work depends on the time.
+//! Must stay deterministic where they are counted: no socket, no thread, no chance, no clock but one that stands still.
 #![warn(missing_docs)]
 
 // Plane's own files, as they are: plane shows them to nobody, and they need nothing of it but each other.
@@ -11,6 +10,8 @@ mod exchange;
 #[path = "../../../../shared/plane/src/fragment.rs"]
 mod fragment;
 mod packet;
+mod planes;
+mod tun;
 mod tunnel;
 #[allow(dead_code, unreachable_pub, reason = "the files are plane's; not all of them is counted here")]
 #[path = "../../../../shared/plane/src/wrap.rs"]
@@ -19,4 +20,6 @@ mod wrap;
 pub use control::Control;
 pub use exchange::{exchanges, sent, served};
 pub use packet::Packets;
+pub use planes::streamed;
+pub use tun::SuperPacket;
 pub use tunnel::{PIECE, Storm, Tunnel};

@@ -65,6 +65,9 @@ struct Args {
     /// Milliseconds there and back that lossy work is delayed by.
     #[arg(long, default_value_t = 50)]
     delay_ms: u64,
+    /// Mbit/s that lossy work's way takes at most, each way; it holds 100 ms of that. 0: no limit.
+    #[arg(long, default_value_t = 0)]
+    rate_mbit: u32,
     /// Foreign load, in percent of the machine, from which on a sample is thrown away.
     #[arg(long, default_value_t = 5.0)]
     max_foreign: f64,
@@ -158,7 +161,11 @@ async fn side_by_side(args: &Args, names: &[String], works: &[Work], report: &mu
         }
     }
     let idle: Vec<Memory> = peers.iter().map(Peer::memory).collect();
-    let manner = Manner { loss: args.loss_percent / 100.0, round_trip: Duration::from_millis(args.delay_ms) };
+    let manner = Manner {
+        loss: args.loss_percent / 100.0,
+        round_trip: Duration::from_millis(args.delay_ms),
+        rate: (args.rate_mbit > 0).then_some(f64::from(args.rate_mbit) * 1e6 / 8.0),
+    };
     let long_way = works.iter().any(|work| work.is_lossy).then(|| LongWay::build(&site, manner)).transpose()?;
     for round in 1..=args.rounds {
         for work in works {

@@ -24,6 +24,29 @@ pub(crate) struct Manner {
     pub(crate) loss: f64,
     /// There and back; half of it each way.
     pub(crate) round_trip: Duration,
+    /// Bytes a second, each way; none: as many as the machine carries.
+    pub(crate) rate: Option<f64>,
+}
+
+/// The narrow link of one direction, with a queue before it.
+#[derive(Debug, Default)]
+struct Link {
+    /// When its last packet has left it.
+    free: Option<Instant>,
+}
+
+impl Link {
+    /// When a packet has left the link; `None`: it found the queue full.
+    fn leave(&mut self, length: usize, rate: Option<f64>, now: Instant) -> Option<Instant> {
+        let Some(rate) = rate else { return Some(now) };
+        let start = self.free.unwrap_or(now).max(now);
+        if start - now > LONGEST_WAIT {
+            return None;
+        }
+        let left = start + Duration::from_secs_f64(length as f64 / rate);
+        self.free = Some(left);
+        Some(left)
+    }
 }
 
 /// A long way that is there; not yet used.
@@ -52,6 +75,8 @@ struct Counts {
 const DEVICE: &str = "long";
 /// Packets under way at most, each direction: far more than a fast sender has out in 50 ms.
 const QUEUE: usize = 16_384;
+/// How long a packet may wait before a narrow link: what home routers have, and some have far more.
+const LONGEST_WAIT: Duration = Duration::from_millis(100);
 /// TUN packets are at most an MTU long.
 const LONGEST: usize = 1500;
 
@@ -145,7 +170,7 @@ fn carry(from: File, to: File, manner: Manner, seed: u64) -> Result<End> {
 }
 
 fn take(mut from: File, to: &SyncSender<Packet>, manner: Manner, seed: u64, counts: &Counts, is_on: &AtomicBool) {
-    let mut chance = Chance(seed);
+    let (mut chance, mut link) = (Chance(seed), Link::default());
     let mut buffer = vec![0; LONGEST + 64];
     while let Ok(length) = from.read(&mut buffer) {
         if !is_on.load(Ordering::Relaxed) {
@@ -156,8 +181,10 @@ fn take(mut from: File, to: &SyncSender<Packet>, manner: Manner, seed: u64, coun
             continue;
         }
         let bytes = buffer.get(..length).unwrap_or_default().to_vec();
-        let packet = Packet { due: Instant::now() + manner.round_trip / 2, bytes };
-        let count = if to.try_send(packet).is_ok() { &counts.carried } else { &counts.overflowed };
+        let left = link.leave(length, manner.rate, Instant::now());
+        let is_carried =
+            left.is_some_and(|left| to.try_send(Packet { due: left + manner.round_trip / 2, bytes }).is_ok());
+        let count = if is_carried { &counts.carried } else { &counts.overflowed };
         count.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -192,5 +219,19 @@ mod tests {
         let mut chance = Chance(7);
         let lost = (0..100_000).filter(|_| chance.next() < 0.01).count();
         assert!((900..1100).contains(&lost), "{lost}");
+    }
+
+    #[test]
+    fn a_narrow_link_takes_its_time_and_what_finds_its_queue_full_is_lost() {
+        let (mut link, now) = (Link::default(), Instant::now());
+        // 1500 bytes take 10 ms: one that leaves, and those that wait for 100 ms at most.
+        let left: Vec<_> = (0..20).filter_map(|_| link.leave(1500, Some(150_000.0), now)).collect();
+        assert_eq!(left.len(), 11);
+        assert_eq!(left[10] - now, Duration::from_millis(110));
+        assert_eq!(
+            link.leave(1500, Some(150_000.0), now + Duration::from_secs(1)).map(|left| left - now),
+            Some(Duration::from_millis(1010))
+        );
+        assert_eq!(link.leave(1500, None, now), Some(now));
     }
 }

@@ -27,9 +27,10 @@ fn write(report: &Report, text: &mut String) -> std::fmt::Result {
         run.tolerance.steal * 100.0
     )?;
     if let Some(way) = &run.way {
+        let rate = way.manner.rate.map_or(String::new(), |rate| format!(", {:.0} Mbit/s", rate * 8e-6));
         writeln!(
             text,
-            "lossy: {:.1} % of packets lost each way, {} ms there and back ({} carried, {} lost, {} did not fit).",
+            "lossy: {:.1} % of packets lost each way, {} ms there and back{rate} ({} carried, {} lost, {} did not fit).",
             way.manner.loss * 100.0,
             way.manner.round_trip.as_millis(),
             way.carried,

@@ -562,6 +562,7 @@ impl PlaneStats {
     fn add(&mut self, other: &Self) {
         self.quic_received += other.quic_received;
         self.quic_sent += other.quic_sent;
+        self.spares += other.spares;
         self.quic_dropped += other.quic_dropped;
         self.hellos_received += other.hellos_received;
         self.echoes += other.echoes;

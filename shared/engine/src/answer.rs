@@ -41,7 +41,7 @@ impl Engine {
     pub fn claim(&mut self, unclaimed: Unclaimed, now: Instant) -> bool {
         let Unclaimed { initiation: bytes, path, own, .. } = unclaimed;
         let first = self.endpoints.contains_key(&path.remote);
-        let queued = self.queue.push(Handshake::Initiation { bytes, path, own, passed: true }, first);
+        let queued = self.queue.push(Handshake::Initiation { bytes, path, own, passed: true }, first, now);
         self.note_load(now);
         if !queued {
             self.stats.count_drop(DropReason::QueueFull);

@@ -27,8 +27,9 @@ pub(crate) const GRACE: Duration = Duration::from_millis(500);
 /// Joiners that wait for room, and how long each: about as long as it would take to ask again.
 const WAITING: usize = 256;
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Handshakes per key.
-const HANDSHAKES: Rate = Rate { burst: 100, every: Duration::from_millis(10) };
+/// Handshakes per key: what a fleet that starts at once needs to be in within seconds, and a sixth of a processor for
+/// whoever found a token.
+const HANDSHAKES: Rate = Rate { burst: 100, every: Duration::from_micros(2500) };
 
 /// One key.
 pub(crate) struct Bootstrap {

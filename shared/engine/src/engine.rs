@@ -157,7 +157,7 @@ impl Engine {
     /// so it is never called between the data packets of one receive turn.
     pub fn handle_handshakes(&mut self, budget: usize, now: Instant, replies: &mut Replies) -> bool {
         for _ in 0..budget {
-            let Some(handshake) = self.queue.pop() else { break };
+            let Some(handshake) = self.queue.pop(now) else { break };
             let taken = match &handshake {
                 Handshake::Initiation { bytes, path, own, passed } => {
                     self.take_initiation(bytes, *path, (*own, *passed), now, replies)
@@ -168,6 +168,7 @@ impl Engine {
                 self.stats.count_drop(reason);
             }
         }
+        self.stats.count_drops(DropReason::Late, self.queue.take_stale());
         self.flush(replies);
         self.queue.len() > 0
     }
@@ -264,6 +265,11 @@ impl Engine {
             live: entry.live,
             bootstrap: entry.instance.map(|instance| instance.bootstrap),
         })
+    }
+
+    /// How many handshake messages wait for [`handle_handshakes`](Self::handle_handshakes).
+    pub fn handshakes_waiting(&self) -> usize {
+        self.queue.len()
     }
 
     /// Counters. [`Stats::under_load`] is of the last call that was told the time.
@@ -366,7 +372,7 @@ impl Engine {
             (None, Err(_)) => return Err(DropReason::Malformed),
         };
         let first = response.is_some() || self.endpoints.contains_key(&path.remote);
-        if self.queue.push(handshake, first) { Ok(Received::Handled) } else { Err(DropReason::QueueFull) }
+        if self.queue.push(handshake, first, now) { Ok(Received::Handled) } else { Err(DropReason::QueueFull) }
     }
 
     fn take_cookie(&mut self, reply: &[u8], now: Instant) -> Result<Received, DropReason> {

@@ -141,11 +141,13 @@ pub enum DropReason {
     BadInner,
     /// The bootstrap class is full, or the instance has used up what it may.
     BootstrapLimit,
+    /// A handshake message waited for so long that its sender has asked anew.
+    Late,
 }
 
 impl DropReason {
     /// Every reason, in the order in which [`Stats::dropped`](crate::Stats::dropped) counts them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Malformed,
         Self::BadMac,
         Self::UnknownIndex,
@@ -161,6 +163,7 @@ impl DropReason {
         Self::SourceNotAllowed,
         Self::BadInner,
         Self::BootstrapLimit,
+        Self::Late,
     ];
 
     /// A stable name in snake case, for metrics and logs.
@@ -181,6 +184,7 @@ impl DropReason {
             Self::SourceNotAllowed => "source_not_allowed",
             Self::BadInner => "bad_inner",
             Self::BootstrapLimit => "bootstrap_limit",
+            Self::Late => "late",
         }
     }
 }

@@ -69,8 +69,12 @@ impl Stats {
     }
 
     pub(crate) fn count_drop(&mut self, reason: DropReason) {
+        self.count_drops(reason, 1);
+    }
+
+    pub(crate) fn count_drops(&mut self, reason: DropReason, more: u64) {
         if let Some(count) = self.drops.get_mut(reason as usize) {
-            *count += 1;
+            *count += more;
         }
     }
 }

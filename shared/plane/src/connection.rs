@@ -2,7 +2,7 @@
 //!
 //! It must never say who the peer is by anything but the engine's word, which came with its synthetic address.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -111,21 +111,30 @@ impl Connection {
         let link = &self.link;
         let share = link.budget.clone().acquire_many_owned(link.share).await.map_err(|_| stopped())?;
         let (send, receive) = link.quic.open_bi().await.map_err(|error| link.describe(&error))?;
-        Ok(Stream::new(send, receive, link.clone(), share, true))
+        Ok(Stream::new(send, receive, link.clone(), Some(share), true))
     }
 
     /// Waits for a stream that the peer opened; waits while the shard's budget is used up. Cancel safe.
+    ///
+    /// The first is free: it carries control messages for as long as the connection lives, and the budget is for what comes
+    /// and goes. With a share for each, as many connectors as there are shares would leave none for requests, or for the next
+    /// connector.
     ///
     /// # Errors
     /// [`Closed`], when no more can come.
     pub async fn accept(&self) -> Result<Stream, Closed> {
         let link = &self.link;
-        let share = tokio::select! {
-            biased;
-            share = link.budget.clone().acquire_many_owned(link.share) => share.map_err(|_| stopped())?,
-            closed = self.closed() => return Err(closed),
+        let share = if link.accepted.load(Ordering::Relaxed) {
+            tokio::select! {
+                biased;
+                share = link.budget.clone().acquire_many_owned(link.share) => Some(share.map_err(|_| stopped())?),
+                closed = self.closed() => return Err(closed),
+            }
+        } else {
+            None
         };
         let (send, receive) = link.quic.accept_bi().await.map_err(|error| link.describe(&error))?;
+        link.accepted.store(true, Ordering::Relaxed);
         Ok(Stream::new(send, receive, link.clone(), share, false))
     }
 
@@ -199,6 +208,8 @@ pub(crate) struct Link {
     /// What one stream takes of the budget.
     share: u32,
     flows: Arc<Flows>,
+    /// The peer's first stream was accepted.
+    accepted: AtomicBool,
     ending: Mutex<Option<Ending>>,
     serial: u64,
 }
@@ -215,7 +226,8 @@ impl Link {
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         let controller = quic.congestion_state().into_any().downcast::<Shares>();
         let flows = controller.map(|shares| shares.flows()).unwrap_or_default();
-        Arc::new(Self { quic, peer, bootstrap, budget: budget.clone(), share, flows, ending: Mutex::default(), serial })
+        let (budget, accepted) = (budget.clone(), AtomicBool::new(false));
+        Arc::new(Self { quic, peer, bootstrap, budget, share, flows, accepted, ending: Mutex::default(), serial })
     }
 
     pub(crate) fn peer(&self) -> PeerId {

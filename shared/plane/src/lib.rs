@@ -20,6 +20,7 @@ mod inbox;
 #[cfg(any(test, feature = "memory"))]
 pub mod memory;
 mod outbox;
+mod pages;
 mod peers;
 mod plane;
 mod port;

@@ -63,7 +63,8 @@ pub struct StreamLimits {
     pub incoming: u32,
     /// Bytes the peer may send on one stream before they are read.
     pub window: u32,
-    /// Bytes all streams together may hold unread (streams × window): past it new streams wait.
+    /// Bytes all streams together may hold unread (streams × window): past it new streams wait. The first that each
+    /// connection accepts is not counted.
     pub budget: u64,
 }
 
@@ -402,6 +403,16 @@ impl Plane {
     /// What the engine knows of a peer.
     pub fn peer_stats(&self, peer: PeerId) -> Option<PeerStats> {
         self.shard_of(peer).engine().peer_stats(peer)
+    }
+
+    /// Whether a session with a peer is live.
+    pub fn is_live(&self, peer: PeerId) -> bool {
+        self.shard_of(peer).peers.get(peer).is_some_and(|peer| peer.live)
+    }
+
+    /// How many handshake messages wait for their turn, at all shards.
+    pub fn handshakes_waiting(&self) -> usize {
+        self.inner.shards.iter().map(|shard| shard.shared().shard().engine().handshakes_waiting()).sum()
     }
 
     /// Counters, of all shards together.

@@ -56,10 +56,10 @@ impl Running {
         let addresses = carriers.iter().map(|carrier| carrier.local_addr()).collect();
         let outbox = Outbox::new(carriers.clone());
         let shard = Shard::new(config.role, config.instance, config.inner, Engine::new(engine, now()), outbox, place);
-        let shared = Shared::new(shard, carriers, config.role);
+        let shared = Shared::new(shard, carriers, config.role)?;
         let quic = Arc::new(Quic::new(&config.streams, version));
         let server = (config.role == Role::Relay).then(|| quic.any_server());
-        let socket = Arc::new(VirtualSocket::new(shared.clone()));
+        let socket = Arc::new(VirtualSocket::new(shared.clone(), config.role));
         let settings = quic::endpoint(&config.reset_secret);
         let endpoint = {
             let _within = runtime.enter();

@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 
 use crate::group::Place;
 use crate::inbox::Inbox;
+use crate::pages::Pages;
 use crate::plane::Role;
 use crate::port::Carrier;
 use crate::shard::Shard;
@@ -32,6 +33,9 @@ const ROUNDS: usize = 4;
 const TURN: usize = 128;
 /// What [`RECEIVE_BUFFER`] holds of datagrams of a 1500-byte path.
 const SEGMENTS: usize = 44;
+/// How many of them a connector's QUIC takes in a row. QUIC keeps 32 buffers of so many: 2 MiB at the relay, where bulk comes
+/// in; a third of one in each connector.
+const SEGMENTS_OF_CONNECTOR: usize = 8;
 
 /// What the tasks of one shard share.
 #[derive(Debug)]
@@ -45,13 +49,15 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(shard: Shard, carriers: Vec<Arc<dyn Carrier>>, role: Role) -> Arc<Self> {
-        Arc::new(Self {
+    /// # Errors
+    /// There is no memory for what comes in.
+    pub(crate) fn new(shard: Shard, carriers: Vec<Arc<dyn Carrier>>, role: Role) -> io::Result<Arc<Self>> {
+        Ok(Arc::new(Self {
             place: shard.place.clone(),
             shard: Mutex::new(shard),
-            intake: Mutex::new(Intake::new(carriers, role)),
+            intake: Mutex::new(Intake::new(carriers, role)?),
             flushed: Notify::new(),
-        })
+        }))
     }
 
     pub(crate) fn shard(&self) -> MutexGuard<'_, Shard> {
@@ -85,11 +91,12 @@ pub(crate) fn now() -> Instant {
 #[derive(Debug)]
 pub(crate) struct VirtualSocket {
     shared: Arc<Shared>,
+    role: Role,
 }
 
 impl VirtualSocket {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+    pub(crate) fn new(shared: Arc<Shared>, role: Role) -> Self {
+        Self { shared, role }
     }
 }
 
@@ -157,7 +164,10 @@ impl AsyncUdpSocket for VirtualSocket {
     }
 
     fn max_receive_segments(&self) -> usize {
-        SEGMENTS
+        match self.role {
+            Role::Relay => SEGMENTS,
+            Role::Connector => SEGMENTS_OF_CONNECTOR,
+        }
     }
 
     fn may_fragment(&self) -> bool {
@@ -169,7 +179,7 @@ impl AsyncUdpSocket for VirtualSocket {
 struct Intake {
     carriers: Vec<Arc<dyn Carrier>>,
     role: Role,
-    memory: Box<[u8]>,
+    memory: Pages,
     metas: [RecvMeta; RECEIVE_BUFFERS],
     filled: usize,
     /// The next datagram: in which buffer, at which byte.
@@ -186,17 +196,17 @@ impl std::fmt::Debug for Intake {
 }
 
 impl Intake {
-    fn new(carriers: Vec<Arc<dyn Carrier>>, role: Role) -> Self {
-        Self {
+    fn new(carriers: Vec<Arc<dyn Carrier>>, role: Role) -> io::Result<Self> {
+        Ok(Self {
             carriers,
             role,
-            memory: vec![0; RECEIVE_BUFFERS * RECEIVE_BUFFER].into(),
+            memory: Pages::new(RECEIVE_BUFFERS * RECEIVE_BUFFER)?,
             metas: [RecvMeta::default(); RECEIVE_BUFFERS],
             filled: 0,
             buffer: 0,
             offset: 0,
             socket: 0,
-        }
+        })
     }
 
     fn is_empty(&self) -> bool {

@@ -34,7 +34,7 @@ pub struct Stream {
     send: SendStream,
     receive: RecvStream,
     link: Arc<Link>,
-    _share: OwnedSemaphorePermit,
+    _share: Option<OwnedSemaphorePermit>,
     opened_here: bool,
     /// The period in which it was counted among those that send.
     counted: Option<u32>,
@@ -81,7 +81,7 @@ impl Stream {
         send: SendStream,
         receive: RecvStream,
         link: Arc<Link>,
-        share: OwnedSemaphorePermit,
+        share: Option<OwnedSemaphorePermit>,
         opened_here: bool,
     ) -> Self {
         let (send_over, receive_over, read) = (false, false, false);

@@ -182,7 +182,7 @@ impl Shard {
     /// After a receive turn: handshakes may wait for their budget.
     pub(crate) fn after_receive(&mut self, now: Instant) {
         self.flush_tun();
-        if self.engine.0.stats().queued > 0 || !self.closing.is_empty() {
+        if self.engine.0.handshakes_waiting() > 0 || !self.closing.is_empty() {
             self.work.notify_one();
         }
         self.after(now);

@@ -166,6 +166,30 @@ async fn streams_past_the_budget_wait_for_others_to_end() {
 }
 
 #[tokio::test]
+async fn the_first_stream_of_a_connection_takes_nothing_of_the_budget() {
+    let network = Network::new();
+    let (relay_id, connector_id) = identities();
+    let streams = StreamLimits { incoming: 16, window: 64 * 1024, budget: 64 * 1024 };
+    let mut relay = start_with(&network, &relay_id, PROTOCOL_VERSION, streams);
+    let connector = start(&network, &connector_id);
+    let near = connector.dial(relay_id.at).await;
+    let far = relay.connected().await;
+    let request = soon(far.open()).await.unwrap();
+    let mut opened = Vec::new();
+    for _ in 0..2 {
+        let mut stream = soon(near.open()).await.unwrap();
+        soon(stream.write_all(b"?")).await.unwrap();
+        opened.push(stream);
+    }
+    let _control = soon(far.accept()).await.unwrap();
+    let second = far.accept();
+    tokio::pin!(second);
+    assert!(futures_poll(second.as_mut()).await.is_none(), "requests have the whole budget");
+    drop(request);
+    soon(second).await.unwrap();
+}
+
+#[tokio::test]
 async fn the_first_stream_goes_before_a_long_transfer_that_waits_for_a_slow_way() {
     let before = transferred_before_a_word(0).await;
     assert!(before < 120 << 10, "{before} bytes of the transfer came first");

@@ -11,6 +11,7 @@ mod gateway;
 pub(crate) mod grants;
 mod keys;
 mod managed;
+mod order;
 pub(crate) mod peers;
 mod place;
 mod postgres;

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use culvert_model::gateway::SecretVerifier;
 use culvert_model::id::{ConnectorId, GatewayId, TokenId, TunnelId};
 use culvert_model::key::PublicKey;
-use culvert_model::name::Grant;
+use culvert_model::name::{Grant, ServiceName};
 use culvert_model::proof::ProofKey;
 
 use super::failure::Failure;
@@ -95,9 +95,26 @@ pub(super) fn connector_by_key(db: &dyn Transaction, key: &PublicKey) -> Result<
 }
 
 pub(super) fn services(db: &dyn Transaction) -> Result<Vec<ServiceRow>> {
-    db.all("SELECT name, tunnel, since FROM services ORDER BY name, since, tunnel", &[], |row| {
-        Ok(ServiceRow { name: row.text(0)?, tunnel: row.text(1)?, since: row.time(2)? })
-    })
+    db.all("SELECT name, tunnel, since FROM services ORDER BY name, since, tunnel", &[], service_row)
+}
+
+/// Those of one tunnel, and those of any that have one of these names: what an announcement is decided by. All services
+/// of a relay would make a restart with thousands of connectors cost their square.
+pub(super) fn services_for(db: &dyn Transaction, tunnel: &TunnelId, names: &[ServiceName]) -> Result<Vec<ServiceRow>> {
+    let of_others = "SELECT name, tunnel, since FROM services WHERE name = $1 AND tunnel <> $2 ORDER BY since, tunnel";
+    let mut found = db.all(
+        "SELECT name, tunnel, since FROM services WHERE tunnel = $1 ORDER BY name, since",
+        &values![tunnel.as_str()],
+        service_row,
+    )?;
+    for name in names {
+        found.extend(db.all(of_others, &values![name.as_str(), tunnel.as_str()], service_row)?);
+    }
+    Ok(found)
+}
+
+fn service_row(row: &Row) -> Result<ServiceRow> {
+    Ok(ServiceRow { name: row.text(0)?, tunnel: row.text(1)?, since: row.time(2)? })
 }
 
 pub(super) fn gateways(db: &dyn Transaction) -> Result<Vec<GatewayRow>> {

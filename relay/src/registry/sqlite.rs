@@ -13,6 +13,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, ToSql, TransactionBehavior, par
 
 use super::RegistryError;
 use super::failure::Failure;
+use super::order::Order;
 use super::schema::{MIGRATIONS, VERSION};
 use super::sql::{Row, Transaction, Value};
 use super::store::{Engine, Kind, Store, Work};
@@ -65,6 +66,22 @@ impl Engine for Database {
         work(&Inside(&transaction))?;
         Ok(transaction.commit()?)
     }
+
+    /// One commit, and so one fsync, for all of them; each stands in a savepoint of its own.
+    fn carry_out_all(&mut self, mut orders: Vec<Box<dyn Order>>, place: &str) {
+        if orders.len() < 2 {
+            return orders.into_iter().for_each(|order| self.carry_out(order, place));
+        }
+        let mut ended = Vec::with_capacity(orders.len());
+        let whole = self.all_of(&mut orders, &mut ended).map_err(|failure| failure.into_error(place));
+        for (number, order) in orders.into_iter().enumerate() {
+            let own = match ended.get_mut(number).map(|own| std::mem::replace(own, Ok(()))) {
+                Some(Err(failure)) => Err(failure.into_error(place)),
+                Some(Ok(())) | None => whole.clone(),
+            };
+            order.answer(own);
+        }
+    }
 }
 
 impl Transaction for Inside<'_> {
@@ -108,6 +125,30 @@ impl Database {
         migrate(&mut connection)?;
         let inode = inode(path).ok_or(Failure::Replaced)?;
         Ok(Self { connection, path: path.to_path_buf(), inode })
+    }
+
+    /// Runs orders until one is the end of them all; what each said goes to `ended`.
+    fn all_of(&mut self, orders: &mut [Box<dyn Order>], ended: &mut Vec<Result<(), Failure>>) -> Result<(), Failure> {
+        self.is_still_there()?;
+        let mut transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        for order in orders {
+            let mut savepoint = transaction.savepoint()?;
+            let said = order.run(&Inside(&savepoint));
+            let failed = said.is_err();
+            ended.push(said);
+            if !failed {
+                savepoint.commit()?;
+                continue;
+            }
+            // Errors of the disk end the whole transaction, and not the savepoint alone: then a savepoint would be a
+            // transaction of its own.
+            if savepoint.is_autocommit() {
+                return Err(Failure::Away("the transaction around it failed".to_owned()));
+            }
+            savepoint.rollback()?;
+            savepoint.commit()?;
+        }
+        Ok(transaction.commit()?)
     }
 
     fn is_still_there(&self) -> Result<(), Failure> {

@@ -12,6 +12,7 @@ use culvert_model::name::{Grant, ServiceName};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::failure::Failure;
+use super::order::{Ask, Order, Teller};
 use super::rows::{
     AuditRow, ConnectorRow, GatewayRow, ManagedRow, PeerRow, PeerSealRow, PeerServiceRow, RelayRow, SecretRow,
     Snapshot, TokenRow, TokenSealRow, Tunnel,
@@ -24,6 +25,8 @@ use super::{
 
 /// Transactions that may wait for the thread; past it their callers wait.
 const WAITING: usize = 256;
+/// Writes that are made durable together, where many wait: an fsync takes as long as dozens of them.
+const TOGETHER: usize = 64;
 
 /// A database that runs one transaction after the other.
 pub(super) trait Engine: 'static {
@@ -37,6 +40,18 @@ pub(super) trait Engine: 'static {
     /// # Errors
     /// What `work` said, or why the transaction could not begin or end.
     fn transact(&mut self, kind: Kind, work: Work<'_>) -> Result<(), Failure>;
+
+    /// Runs one order in a transaction of its own, and answers it.
+    fn carry_out(&mut self, mut order: Box<dyn Order>, place: &str) {
+        let ended = self.transact(order.kind(), Box::new(|transaction| order.run(transaction)));
+        order.answer(ended.map_err(|failure| failure.into_error(place)));
+    }
+
+    /// Runs several orders that write, one after the other, and answers each. All of one is durable or nothing of it
+    /// happened, whatever came of the others.
+    fn carry_out_all(&mut self, orders: Vec<Box<dyn Order>>, place: &str) {
+        orders.into_iter().for_each(|order| self.carry_out(order, place));
+    }
 
     /// The next job, as long as there may be one; meanwhile the engine may see to its connection.
     fn next(&mut self, jobs: &mut mpsc::Receiver<Job<Self>>) -> Option<Job<Self>>
@@ -58,7 +73,13 @@ pub(super) enum Kind {
 pub(super) type Work<'a> = Box<dyn FnOnce(&dyn Transaction) -> Result<(), Failure> + 'a>;
 
 /// What is asked of the thread.
-pub(super) type Job<E> = Box<dyn FnOnce(&mut E) + Send>;
+pub(super) enum Job<E> {
+    /// A transaction.
+    Order(Box<dyn Order>),
+    /// Something that only this engine can do.
+    #[cfg_attr(not(test), expect(dead_code, reason = "tests reach into an engine"))]
+    Other(Box<dyn FnOnce(&mut E) + Send>),
+}
 
 /// What the thread tells of itself.
 #[derive(Clone)]
@@ -104,7 +125,7 @@ impl<E: Engine> Store<E> {
         let (jobs, mut queue) = mpsc::channel::<Job<E>>(WAITING);
         let (tell, told) = std::sync::mpsc::channel();
         let status = Status::new();
-        let of_thread = status.clone();
+        let (of_thread, of_store) = (status.clone(), Arc::clone(&place));
         let work = move || {
             let opened = open(&of_thread);
             let mut engine = match opened {
@@ -115,9 +136,7 @@ impl<E: Engine> Store<E> {
                 }
             };
             let _ = tell.send(Ok(()));
-            while let Some(job) = engine.next(&mut queue) {
-                job(&mut engine);
-            }
+            serve(&mut engine, &mut queue, &of_store);
         };
         let away = |detail: String| RegistryError::Away { path: place.to_string(), detail };
         let thread = std::thread::Builder::new().name("relay.registry".to_owned()).spawn(work);
@@ -129,34 +148,17 @@ impl<E: Engine> Store<E> {
         }
     }
 
-    /// Has the thread run a job of its own making.
+    /// Has the thread do what only its engine can.
+    #[cfg(test)]
     pub(super) fn submit<T: Send + 'static>(
         &self,
         kind: Kind,
         what: impl FnOnce(&mut E) -> Result<T, Failure> + Send + 'static,
     ) -> Future<'_, T> {
-        Box::pin(async move {
-            let (answer, answered) = oneshot::channel();
-            let (place, status) = (Arc::clone(&self.place), self.status.clone());
-            let job: Job<E> = Box::new(move |engine| {
-                let result = what(engine).map_err(|failure| failure.into_error(&place));
-                let amiss = match &result {
-                    Ok(_) | Err(RegistryError::Rule(_)) => None,
-                    Err(error) => Some(error.to_string()),
-                };
-                // What can be read may still not be written.
-                if amiss.is_some() || kind == Kind::Write {
-                    status.set(amiss);
-                }
-                let _ = answer.send(result);
-            });
-            let stopped = || RegistryError::Away {
-                path: self.place.to_string(),
-                detail: "its thread has ended: restart the relay".to_owned(),
-            };
-            self.jobs.as_ref().ok_or_else(stopped)?.send(job).await.map_err(|_| stopped())?;
-            answered.await.map_err(|_| stopped())?
-        })
+        let (teller, answered) = self.teller(kind);
+        let place = Arc::clone(&self.place);
+        let other = move |engine: &mut E| teller.tell(what(engine).map_err(|failure| failure.into_error(&place)));
+        self.send(Job::Other(Box::new(other)), answered)
     }
 
     fn read<T: Send + 'static>(
@@ -173,22 +175,58 @@ impl<E: Engine> Store<E> {
         self.run(Kind::Write, what)
     }
 
-    fn run<T: Send + 'static>(
+    pub(super) fn run<T: Send + 'static>(
         &self,
         kind: Kind,
         what: impl FnOnce(&dyn Transaction) -> Result<T, Failure> + Send + 'static,
     ) -> Future<'_, T> {
-        self.submit(kind, move |engine| {
-            let mut value = None;
-            engine.transact(
-                kind,
-                Box::new(|transaction| {
-                    value = Some(what(transaction)?);
-                    Ok(())
-                }),
-            )?;
-            value.ok_or_else(|| Failure::Away("a transaction ended before it began".to_owned()))
+        let (teller, answered) = self.teller(kind);
+        let ask = Ask { what: Some(what), value: None, teller, place: Arc::clone(&self.place) };
+        self.send(Job::Order(Box::new(ask)), answered)
+    }
+
+    fn teller<T>(&self, kind: Kind) -> (Teller<T>, oneshot::Receiver<Result<T, RegistryError>>) {
+        let (answer, answered) = oneshot::channel();
+        (Teller { kind, status: self.status.clone(), answer }, answered)
+    }
+
+    fn send<T: Send + 'static>(
+        &self,
+        job: Job<E>,
+        answered: oneshot::Receiver<Result<T, RegistryError>>,
+    ) -> Future<'_, T> {
+        Box::pin(async move {
+            let stopped = || RegistryError::Away {
+                path: self.place.to_string(),
+                detail: "its thread has ended: restart the relay".to_owned(),
+            };
+            self.jobs.as_ref().ok_or_else(stopped)?.send(job).await.map_err(|_| stopped())?;
+            answered.await.map_err(|_| stopped())?
         })
+    }
+}
+
+/// Works for as long as somebody may ask.
+fn serve<E: Engine>(engine: &mut E, queue: &mut mpsc::Receiver<Job<E>>, place: &str) {
+    let mut left = None;
+    while let Some(job) = left.take().or_else(|| engine.next(queue)) {
+        match job {
+            Job::Other(other) => other(engine),
+            Job::Order(order) if order.kind() == Kind::Read => engine.carry_out(order, place),
+            Job::Order(order) => {
+                let mut orders = vec![order];
+                while orders.len() < TOGETHER {
+                    match queue.try_recv() {
+                        Ok(Job::Order(order)) if order.kind() == Kind::Write => orders.push(order),
+                        other => {
+                            left = other.ok();
+                            break;
+                        }
+                    }
+                }
+                engine.carry_out_all(orders, place);
+            }
+        }
     }
 }
 

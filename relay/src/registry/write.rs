@@ -239,7 +239,7 @@ pub(super) fn announce(
     now: SystemTime,
 ) -> Result<grants::Decision> {
     let tunnels = read::tunnels(db)?;
-    let services = read::services(db)?;
+    let services = read::services_for(db, id, names)?;
     let owned = peers::owned(&peers::all(db)?, &peers::services(db)?);
     let decision = grants::decide(live_tunnel(&tunnels, id)?, names, &tunnels, &services, &owned);
     for name in &decision.accepted {

@@ -8,7 +8,7 @@ use culvert_model::id::ConnectorId;
 use culvert_ops::state::StateDir;
 
 use super::super::suite::{Subject, suite};
-use super::super::{Actor, AuditRow, Registry as _, Rule, TOMBSTONE, read};
+use super::super::{Actor, AuditRow, Registry as _, Rule, TOMBSTONE, read, write};
 use super::*;
 
 suite!(some);
@@ -233,4 +233,78 @@ fn the_audit_trail_is_neither_rewritten_nor_shortened() {
         .unwrap();
     assert!(connection.execute("UPDATE audit SET actor = 'z'", []).is_err());
     assert!(connection.execute("DELETE FROM audit", []).is_err());
+}
+
+#[tokio::test]
+async fn writes_that_wait_together_are_made_durable_together_and_one_that_is_refused_leaves_nothing() {
+    let state = StateDir::temporary().unwrap();
+    let path = state.create_file("registry.db").unwrap();
+    let registry = Sqlite::open(&path).unwrap();
+    let row = |actor: &str| AuditRow {
+        at: SystemTime::UNIX_EPOCH,
+        actor: actor.to_owned(),
+        action: "b".to_owned(),
+        subject: "c".to_owned(),
+        detail: "d".to_owned(),
+    };
+    // The thread is busy until all of them wait.
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let busy = registry.submit(Kind::Read, move |_| wait.recv().map_err(|_| Failure::Silent));
+    let (first, last) = (row("first"), row("last"));
+    let first = registry.audit(first);
+    let of_refused = row("refused");
+    let refused = registry.run(Kind::Write, move |db| {
+        write::audit_row(db, &of_refused)?;
+        Err::<(), _>(Failure::Rule(Rule::NoSuchConnector(ConnectorId::new())))
+    });
+    let of_other = path.clone();
+    let seen = registry.run(Kind::Write, move |_| {
+        let other = Connection::open(of_other)?;
+        Ok(other.query_row("SELECT count(*) FROM audit", [], |row| row.get::<_, i64>(0))?)
+    });
+    let last = registry.audit(last);
+    let go = async {
+        // All of them are asked before this is.
+        tokio::task::yield_now().await;
+        go.send(()).unwrap();
+    };
+    let (busy, first, refused, seen, last, ()) = tokio::join!(busy, first, refused, seen, last, go);
+    assert_eq!((busy, first, seen, last), (Ok(()), Ok(()), Ok(0), Ok(())), "nothing is on the disk yet for others");
+    assert!(matches!(refused, Err(RegistryError::Rule(Rule::NoSuchConnector(_)))));
+    let rows = registry.audit_since(SystemTime::UNIX_EPOCH).await.unwrap();
+    assert_eq!(rows.iter().map(|row| row.actor.as_str()).collect::<Vec<_>>(), ["first", "last"]);
+}
+
+#[tokio::test]
+async fn a_disk_that_is_full_fails_every_write_of_a_group_and_the_next_one_works() {
+    let (registry, _state) = {
+        let state = StateDir::temporary().unwrap();
+        let path = state.create_file("registry.db").unwrap();
+        (Sqlite::open(&path).unwrap(), state)
+    };
+    let row = |length: usize| AuditRow {
+        at: SystemTime::UNIX_EPOCH,
+        actor: "a".repeat(length),
+        action: "b".to_owned(),
+        subject: "c".to_owned(),
+        detail: "d".to_owned(),
+    };
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let busy = registry.submit(Kind::Read, move |database| {
+        let pages: i64 = database.connection.query_row("PRAGMA page_count", [], |row| row.get(0))?;
+        database.connection.pragma_update(None, "max_page_count", pages + 1)?;
+        wait.recv().map_err(|_| Failure::Silent)
+    });
+    let (small, large) = (registry.audit(row(1)), registry.audit(row(100_000)));
+    let go = async {
+        tokio::task::yield_now().await;
+        go.send(()).unwrap();
+    };
+    let (busy, small, large, ()) = tokio::join!(busy, small, large, go);
+    busy.unwrap();
+    assert!(matches!(large, Err(RegistryError::Full { .. })), "{large:?}");
+    // The database says whether its whole transaction went with it: what was answered is what is there.
+    let there = registry.audit_since(SystemTime::UNIX_EPOCH).await.unwrap().len();
+    assert_eq!(there, usize::from(small.is_ok()), "{small:?}");
+    registry.audit(row(1)).await.unwrap();
 }

@@ -59,7 +59,7 @@ enum End {
 
 /// Holds one connection from its first stream to its end.
 pub(super) async fn hold(shared: Arc<Shared>, connection: Connection, id: ConnectorId) {
-    let announced = timeout(ANNOUNCED_WITHIN, first_announcement(&connection)).await;
+    let announced = Box::pin(timeout(ANNOUNCED_WITHIN, first_announcement(&connection))).await;
     let (frames, announce) = match announced {
         Ok(Ok(Some(both))) => both,
         Ok(Ok(None)) => return,
@@ -184,24 +184,25 @@ impl<'a> Session<'a> {
 
     async fn converse(&mut self) -> Result<End, FrameError> {
         loop {
+            // What is done seldom is boxed: thousands of sessions wait below, each with room for its largest step.
             if let Some(announce) = self.announced.take() {
-                self.announced(announce).await?;
+                Box::pin(self.announced(announce)).await?;
             }
             if self.member.take_manage_anew() || self.told.is_none() {
-                self.manage().await?;
+                Box::pin(self.manage()).await?;
             }
             for message in self.member.take_outbox() {
                 self.frames.send(&message).await?;
             }
             if self.member.take_decide_anew() {
-                self.decide().await?;
+                Box::pin(self.decide()).await?;
             }
             let now = Instant::now();
             let Some(due) = self.alive(now).await? else { return Ok(End::Silent) };
             let (member, connection) = (Arc::clone(&self.member), self.connection.clone());
             tokio::select! {
                 message = self.frames.next() => match message {
-                    Ok(message) => self.heard(message, Instant::now()).await?,
+                    Ok(message) => Box::pin(self.heard(message, Instant::now())).await?,
                     // The connection's own end says more than that of its control stream.
                     Err(error) => match timeout(EXPECTED_FOR, connection.closed()).await {
                         Ok(closed) => return Ok(End::Closed(closed)),
@@ -547,5 +548,19 @@ impl Drop for Session<'_> {
     fn drop(&mut self) {
         self.shared.live.fetch_sub(1, Ordering::Relaxed);
         self.shared.ended(&self.member, self.expected_until);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size<F: Future>(_: impl Fn(Arc<Shared>, Connection, ConnectorId) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_session_that_waits_takes_little() {
+        assert!(size(hold) <= 2048, "{} bytes", size(hold));
     }
 }

@@ -66,6 +66,7 @@ pub(crate) struct Service {
     /// Its limits and counters.
     pub(crate) lane: Lane,
     name: ServiceName,
+    /// By the age of their members, one for each.
     pairs: Mutex<Vec<Arc<Pair>>>,
     expected_until: Mutex<Option<Instant>>,
     turn: AtomicU32,
@@ -304,29 +305,29 @@ impl Directory {
         }
     }
 
-    /// Replaces all pairs of one live connector.
+    /// Replaces all pairs of one live connector. Costs what that one serves, not what all do.
     pub(crate) fn set_pairs(&self, member: &Arc<Member>, pairs: &[Arc<Pair>]) {
         let mut services = lock(&self.services);
         for pair in pairs {
             let service = self.entry(&mut services, &pair.service);
-            let mut own = lock(&service.pairs);
-            own.retain(|other| !Arc::ptr_eq(&other.member, member));
-            own.push(Arc::clone(pair));
-            drop(own);
+            service.put(pair);
             *lock(&service.expected_until) = None;
             service.changed.notify_waiters();
         }
-        let kept: HashSet<&ServiceName> = pairs.iter().map(|pair| &pair.service).collect();
+        let before = member.set_services(pairs.iter().map(|pair| pair.service.clone()).collect());
         let known = lock(&self.known);
-        services.retain(|_, service| {
-            let left = !kept.contains(&service.name) && service.remove(member);
-            !left || known.contains(&service.name) || !lock(&service.pairs).is_empty()
-        });
+        for name in before.iter().filter(|name| !pairs.iter().any(|pair| pair.service == **name)) {
+            let Some(service) = services.get(name.as_str()) else { continue };
+            if service.remove(member) && !known.contains(name) && lock(&service.pairs).is_empty() {
+                services.remove(name.as_str());
+            }
+        }
     }
 
     /// Takes a connector's pairs out; they are waited for until then, if they are to come back.
     pub(super) fn remove(&self, member: &Member, expected_until: Option<Instant>) {
-        for service in lock(&self.services).values() {
+        let services = lock(&self.services);
+        for service in member.services().iter().filter_map(|name| services.get(name.as_str())) {
             if service.remove(member)
                 && let Some(until) = expected_until
             {
@@ -354,17 +355,31 @@ impl Directory {
 }
 
 impl Service {
+    fn put(&self, pair: &Arc<Pair>) {
+        let mut pairs = lock(&self.pairs);
+        match place(&pairs, &pair.member) {
+            Ok(place) => pairs[place] = Arc::clone(pair),
+            Err(place) => pairs.insert(place, Arc::clone(pair)),
+        }
+    }
+
     fn remove(&self, member: &Member) -> bool {
         let mut pairs = lock(&self.pairs);
-        let before = pairs.len();
-        pairs.retain(|pair| !std::ptr::eq(Arc::as_ptr(&pair.member), member));
-        let removed = pairs.len() < before;
+        let found = place(&pairs, member);
+        if let Ok(place) = found {
+            pairs.remove(place);
+        }
         drop(pairs);
-        if removed {
+        if found.is_ok() {
             self.changed.notify_waiters();
         }
-        removed
+        found.is_ok()
     }
+}
+
+/// Where a member's pair stands, or would.
+fn place(pairs: &[Arc<Pair>], member: &Member) -> Result<usize, usize> {
+    pairs.binary_search_by_key(&member.serial(), |pair| pair.member.serial())
 }
 
 /// How long after its loss a connector that ended on purpose, or whose process is a new one, is waited for.

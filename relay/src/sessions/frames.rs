@@ -10,6 +10,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
+/// Room for a ping; more where more comes. Thousands of streams wait, each with this much.
+const READ: usize = 64;
+/// Buffers that a message made larger than this go with it.
+const KEPT: usize = 256;
 /// A peer that takes nothing for this long has stopped reading.
 const SEND_WITHIN: Duration = Duration::from_secs(5);
 
@@ -49,11 +53,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Frames<S> {
         loop {
             if let Some((message, taken)) = control::decode(&self.inbox)? {
                 self.inbox.drain(..taken);
+                if self.inbox.is_empty() && self.inbox.capacity() > KEPT {
+                    self.inbox = Vec::new();
+                }
                 return Ok(message);
             }
             // INVARIANT: `decode` refuses a length past the bound, so the inbox ends at one message and one read more.
             debug_assert!(self.inbox.len() <= MAX_MESSAGE_BYTES + 4, "decode takes whole messages");
-            self.inbox.reserve(1024);
+            // Twice as much each time, so that a long message does not cost a read for each of its pieces.
+            self.inbox.reserve(READ.max(self.inbox.len()));
             if self.stream.read_buf(&mut self.inbox).await? == 0 {
                 return Err(FrameError::Ended);
             }
@@ -68,7 +76,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Frames<S> {
             self.stream.write_all(&self.outbox).await?;
             self.stream.flush().await
         };
-        tokio::time::timeout(SEND_WITHIN, written).await.map_err(|_| FrameError::Stuck)?.map_err(FrameError::Broken)
+        let written = tokio::time::timeout(SEND_WITHIN, written).await.map_err(|_| FrameError::Stuck)?;
+        if self.outbox.capacity() > KEPT {
+            self.outbox = Vec::new();
+        }
+        written.map_err(FrameError::Broken)
     }
 
     /// Ends our direction, cleanly.
@@ -103,6 +115,18 @@ mod tests {
         assert_eq!(read, (ToRelay::Pong { id: 1 }, ToRelay::Drain));
         drop(far);
         assert!(matches!(near.next::<ToRelay>().await, Err(FrameError::Ended)));
+    }
+
+    #[tokio::test]
+    async fn a_large_message_leaves_no_large_buffers_behind() {
+        let (near, far) = duplex(1 << 20);
+        let (mut near, mut far) = (Frames::new(near), Frames::new(far));
+        let large = ToConnector::Unsupported { what: "x".repeat(60_000) };
+        near.send(&large).await.unwrap();
+        near.send(&ToConnector::Ping { id: 1 }).await.unwrap();
+        assert_eq!(far.next::<ToConnector>().await.unwrap(), large);
+        assert_eq!(far.next::<ToConnector>().await.unwrap(), ToConnector::Ping { id: 1 });
+        assert!(near.outbox.capacity() <= KEPT && far.inbox.capacity() <= KEPT, "{near:?} {far:?}");
     }
 
     #[tokio::test]

@@ -12,7 +12,7 @@ use culvert_hop::limits::InFlight;
 use culvert_model::close::CloseCode;
 use culvert_model::control::ToConnector;
 use culvert_model::id::{ConnectorId, StockPeerId};
-use culvert_model::name::Label;
+use culvert_model::name::{Label, ServiceName};
 use culvert_plane::Connection;
 use tokio::sync::Notify;
 
@@ -34,6 +34,10 @@ pub(crate) struct Member {
     pub(crate) via: Via,
     /// Leave to run over it.
     pub(crate) room: InFlight,
+    /// Counts members of this process: a newer one's is greater.
+    serial: u64,
+    /// What it serves, as the directory knows it.
+    services: Mutex<Box<[ServiceName]>>,
     identity: u64,
     in_flight: AtomicU32,
     /// It said that it is leaving.
@@ -107,11 +111,14 @@ impl Member {
     }
 
     fn idle(who: Who, tunnel: Label, via: Via, identity: u64, room: InFlight, now: Instant) -> Self {
+        static SERIAL: AtomicU64 = AtomicU64::new(0);
         Self {
             who,
             tunnel,
             via,
             room,
+            serial: SERIAL.fetch_add(1, Ordering::Relaxed),
+            services: Mutex::default(),
             identity,
             in_flight: AtomicU32::new(0),
             leaving: AtomicBool::new(false),
@@ -187,6 +194,21 @@ impl Member {
     /// Requests that run over it.
     pub(crate) fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Its place among the members of this process, by age.
+    pub(super) fn serial(&self) -> u64 {
+        self.serial
+    }
+
+    /// Takes what it serves from now on; what it served before.
+    pub(super) fn set_services(&self, names: Box<[ServiceName]>) -> Box<[ServiceName]> {
+        std::mem::replace(&mut *self.services.lock().unwrap_or_else(PoisonError::into_inner), names)
+    }
+
+    /// What it serves.
+    pub(super) fn services(&self) -> Box<[ServiceName]> {
+        self.services.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A number that stands for the connector for ever.

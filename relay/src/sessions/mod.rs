@@ -3,6 +3,7 @@
 //! Takes the plane's facts and the registry's rows and keeps the [`Directory`] true. Must never carry a request, and
 //! never wait for the database where packets or requests wait for it.
 
+mod calls;
 mod clones;
 mod conversation;
 mod directory;
@@ -44,6 +45,7 @@ use crate::peers::Peers;
 use crate::refusals::Refusals;
 use crate::registry::{ConnectorRow, Forgotten, Note, Registry, RelayRow, Snapshot, TokenRow, TokenSealRow, peers};
 use crate::relays;
+use calls::Calls;
 use clones::Displaced;
 pub(crate) use directory::{Balance, Directory, Pair, PairState, Service};
 pub(crate) use member::{Member, Via};
@@ -54,10 +56,8 @@ use table::Table;
 
 /// After its start a relay waits this long for connectors that it calls back (wire.md §2 "Relay restart").
 const CALLED_BACK_WITHIN: Duration = Duration::from_secs(5);
-/// So many call-backs are started at once, so that handshakes do not hold up what already runs.
-const CALL_BACKS_AT_ONCE: usize = 50;
-/// And this long after each other.
-const CALL_BACK_EVERY: Duration = Duration::from_millis(10);
+/// How soon after some call-backs the next are thought of.
+const CALL_BACK_EVERY: Duration = Duration::from_millis(1);
 /// How often rows past their time are dropped.
 const FORGET_EVERY: Duration = Duration::from_secs(60);
 /// How often it is looked whether the grace of a key is over, and who uses which is written.
@@ -552,9 +552,17 @@ async fn call_back(shared: Arc<Shared>) {
     if !peers.is_empty() {
         info!(connectors = peers.len(), "calling connectors back");
     }
-    for some in peers.chunks(CALL_BACKS_AT_ONCE) {
-        for peer in some {
-            shared.plane.connect(*peer, None);
+    let (plane, mut calls) = (&shared.plane, Calls::new());
+    let mut left = peers.into_iter();
+    loop {
+        let room = calls.room(plane.handshakes_waiting(), Instant::now(), |peer| plane.is_live(peer));
+        // Some have come by themselves meanwhile.
+        for peer in left.by_ref().filter(|peer| !plane.is_live(*peer)).take(room) {
+            plane.connect(peer, None);
+            calls.note(peer, Instant::now());
+        }
+        if left.len() == 0 {
+            return;
         }
         tokio::time::sleep(CALL_BACK_EVERY).await;
     }

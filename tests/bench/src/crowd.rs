@@ -11,16 +11,20 @@ use culvert_connector::identity::Store;
 use culvert_model::token::Token;
 use culvert_ops::drain::Drain;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::setuid;
 
 /// Where the token comes from.
 pub(crate) const TOKEN: &str = "CULVERT_BENCH_TOKEN";
 
-/// Runs `count` connectors of `service` until standard input ends.
-pub(crate) fn run(count: usize, service: &str) -> Result<()> {
-    // Two descriptors each, and some; as far as this process may.
+/// Starts one connector of `service` for each byte of standard input, and runs them until it ends, as user `user`: by it
+/// the private side's routes tell the processes apart and give each an address of its own.
+pub(crate) fn run(service: &str, user: Option<u32>) -> Result<()> {
+    // Two descriptors each, and some.
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).context("read the limit of descriptors")?;
-    setrlimit(Resource::RLIMIT_NOFILE, (count as u64 * 8).clamp(4096.min(most), most), most)
-        .context("raise the limit of descriptors")?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).context("raise the limit of descriptors")?;
+    if let Some(user) = user {
+        setuid(user.into()).context("become the user of this process's address")?;
+    }
     let token: Token = std::env::var(TOKEN).context(TOKEN)?.parse()?;
     let empty = tempfile::NamedTempFile::new()?;
     let nowhere = BTreeMap::new();
@@ -31,16 +35,26 @@ pub(crate) fn run(count: usize, service: &str) -> Result<()> {
         ..Given::default()
     };
     let settled = config::settle(&config::load(&given, &nowhere)?, &nowhere)?;
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let (ask, mut asked) = tokio::sync::mpsc::unbounded_channel();
     std::thread::spawn(move || {
-        let _ = std::io::stdin().read_to_end(&mut Vec::new());
-        let _ = stop.send(());
+        for byte in std::io::stdin().bytes() {
+            if byte.is_err() || ask.send(()).is_err() {
+                break;
+            }
+        }
     });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(tokio::task::LocalSet::new().run_until(async move {
         let drain = Drain::new();
         let mut connectors = tokio::task::JoinSet::new();
-        for _ in 0..count {
+        loop {
+            tokio::select! {
+                more = asked.recv() => if more.is_none() {
+                    // Told to stop: the process goes, and its connectors with it.
+                    return Ok(());
+                },
+                Some(ended) = connectors.join_next() => return Err(anyhow!("a connector ended: {ended:?}")),
+            }
             let start = culvert_connector::Start {
                 settled: settled.clone(),
                 token: Some(token.clone()),
@@ -52,11 +66,6 @@ pub(crate) fn run(count: usize, service: &str) -> Result<()> {
                 notifier: None,
             };
             connectors.spawn_local(culvert_connector::run(start, drain.clone()));
-        }
-        tokio::select! {
-            // Told to stop: the process goes, and its connectors with it.
-            _ = stopped => Ok(()),
-            ended = connectors.join_next() => Err(anyhow!("a connector ended: {ended:?}")),
         }
     }))
 }

@@ -27,6 +27,10 @@ use site::Site;
 use way::{LongWay, Manner};
 use work::Work;
 
+/// As in the connector's binary, or the crowd would show another memory than connectors have.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Runs the same work over Culvert and over what a user could pick instead, side by side, and writes bench.json,
 /// bench.md (tables) and bench.svg (a plot). Needs root for its network namespaces; tests/bench/run installs the peers.
 #[derive(Debug, Parser)]
@@ -56,6 +60,10 @@ struct Args {
     /// Crowds of idle connectors to try on a relay of their own, e.g. 1000,10000.
     #[arg(long, value_delimiter = ',')]
     connectors: Vec<usize>,
+    /// Connectors of a crowd on their way in at once; the next start as they are up. All at once they would measure
+    /// themselves: they share this machine.
+    #[arg(long, default_value_t = 200)]
+    joining: usize,
     /// Seconds that a crowd is watched while idle.
     #[arg(long, default_value_t = 20)]
     idle_seconds: u64,
@@ -88,9 +96,9 @@ enum Other {
     #[command(hide = true)]
     Crowd {
         #[arg(long)]
-        connectors: usize,
-        #[arg(long)]
         service: String,
+        #[arg(long)]
+        user: Option<u32>,
     },
 }
 
@@ -100,8 +108,8 @@ fn help() -> String {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    if let Some(Other::Crowd { connectors, service }) = &args.other {
-        return crowd::run(*connectors, service);
+    if let Some(Other::Crowd { service, user }) = &args.other {
+        return crowd::run(service, *user);
     }
     let works = Work::list(&args.work).map_err(anyhow::Error::msg)?;
     if !nix::unistd::geteuid().is_root() {
@@ -135,7 +143,7 @@ async fn run(args: Args, works: Vec<Work>) -> Result<()> {
     }
     for connectors in &args.connectors {
         eprintln!("{connectors} connectors");
-        report.scale.push(scale::measure(*connectors, Duration::from_secs(args.idle_seconds)).await);
+        report.scale.push(scale::measure(*connectors, args.joining, Duration::from_secs(args.idle_seconds)).await);
     }
     std::fs::create_dir_all(&args.out)?;
     std::fs::write(args.out.join("bench.json"), serde_json::to_vec_pretty(&report)?)?;

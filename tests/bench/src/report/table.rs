@@ -136,21 +136,25 @@ fn scale(report: &Report, text: &mut String) -> std::fmt::Result {
     }
     writeln!(
         text,
-        "\n### Many connectors on one relay\n\n| connectors | all joined after s | relay CPU ms each | relay RSS KiB each, idle | \
-         relay CPU idle | connector RSS KiB each | all back after a restart s (half, 99 %) | relay CPU ms each |\n\
-         |---|---|---|---|---|---|---|---|"
+        "\n### Many connectors on one relay\n\n| connectors | all joined after s (half, 99 %) | relay CPU ms each | handshakes/s | \
+         relay RSS KiB each, idle | relay CPU idle | connector RSS KiB each | all back after a restart s (half, 99 %) | \
+         relay CPU ms each | p50 / p99 ms of requests meanwhile: joining, after the restart |\n|---|---|---|---|---|---|---|---|---|---|"
     )?;
     for one in &report.scale {
         if let Some(why) = &one.failed {
-            writeln!(text, "| {} | FAILED: {} |||||||", one.connectors, why.lines().next().unwrap_or_default())?;
+            writeln!(text, "| {} | FAILED: {} |||||||||", one.connectors, why.lines().next().unwrap_or_default())?;
             continue;
         }
         writeln!(
             text,
-            "| {} | {:.1} | {:.2} | {:.1} | {:.2} % | {:.1} | {:.1} ({:.1}, {:.1}) | {:.2} |",
+            "| {} | {:.1} ({:.1}, {:.1}) | {:.2} | {:.0} | {:.1} | {:.2} % | {:.1} | {:.1} ({:.1}, {:.1}) | {:.2} | {:.1} / {:.1}, \
+             {:.1} / {:.1} |",
             one.connectors,
             one.joined.all,
+            one.joined.half,
+            one.joined.most,
             one.joined.relay_cpu_ms_each,
+            one.joined.handshakes_per_second,
             one.relay_rss_kib_each,
             one.relay_cpu_idle * 100.0,
             one.connector_rss_kib_each,
@@ -158,6 +162,10 @@ fn scale(report: &Report, text: &mut String) -> std::fmt::Result {
             one.back.half,
             one.back.most,
             one.back.relay_cpu_ms_each,
+            one.joined.requests.p50_ms,
+            one.joined.requests.p99_ms,
+            one.back.requests.p50_ms,
+            one.back.requests.p99_ms,
         )?;
     }
     Ok(())

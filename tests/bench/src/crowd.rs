@@ -37,7 +37,7 @@ pub(crate) fn run(service: &str, user: Option<u32>) -> Result<()> {
     let settled = config::settle(&config::load(&given, &nowhere)?, &nowhere)?;
     let (ask, mut asked) = tokio::sync::mpsc::unbounded_channel();
     std::thread::spawn(move || {
-        for byte in std::io::stdin().bytes() {
+        for byte in std::io::stdin().lock().bytes() {
             if byte.is_err() || ask.send(()).is_err() {
                 break;
             }

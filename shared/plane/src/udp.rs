@@ -35,7 +35,7 @@ pub fn bind(addr: SocketAddr) -> io::Result<UdpSocket> {
 }
 
 /// Binds one socket for each shard, in their order, to the same address (SO_REUSEPORT); port 0 picks one port for all of
-/// them. The kernel gives each datagram to its shard's socket where it can ([`crate::steer`]).
+/// them. The kernel gives each datagram to its shard's socket where it can.
 ///
 /// # Errors
 /// As [`bind`]: a port that another process has is in use, whatever options that process has set.

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 /// A connector that permits no further stream for so long is overloaded.
 const OPEN_WITHIN: Duration = Duration::from_secs(5);
 /// Streams kept idle for each connector.
-const IDLE_STREAMS: usize = 128;
+const IDLE_STREAMS: usize = 512;
 /// How long each; the gate's patience is longer.
 const IDLE_FOR: Duration = Duration::from_secs(30);
 /// The largest response head.

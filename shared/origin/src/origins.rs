@@ -29,7 +29,7 @@ use crate::service::Service;
 use crate::tls::{Offer, Warnings, refusal};
 
 /// Idle connections kept for each origin.
-const MAX_IDLE: usize = 64;
+const MAX_IDLE: usize = 512;
 /// Below the five seconds that common servers wait for a next request.
 const IDLE: Duration = Duration::from_secs(4);
 /// HTTP/2 servers say when they close, and what they have not looked at is sent again.

@@ -29,7 +29,7 @@ pub(crate) fn here() -> u8 {
 }
 
 /// As many threads as are worth it where nobody says: half of the processors that this process may use. The other half is
-/// the gateway's beside it, and two threads on two processors that are shared with it cost more than they bring.
+/// the gateway's beside it.
 pub(crate) fn default_shards() -> u8 {
     // It heeds the affinity mask and the quota of the control group.
     let available = thread::available_parallelism().map_or(1, |count| count.get());

@@ -335,6 +335,7 @@ impl Admin for Control {
             certificates: self.certificates(),
             log_lines_dropped: self.exchanges.log.dropped(),
             engine: stats.engine,
+            copies: stats.plane.spares,
             shards: self.shards(),
         };
         self.metrics.text(&gathered, SystemTime::now())

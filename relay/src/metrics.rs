@@ -41,6 +41,7 @@ pub(crate) struct RelayMetrics {
     drops: Counters<1>,
     handshakes: Counter,
     cookies: Counter,
+    copies: Counter,
     shard_peers: Gauges<1>,
     shard_callers: Gauges<1>,
     shard_passed: Counters<1>,
@@ -83,6 +84,8 @@ pub(crate) struct Gathered {
     pub(crate) log_lines_dropped: u64,
     /// The engine's own counters.
     pub(crate) engine: Stats,
+    /// Datagrams sent a second time.
+    pub(crate) copies: u64,
     /// Of each shard.
     pub(crate) shards: Vec<LiveShard>,
 }
@@ -142,6 +145,10 @@ impl RelayMetrics {
             drops: all.counters("culvert_datagrams_dropped_total", "Datagrams that came to nothing", ["reason"]),
             handshakes: all.counter("culvert_handshakes_total", "WireGuard sessions confirmed"),
             cookies: all.counter("culvert_cookies_total", "Cookie replies sent under load"),
+            copies: all.counter(
+                "culvert_datagram_copies_total",
+                "Datagrams sent to connectors a second time, on ways that lose some",
+            ),
             shard_peers: all.gauges("culvert_shard_peers", "Peers with a session that live on a shard", ["shard"]),
             shard_callers: all.gauges(
                 "culvert_shard_caller_connections",
@@ -208,6 +215,7 @@ impl RelayMetrics {
         self.datagrams.raise_to(gathered.engine.datagrams);
         self.handshakes.raise_to(gathered.engine.sessions);
         self.cookies.raise_to(gathered.engine.cookies);
+        self.copies.raise_to(gathered.copies);
         for reason in culvert_engine::DropReason::ALL {
             self.drops.with([reason.name()]).raise_to(gathered.engine.dropped(reason));
         }
@@ -286,6 +294,7 @@ mod tests {
             certificates: vec![("0.0.0.0:443".to_owned(), now + Duration::from_secs(60))],
             log_lines_dropped: 0,
             engine: Stats::default(),
+            copies: 7,
             shards: vec![
                 LiveShard { peers_up: 1, peers_total: 2, callers: 3, passed_on: 0 },
                 LiveShard { peers_up: 0, peers_total: 1, callers: 1, passed_on: 5 },
@@ -301,6 +310,7 @@ mod tests {
             "culvert_shard_peers{shard=\"0\"} 1",
             "culvert_shard_caller_connections{shard=\"1\"} 1",
             "culvert_shard_datagrams_passed_total{shard=\"1\"} 5",
+            "culvert_datagram_copies_total 7",
             "culvert_request_duration_seconds_count{service=\"orders\"} 4",
             "culvert_inflight_requests{service=\"orders\"} 2",
             "culvert_connectors{tunnel=\"dc1\",state=\"up\"} 1",

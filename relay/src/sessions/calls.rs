@@ -4,8 +4,9 @@
 //! wait for each other until nobody's answer is in time. So as many are out as can be worked on, and the next follows when one
 //! is back; one that says nothing is waited for no longer than a second. Must never do I/O or read a clock.
 
+use std::cmp::Reverse;
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Calls without an answer at once.
 const OUT: usize = 256;
@@ -20,6 +21,12 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Calls<T> {
     out: VecDeque<(T, Instant)>,
+}
+
+/// Whom to call, those first who shook hands last: whoever is away for good holds up nobody who is there.
+pub(super) fn in_order<T>(mut known: Vec<(T, Option<SystemTime>)>) -> Vec<T> {
+    known.sort_by_key(|(_, last_handshake)| Reverse(*last_handshake));
+    known.into_iter().map(|(who, _)| who).collect()
 }
 
 impl<T: Copy> Calls<T> {
@@ -44,6 +51,12 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
+
+    #[test]
+    fn who_was_there_last_is_called_first() {
+        let at = |seconds| Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!(in_order(vec![("away", at(5)), ("never", None), ("there", at(900))]), ["there", "away", "never"]);
+    }
 
     #[test]
     fn the_next_are_called_when_some_are_back_or_have_been_waited_for() {

@@ -547,8 +547,12 @@ fn note_displaced(id: &ConnectorId, displaced: Displaced) {
 /// Initiates toward the last known endpoint of every connector, so that tunnels are back in a round trip.
 async fn call_back(shared: Arc<Shared>) {
     shared.peers.call_back();
-    let peers: Vec<PeerId> =
-        shared.table().connectors.values().filter(|known| known.endpoint.is_some()).map(|known| known.peer).collect();
+    let known: Vec<(PeerId, Option<SystemTime>)> = {
+        let table = shared.table();
+        let known = table.connectors.values().filter(|known| known.endpoint.is_some());
+        known.map(|known| (known.peer, known.last_handshake)).collect()
+    };
+    let peers = calls::in_order(known);
     if !peers.is_empty() {
         info!(connectors = peers.len(), "calling connectors back");
     }

@@ -15,8 +15,10 @@ const BULK: u8 = b'B';
 async fn many_callers_hardly_notice_that_one_packet_in_a_hundred_is_lost() {
     let met = ask(Trip { loss: 0.01, callers: 64, ..TRIP }).await;
     assert!(met.quantile(0.5) < Duration::from_millis(55), "{:?}", met.quantile(0.5));
-    // Without copies it would take QUIC a round trip and an eighth to send again, 107 ms in all.
-    assert!(met.quantile(0.99) < Duration::from_millis(80), "{:?}", met.quantile(0.99));
+    // QUIC alone takes a round trip and an eighth to send again, 107 ms in all. That meets 27 to 31 exchanges of a
+    // thousand, and with copies 5 to 12.
+    let late = met.later_than(Duration::from_millis(80));
+    assert!(late < 0.02, "{late}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -65,6 +67,11 @@ struct Met {
 impl Met {
     fn quantile(&self, share: f64) -> Duration {
         self.times[((self.times.len() - 1) as f64 * share) as usize]
+    }
+
+    /// The share of exchanges that took longer.
+    fn later_than(&self, bound: Duration) -> f64 {
+        self.times.iter().filter(|time| **time > bound).count() as f64 / self.times.len() as f64
     }
 }
 

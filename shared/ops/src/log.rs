@@ -13,7 +13,7 @@ use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 use crate::load::Environment;
 
 /// What the libraries below us may say, before the user's own filter.
-const QUIET: &str = "boringtun=off,quinn=error,quinn_proto=error,quinn_udp=error,hyper=error,hyper_util=error,\
+const QUIET: &str = "boringtun=off,quinn_proto=error,quinn_udp=error,hyper=error,hyper_util=error,\
     h2=error,rustls=error,tokio_rustls=error,tun_rs=error,netlink_packet_route=error,want=off,mio=off,tokio=error,\
     runtime=error";
 

@@ -2,17 +2,19 @@
 //!
 //! It must never say who the peer is by anything but the engine's word, which came with its synthetic address.
 
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use culvert_engine::{BootstrapId, PeerId};
 use culvert_model::close::CloseCode;
-use quinn::{ConnectionError, TransportErrorCode};
+use quinn_proto::{ConnectionError, Dir, TransportErrorCode};
 use tokio::sync::Semaphore;
 
 use crate::congestion::{Flows, Shares};
 use crate::crypto::VERSION_ALERT;
+use crate::shared::Held;
 use crate::stream::Stream;
 
 /// A QUIC connection whose other end the engine has authenticated. Clones speak of the same connection; when the last
@@ -110,8 +112,15 @@ impl Connection {
     pub async fn open(&self) -> Result<Stream, OpenError> {
         let link = &self.link;
         let share = link.budget.clone().acquire_many_owned(link.share).await.map_err(|_| stopped())?;
-        let (send, receive) = link.quic.open_bi().await.map_err(|error| link.describe(&error))?;
-        Ok(Stream::new(send, receive, link.clone(), Some(share), true))
+        loop {
+            let notice = link.held.signals.permitted.notified();
+            link.check_open()?;
+            let opened = link.held.with(|slot| (slot.connection.streams().open(Dir::Bi), false)).flatten();
+            match opened {
+                Some(id) => return Ok(Stream::new(id, link.clone(), Some(share), true)),
+                None => notice.await,
+            }
+        }
     }
 
     /// Waits for a stream that the peer opened; waits while the shard's budget is used up. Cancel safe.
@@ -133,9 +142,20 @@ impl Connection {
         } else {
             None
         };
-        let (send, receive) = link.quic.accept_bi().await.map_err(|error| link.describe(&error))?;
-        link.accepted.store(true, Ordering::Relaxed);
-        Ok(Stream::new(send, receive, link.clone(), share, false))
+        loop {
+            let notice = link.held.signals.opened.notified();
+            // What the peer may open from now on is told to it.
+            let accepted = link.held.with(|slot| {
+                let accepted = slot.connection.streams().accept(Dir::Bi);
+                (accepted, accepted.is_some())
+            });
+            if let Some(id) = accepted.flatten() {
+                link.accepted.store(true, Ordering::Relaxed);
+                return Ok(Stream::new(id, link.clone(), share, false));
+            }
+            link.check_open()?;
+            notice.await;
+        }
     }
 
     /// Closes at once; what streams have not delivered is lost.
@@ -145,7 +165,7 @@ impl Connection {
 
     /// Waits for the end. Cancel safe.
     pub async fn closed(&self) -> Closed {
-        let error = self.link.quic.closed().await;
+        let error = self.link.held.signals.until_ended().await;
         self.link.describe(&error)
     }
 
@@ -156,12 +176,14 @@ impl Connection {
 
     /// Smoothed round-trip time.
     pub fn rtt(&self) -> Duration {
-        self.link.quic.rtt()
+        self.link.held.with(|slot| (slot.connection.rtt(), false)).unwrap_or_default()
     }
 
     /// Figures.
     pub fn stats(&self) -> ConnectionStats {
-        let stats = self.link.quic.stats();
+        let Some(stats) = self.link.held.with(|slot| (slot.connection.stats(), false)) else {
+            return ConnectionStats::default();
+        };
         ConnectionStats {
             rtt: stats.path.rtt,
             mtu: stats.path.current_mtu,
@@ -174,9 +196,9 @@ impl Connection {
         }
     }
 
-    /// Changes how many streams the peer may have open towards us, live. quinn keeps memory for each permitted one.
+    /// Changes how many streams the peer may have open towards us, live. QUIC keeps memory for each permitted one.
     pub fn permit_streams(&self, incoming: u32) {
-        self.link.quic.set_max_concurrent_bi_streams(incoming.into());
+        self.link.held.with(|slot| (slot.connection.set_max_concurrent_streams(Dir::Bi, incoming.into()), true));
     }
 
     /// Tells this connection from every other one of this process.
@@ -201,7 +223,7 @@ pub(crate) enum Ending {
 /// What all handles and streams of one connection share.
 #[derive(Debug)]
 pub(crate) struct Link {
-    quic: quinn::Connection,
+    pub(crate) held: Held,
     peer: PeerId,
     bootstrap: Option<BootstrapId>,
     budget: Arc<Semaphore>,
@@ -216,7 +238,7 @@ pub(crate) struct Link {
 
 impl Link {
     pub(crate) fn new(
-        quic: quinn::Connection,
+        held: Held,
         peer: PeerId,
         bootstrap: Option<BootstrapId>,
         budget: &Arc<Semaphore>,
@@ -224,10 +246,11 @@ impl Link {
     ) -> Arc<Self> {
         static SERIAL: AtomicU64 = AtomicU64::new(1);
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        let controller = quic.congestion_state().into_any().downcast::<Shares>();
-        let flows = controller.map(|shares| shares.flows()).unwrap_or_default();
+        let controller = held.with(|slot| (slot.connection.congestion_state().clone_box(), false));
+        let shares = controller.and_then(|controller| controller.into_any().downcast::<Shares>().ok());
+        let flows = shares.map(|shares| shares.flows()).unwrap_or_default();
         let (budget, accepted) = (budget.clone(), AtomicBool::new(false));
-        Arc::new(Self { quic, peer, bootstrap, budget, share, flows, accepted, ending: Mutex::default(), serial })
+        Arc::new(Self { held, peer, bootstrap, budget, share, flows, accepted, ending: Mutex::default(), serial })
     }
 
     pub(crate) fn peer(&self) -> PeerId {
@@ -247,11 +270,21 @@ impl Link {
             Ending::Gone => CloseCode::Shutdown,
         };
         self.ending.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(ending);
-        self.quic.close(code.code().into(), code.to_string().as_bytes());
+        self.held.close(code);
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        self.quic.close_reason().is_some()
+        self.held.signals.ended().is_some()
+    }
+
+    fn check_open(&self) -> Result<(), Closed> {
+        self.held.signals.ended().map_or(Ok(()), |error| Err(self.describe(error)))
+    }
+
+    /// Its end, as streams tell it; none while it lives.
+    pub(crate) fn lost(&self) -> Option<io::Error> {
+        let error = self.held.signals.ended()?;
+        Some(io::Error::new(io::ErrorKind::ConnectionAborted, self.describe(error)))
     }
 
     /// Puts an end in our words.

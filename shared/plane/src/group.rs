@@ -12,7 +12,7 @@ use std::time::Instant;
 use culvert_engine::{Path, Unclaimed};
 use culvert_model::key::PublicKey;
 
-use crate::socket::Shared;
+use crate::shared::Shared;
 
 /// Bytes that may wait for one shard.
 const BYTES: usize = 1 << 20;

@@ -1,7 +1,7 @@
 //! Carriers, and QUIC streams over the engine: every file descriptor of the packet world.
 //!
-//! A [`Plane`] has one shard or several (wire.md §5), each a `current_thread` runtime, an engine, a QUIC endpoint and its
-//! UDP sockets.
+//! A [`Plane`] has one shard or several (wire.md §5), each a `current_thread` runtime, an engine, QUIC's state and its UDP
+//! sockets.
 //! It must never decide who may speak (the engine does) or what a stream means (the hop does).
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
@@ -17,6 +17,7 @@ mod group;
 mod hello;
 mod icmp;
 mod inbox;
+mod intake;
 #[cfg(any(test, feature = "memory"))]
 pub mod memory;
 mod outbox;
@@ -27,7 +28,7 @@ mod port;
 mod quic;
 mod running;
 mod shard;
-mod socket;
+mod shared;
 mod spares;
 mod steer;
 mod stream;

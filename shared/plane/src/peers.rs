@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use culvert_engine::{BootstrapId, Path, PeerId};
 use culvert_model::id::InstanceId;
 use tokio::sync::Notify;
-use tokio::task::AbortHandle;
 
 use crate::congestion::Flows;
 use crate::connection::Link;
 use crate::hello::Greeting;
 use crate::plane::Role;
+use crate::quic::Key;
 use crate::wrap::QUIC_PORT;
 
 /// Former processes of a peer that are remembered, to know a clone when it comes back.
@@ -48,7 +48,7 @@ pub(crate) struct Peer {
     /// What its connection's congestion control says.
     pub(crate) flows: Arc<Flows>,
     /// The one handshake that may be going on.
-    pub(crate) handshake: Option<AbortHandle>,
+    pub(crate) handshake: Option<Key>,
     /// Inner packets sealed.
     pub(crate) sealed: u64,
     /// Wakes those who wait for this peer.
@@ -184,10 +184,6 @@ impl Peers {
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Peer> {
         self.slots.iter().filter_map(|slot| slot.as_deref())
-    }
-
-    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Peer> {
-        self.slots.iter_mut().filter_map(|slot| slot.as_deref_mut())
     }
 
     /// In 100::/64, which leads nowhere (RFC 6666): the table slot, and a number never used before.

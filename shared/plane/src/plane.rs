@@ -25,7 +25,7 @@ use crate::outbox::SendStats;
 use crate::port::Carrier;
 use crate::running::Running;
 use crate::shard::Shard;
-use crate::socket::{Shared, now};
+use crate::shared::{Shared, now};
 use crate::tun::TunStats;
 use crate::udp::Udp;
 

@@ -1,167 +1,329 @@
-//! How QUIC is set up for a tunnel: nothing of the open Internet's caution is needed, some of its limits are.
+//! QUIC's connections of one shard, turned by the shard's own tasks ([`crate::driver`]): what came is handed in at once for
+//! all of them, what a turn wants sent is taken out at once at its end.
+//!
+//! A task, a channel and a timer for each connection, as the crate `quinn` has them around the same state machine, would cost a
+//! tenth of a request's instructions and nine kilobytes a connection.
+//!
+//! Its lock comes before the shard's. It must never be called by somebody who holds the shard, nor say who a peer is by
+//! anything but its synthetic address.
 
-use std::net::IpAddr;
+use std::collections::{BTreeSet, VecDeque};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::task::Waker;
+use std::time::Instant;
 
-use hkdf::Hkdf;
-use quinn_proto::{
-    ClientConfig, EndpointConfig, HashedConnectionIdGenerator, MtuDiscoveryConfig, NoneTokenStore, ServerConfig,
-    TransportConfig, VarInt,
-};
-use sha2::Sha256;
+use bytes::{Bytes, BytesMut};
+use culvert_engine::PeerId;
+use quinn_proto::{Connection, ConnectionHandle, DatagramEvent, Endpoint, Incoming, Transmit, VarInt};
+use rustc_hash::FxHashMap;
+use slab::Slab;
 
-use crate::congestion::SharesConfig;
-use crate::crypto::{Null, QUIC_VERSION};
-use crate::plane::StreamLimits;
-use crate::wrap;
+use crate::plane::{Role, StreamLimits};
+use crate::shard::Shard;
+use crate::shared::Shared;
 
-/// The MTU of the network between the two hosts that DPLPMTUD may reach. Jumbo frames would raise it.
-const OUTER_MTU: usize = 1500;
-/// WireGuard's data header and tag.
-const WIREGUARD_LEN: usize = 32;
-/// WireGuard pads inner packets to a multiple of this.
-const PADDING: usize = 16;
+mod settings;
+mod slot;
 
-/// A dead peer that nothing else noticed. The ping on the control stream decides long before.
-const MAX_IDLE: Duration = Duration::from_secs(15);
-/// Before the first sample; the hello has just gone both ways within about this.
-const INITIAL_RTT: Duration = Duration::from_millis(50);
-/// How far packets may overtake each other: several paths and queues lie below.
-const PACKET_THRESHOLD: u32 = 6;
-/// One page of an API answer in the first round trip: a tunnel carries many exchanges and starts seldom.
-const INITIAL_WINDOW: u64 = 32 * 1200;
-/// Bytes of all streams of one connection that are sent or wait, unacknowledged.
-const SEND_WINDOW: u64 = 8 << 20;
-/// Incoming handshakes that wait to be looked at; they are looked at in the same turn.
-const MAX_INCOMING: usize = 64;
-const INCOMING_BUFFER: u64 = 4 * 1024;
-const INCOMING_BUFFER_TOTAL: u64 = 64 * 1024;
+use settings::Settings;
+pub(crate) use slot::{Signals, Slot};
 
-/// Both ends' QUIC configuration of one shard.
+/// Datagrams that one connection sends before the next has its turn: one send's worth on a 1500-byte path.
+const TURN: usize = 44;
+
+/// Names a connection for as long as the process lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Key {
+    slot: usize,
+    serial: u64,
+}
+
+/// A connection that has just let a peer in.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    pub(crate) key: Key,
+    pub(crate) peer: PeerId,
+    pub(crate) address: SocketAddr,
+}
+
+/// See the module.
 #[derive(Debug)]
 pub(crate) struct Quic {
-    client: [ClientConfig; 2],
-    server: [Arc<ServerConfig>; 2],
+    endpoint: Endpoint,
+    settings: Settings,
+    slots: Slab<Box<Slot>>,
+    numbers: FxHashMap<ConnectionHandle, usize>,
+    /// Counts connections ever made.
+    serial: u64,
+    /// Those that may have something to send, in their order.
+    dirty: VecDeque<usize>,
+    /// Those for which datagrams came in this turn.
+    touched: Vec<usize>,
+    timers: BTreeSet<(Instant, usize)>,
+    /// When the driver is going to look at timers.
+    armed: Option<Instant>,
+    buffer: Vec<u8>,
+    /// The flush, while it waits for work.
+    pub(crate) flusher: Option<Waker>,
 }
 
 impl Quic {
-    pub(crate) fn new(limits: &StreamLimits, version: u32) -> Self {
-        let null = Arc::new(Null { version });
-        let client = |outer_header| {
-            let mut config = ClientConfig::new(null.clone());
-            config.transport_config(Arc::new(transport(limits, outer_header)));
-            config.version(QUIC_VERSION);
-            config.token_store(Arc::new(NoneTokenStore));
-            config
-        };
-        let server = |outer_header| {
-            let mut config = ServerConfig::with_crypto(null.clone());
-            config.transport_config(Arc::new(transport(limits, outer_header)));
-            // The remote address is the only authenticator: it must never change under a connection (wire.md §1).
-            config.migration(false);
-            config.max_incoming(MAX_INCOMING);
-            config.incoming_buffer_size(INCOMING_BUFFER);
-            config.incoming_buffer_size_total(INCOMING_BUFFER_TOTAL);
-            config.validation_token_config({
-                let mut tokens = quinn_proto::ValidationTokenConfig::default();
-                tokens.sent(0);
-                tokens
-            });
-            Arc::new(config)
-        };
-        let headers = [IPV4_HEADERS, IPV6_HEADERS];
-        Self { client: headers.map(client), server: headers.map(server) }
-    }
-
-    /// For dialling a peer that is at `outer`.
-    pub(crate) fn client(&self, outer: IpAddr) -> ClientConfig {
-        let [v4, v6] = &self.client;
-        if outer.to_canonical().is_ipv4() { v4.clone() } else { v6.clone() }
-    }
-
-    /// For accepting a peer that is at `outer`.
-    pub(crate) fn server(&self, outer: IpAddr) -> Arc<ServerConfig> {
-        let [v4, v6] = &self.server;
-        if outer.to_canonical().is_ipv4() { v4.clone() } else { v6.clone() }
-    }
-
-    /// For an endpoint that accepts.
-    pub(crate) fn any_server(&self) -> ServerConfig {
-        let [v4, _] = &self.server;
-        ServerConfig::clone(v4)
-    }
-}
-
-const IPV4_HEADERS: usize = 20 + 8;
-const IPV6_HEADERS: usize = 40 + 8;
-
-/// Connection ids and reset tokens by `secret`: after a restart this end still answers packets of its old connections
-/// with resets that their peers believe (wire.md §2).
-pub(crate) fn endpoint(secret: &[u8; 32]) -> EndpointConfig {
-    let hkdf = Hkdf::<Sha256>::new(Some(b"culvert quic v1"), secret);
-    let (mut reset, mut ids) = ([0; 32], [0; 8]);
-    // Lengths that HKDF-SHA256 always has; a zero key would only make resets and ids of no use.
-    let _ = hkdf.expand(b"stateless reset", &mut reset);
-    let _ = hkdf.expand(b"connection id", &mut ids);
-    let ids = u64::from_be_bytes(ids);
-    let mut config = EndpointConfig::new(Arc::new(ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &reset)));
-    config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(ids)));
-    config.supported_versions(vec![QUIC_VERSION]);
-    config.grease_quic_bit(false);
-    config.min_reset_interval(Duration::ZERO);
-    config
-}
-
-/// The largest QUIC datagram for which the outer packet, with `outer_header` bytes of IP and UDP, fits [`OUTER_MTU`].
-const fn largest_datagram(outer_header: usize) -> usize {
-    let inner = (OUTER_MTU - outer_header - WIREGUARD_LEN) / PADDING * PADDING;
-    inner - wrap::OVERHEAD
-}
-
-fn transport(limits: &StreamLimits, outer_header: usize) -> TransportConfig {
-    let mut mtu = MtuDiscoveryConfig::default();
-    mtu.upper_bound(u16::try_from(largest_datagram(outer_header)).unwrap_or(u16::MAX));
-    let mut config = TransportConfig::default();
-    config
-        .max_concurrent_bidi_streams(limits.incoming.into())
-        .max_concurrent_uni_streams(0_u32.into())
-        .stream_receive_window(limits.window.into())
-        // Shared by all streams: a few that nobody reads would stop the rest (wire.md §1).
-        .receive_window(VarInt::MAX)
-        .send_window(SEND_WINDOW)
-        // Streams take turns packet by packet: a transfer that always has data would keep every other request waiting.
-        .send_fairness(true)
-        .packet_threshold(PACKET_THRESHOLD)
-        .initial_rtt(INITIAL_RTT)
-        .max_idle_timeout(MAX_IDLE.try_into().ok())
-        .keep_alive_interval(None)
-        .mtu_discovery_config(Some(mtu))
-        .crypto_buffer_size(4096)
-        .allow_spin(false)
-        .datagram_receive_buffer_size(None)
-        .congestion_controller_factory(Arc::new(SharesConfig { initial_window: INITIAL_WINDOW }));
-    config
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_largest_datagram_fills_a_1500_byte_path_and_no_more() {
-        for (header, largest) in [(IPV4_HEADERS, 1392), (IPV6_HEADERS, 1360)] {
-            assert_eq!(largest_datagram(header), largest);
-            let outer =
-                |datagram: usize| header + WIREGUARD_LEN + (datagram + wrap::OVERHEAD).next_multiple_of(PADDING);
-            assert!(outer(largest) <= OUTER_MTU);
-            assert!(outer(largest + 1) > OUTER_MTU);
+    pub(crate) fn new(limits: &StreamLimits, version: u32, reset_secret: &[u8; 32], role: Role) -> Self {
+        let settings = Settings::new(limits, version);
+        let server = (role == Role::Relay).then(|| settings.any_server());
+        let endpoint = Endpoint::new(Arc::new(settings::endpoint(reset_secret)), server, true, None);
+        Self {
+            endpoint,
+            settings,
+            slots: Slab::new(),
+            numbers: FxHashMap::default(),
+            serial: 0,
+            dirty: VecDeque::new(),
+            touched: Vec::new(),
+            timers: BTreeSet::new(),
+            armed: None,
+            buffer: Vec::new(),
+            flusher: None,
         }
     }
 
-    #[test]
-    fn full_size_packets_are_as_long_as_the_wire_page_says() {
-        let sealed = (1200 + wrap::OVERHEAD).next_multiple_of(PADDING) + WIREGUARD_LEN;
-        assert_eq!((sealed + IPV4_HEADERS, sealed + IPV6_HEADERS), (1308, 1328));
+    /// Takes one datagram of the peer at the synthetic address; [`Self::handle_turn`] ends the turn.
+    pub(crate) fn handle_datagram(&mut self, from: SocketAddr, payload: BytesMut, shared: &Shared, now: Instant) {
+        self.buffer.clear();
+        match self.endpoint.handle(now, from, None, None, payload, &mut self.buffer) {
+            Some(DatagramEvent::ConnectionEvent(handle, event)) => {
+                let Some((&index, slot)) = self.numbers.get(&handle).and_then(|index| {
+                    let slot = self.slots.get_mut(*index)?;
+                    Some((index, slot))
+                }) else {
+                    return;
+                };
+                slot.connection.handle_event(event);
+                if !slot.touched {
+                    slot.touched = true;
+                    self.touched.push(index);
+                }
+            }
+            Some(DatagramEvent::NewConnection(incoming)) => self.handle_incoming(incoming, shared, now),
+            Some(DatagramEvent::Response(transmit)) => self.respond(&transmit, shared, now),
+            None => {}
+        }
+    }
+
+    /// Relay: takes QUIC from peers that have said hello.
+    fn handle_incoming(&mut self, incoming: Incoming, shared: &Shared, now: Instant) {
+        let address = incoming.remote_address();
+        let admitted = shared.shard().admit(address);
+        let Some((peer, outer)) = admitted else { return self.endpoint.ignore(incoming) };
+        self.buffer.clear();
+        let server = self.settings.server(outer);
+        match self.endpoint.accept(incoming, now, &mut self.buffer, Some(server)) {
+            Ok((handle, connection)) => {
+                let key = self.insert(handle, connection, Some((peer, address)));
+                if let Some(slot) = self.slots.get_mut(key.slot) {
+                    slot.touched = true;
+                    self.touched.push(key.slot);
+                }
+                shared.shard().handshake_started(peer, key);
+            }
+            Err(error) => {
+                tracing::debug!(error = %error.cause, "refused QUIC handshake");
+                if let Some(transmit) = error.response {
+                    self.respond(&transmit, shared, now);
+                }
+            }
+        }
+    }
+
+    fn respond(&self, transmit: &Transmit, shared: &Shared, now: Instant) {
+        let contents = self.buffer.get(..transmit.size).unwrap_or_default();
+        let mut shard = shared.shard();
+        shard.send_quic(transmit.destination, contents, transmit.segment_size, now);
+        shard.after(now);
+    }
+
+    /// Ends a turn in which datagrams came: collects whom to wake and who was let in.
+    pub(crate) fn handle_turn(&mut self, woken: &mut Vec<Waker>, guests: &mut Vec<Guest>) {
+        for index in std::mem::take(&mut self.touched) {
+            if let Some(slot) = self.slots.get_mut(index) {
+                slot.touched = false;
+            }
+            self.mark(index);
+            self.settle(index, woken, guests);
+        }
+    }
+
+    /// Has the shard send what connections have to send, in turns, while the outbox has room. `true`: some have more.
+    pub(crate) fn drive(&mut self, shard: &mut Shard, now: Instant, woken: &mut Vec<Waker>) -> bool {
+        for _ in 0..self.dirty.len() {
+            if shard.outbox.is_full() {
+                break;
+            }
+            let Some(index) = self.dirty.pop_front() else { break };
+            let Some(slot) = self.slots.get_mut(index) else { continue };
+            let mut left = TURN;
+            let mut more = false;
+            while !more {
+                self.buffer.clear();
+                let Some(transmit) = slot.connection.poll_transmit(now, left, &mut self.buffer) else { break };
+                let contents = self.buffer.get(..transmit.size).unwrap_or_default();
+                shard.send_quic(transmit.destination, contents, transmit.segment_size, now);
+                left = left.saturating_sub(transmit.segment_size.map_or(1, |size| transmit.size.div_ceil(size.max(1))));
+                more = left == 0 || shard.outbox.is_full();
+            }
+            slot.dirty = more;
+            if more {
+                self.dirty.push_back(index);
+            }
+            self.settle(index, woken, &mut Vec::new());
+        }
+        !self.dirty.is_empty()
+    }
+
+    /// Lets time pass for connections whose deadline has come.
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        while let Some((due, index)) = self.timers.first().copied().filter(|(due, _)| *due <= now) {
+            self.timers.remove(&(due, index));
+            let Some(slot) = self.slots.get_mut(index) else { continue };
+            slot.armed = None;
+            match slot.connection.poll_timeout() {
+                Some(later) if later > now => self.arm(index),
+                Some(_) => {
+                    slot.connection.handle_timeout(now);
+                    self.mark(index);
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// When [`Self::handle_timeout`] is due. Remembers it, for [`Self::is_sooner`].
+    pub(crate) fn poll_timeout(&mut self) -> Option<Instant> {
+        self.armed = self.timers.first().map(|(due, _)| *due);
+        self.armed
+    }
+
+    /// Whether timers are due before the driver looks at them.
+    pub(crate) fn is_sooner(&self) -> bool {
+        let first = self.timers.first().map(|(due, _)| *due);
+        first.is_some_and(|due| self.armed.is_none_or(|armed| due < armed))
+    }
+
+    /// Dials the peer at the synthetic address, which is at `outer` outside. `None`: no more connections can be told apart.
+    pub(crate) fn connect(&mut self, address: SocketAddr, outer: IpAddr, now: Instant) -> Option<Key> {
+        let config = self.settings.client(outer);
+        let (handle, connection) = self.endpoint.connect(now, config, address, "culvert").ok()?;
+        let key = self.insert(handle, connection, None);
+        self.mark(key.slot);
+        Some(key)
+    }
+
+    /// The connection; `None` when it is forgotten.
+    pub(crate) fn get_mut(&mut self, key: Key) -> Option<&mut Slot> {
+        self.slots.get_mut(key.slot).map(|slot| &mut **slot).filter(|slot| slot.serial == key.serial)
+    }
+
+    /// Keeps a connection in memory until [`Self::release`], even when it is over: what it has received may still be read.
+    pub(crate) fn hold(&mut self, key: Key) -> Option<Arc<Signals>> {
+        let slot = self.get_mut(key)?;
+        slot.held = true;
+        Some(slot.signals.clone())
+    }
+
+    /// Closes a connection that nobody holds any more.
+    pub(crate) fn release(&mut self, key: Key, now: Instant, woken: &mut Vec<Waker>) {
+        self.close(key, VarInt::from_u32(0), Bytes::new(), now, woken);
+        if let Some(slot) = self.get_mut(key) {
+            slot.held = false;
+            self.forget_drained(key.slot);
+        }
+    }
+
+    /// Closes a connection; no more than once.
+    pub(crate) fn close(&mut self, key: Key, code: VarInt, reason: Bytes, now: Instant, woken: &mut Vec<Waker>) {
+        if let Some(slot) = self.get_mut(key).filter(|slot| slot.signals.ended().is_none()) {
+            slot.close(code, reason, now, woken);
+            self.mark(key.slot);
+        }
+    }
+
+    /// Closes all of them.
+    pub(crate) fn close_all(&mut self, code: VarInt, reason: &Bytes, now: Instant, woken: &mut Vec<Waker>) {
+        let keys: Vec<_> = self.slots.iter().map(|(at, slot)| Key { slot: at, serial: slot.serial }).collect();
+        for key in keys {
+            self.close(key, code, reason.clone(), now, woken);
+        }
+    }
+
+    /// Has a connection looked at when the turn ends. To be followed by [`Self::take_flusher`].
+    pub(crate) fn mark_dirty(&mut self, key: Key) {
+        self.mark(key.slot);
+    }
+
+    /// The flush, if there is work for it.
+    pub(crate) fn take_flusher(&mut self) -> Option<Waker> {
+        if self.dirty.is_empty() { None } else { self.flusher.take() }
+    }
+
+    /// How many connections there are, with those that are over and not forgotten.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    fn insert(&mut self, handle: ConnectionHandle, connection: Connection, guest: Option<(PeerId, SocketAddr)>) -> Key {
+        self.serial += 1;
+        let slot = self.slots.insert(Box::new(Slot::new(connection, handle, self.serial, guest)));
+        self.numbers.insert(handle, slot);
+        Key { slot, serial: self.serial }
+    }
+
+    fn mark(&mut self, index: usize) {
+        if let Some(slot) = self.slots.get_mut(index).filter(|slot| !slot.dirty) {
+            slot.dirty = true;
+            self.dirty.push_back(index);
+        }
+    }
+
+    /// Hands on what a connection tells its tasks and QUIC's endpoint, and arms its timer.
+    fn settle(&mut self, index: usize, woken: &mut Vec<Waker>, guests: &mut Vec<Guest>) {
+        let Some(slot) = self.slots.get_mut(index) else { return };
+        if slot.tell(woken)
+            && let Some((peer, address)) = slot.guest.take()
+        {
+            guests.push(Guest { key: Key { slot: index, serial: slot.serial }, peer, address });
+        }
+        while let Some(event) = slot.connection.poll_endpoint_events() {
+            if event.is_drained() {
+                slot.drained = true;
+                self.numbers.remove(&slot.handle);
+            }
+            if let Some(event) = self.endpoint.handle_event(slot.handle, event) {
+                slot.connection.handle_event(event);
+            }
+        }
+        self.arm(index);
+        self.forget_drained(index);
+    }
+
+    /// A deadline that has moved on is found when the old one comes: most move on with every packet.
+    fn arm(&mut self, index: usize) {
+        let Some(slot) = self.slots.get_mut(index) else { return };
+        let Some(due) = slot.connection.poll_timeout() else { return };
+        if slot.armed.is_none_or(|armed| due < armed) {
+            if let Some(armed) = slot.armed.replace(due) {
+                self.timers.remove(&(armed, index));
+            }
+            self.timers.insert((due, index));
+        }
+    }
+
+    fn forget_drained(&mut self, index: usize) {
+        let Some(slot) = self.slots.get(index).filter(|slot| slot.drained && !slot.held) else { return };
+        if let Some(armed) = slot.armed {
+            self.timers.remove(&(armed, index));
+        }
+        self.slots.remove(index);
     }
 }

@@ -1,4 +1,4 @@
-//! What runs of one shard: its state, its QUIC endpoint and its tasks, all on one runtime.
+//! What runs of one shard: its state, QUIC's and its tasks, all on one runtime.
 //!
 //! It must never run anything on another runtime than its own: whoever starts it may be on any.
 
@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use culvert_engine::{Engine, PeerId};
 use culvert_model::close::CloseCode;
-use quinn::{Endpoint, TokioRuntime};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
@@ -19,12 +18,13 @@ use crate::crypto::PROTOCOL_VERSION;
 use crate::driver::{self, Maker};
 use crate::event::Event;
 use crate::group::Place;
+use crate::intake;
 use crate::outbox::Outbox;
-use crate::plane::{Config, FLUSH, Role, Stats};
+use crate::plane::{Config, FLUSH, Stats};
 use crate::port::Carrier;
-use crate::quic::{self, Quic};
+use crate::quic::Quic;
 use crate::shard::{Dial, Shard};
-use crate::socket::{Shared, VirtualSocket, now};
+use crate::shared::{Held, Shared, now};
 
 /// The budget is counted in these.
 const BUDGET_UNIT: u64 = 1024;
@@ -34,7 +34,6 @@ const BUDGET_UNIT: u64 = 1024;
 pub(crate) struct Running {
     pub(crate) maker: Maker,
     pub(crate) addresses: Vec<SocketAddr>,
-    endpoint: Endpoint,
     tasks: Vec<AbortHandle>,
 }
 
@@ -56,32 +55,23 @@ impl Running {
         let addresses = carriers.iter().map(|carrier| carrier.local_addr()).collect();
         let outbox = Outbox::new(carriers.clone());
         let shard = Shard::new(config.role, config.instance, config.inner, Engine::new(engine, now()), outbox, place);
-        let shared = Shared::new(shard, carriers, config.role)?;
-        let quic = Arc::new(Quic::new(&config.streams, version));
-        let server = (config.role == Role::Relay).then(|| quic.any_server());
-        let socket = Arc::new(VirtualSocket::new(shared.clone(), config.role));
-        let settings = quic::endpoint(&config.reset_secret);
-        let endpoint = {
-            let _within = runtime.enter();
-            Endpoint::new_with_abstract_socket(settings, server, socket, Arc::new(TokioRuntime))?
-        };
+        let quic = Quic::new(&config.streams, version, &config.reset_secret, config.role);
+        let shared = Shared::new(shard, quic, carriers, config.role)?;
 
         let budget = config.streams.budget / u64::try_from(shards).unwrap_or(1).max(1);
         let units = usize::try_from(budget / BUDGET_UNIT).unwrap_or(usize::MAX);
         let units = units.clamp(1, Semaphore::MAX_PERMITS);
         let share = u64::from(config.streams.window).div_ceil(BUDGET_UNIT);
         let share = u32::try_from(share).unwrap_or(u32::MAX).min(u32::try_from(units).unwrap_or(u32::MAX));
-        let maker = Maker { shared: shared.clone(), quic, budget: Arc::new(Semaphore::new(units)), share };
+        let maker = Maker { shared: shared.clone(), budget: Arc::new(Semaphore::new(units)), share };
 
-        let mut tasks = vec![
+        let tasks = vec![
+            runtime.spawn(intake::receive(maker.clone())).abort_handle(),
             runtime.spawn(driver::flush(shared.clone())).abort_handle(),
             runtime.spawn(driver::work(shared.clone())).abort_handle(),
             runtime.spawn(driver::report(shared, owner)).abort_handle(),
         ];
-        if config.role == Role::Relay {
-            tasks.push(runtime.spawn(driver::accept(maker.clone(), endpoint.clone())).abort_handle());
-        }
-        Ok(Self { maker, addresses, endpoint, tasks })
+        Ok(Self { maker, addresses, tasks })
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
@@ -101,13 +91,13 @@ impl Running {
             if let Some(older) = older {
                 older.end(Ending::Code(CloseCode::Shutdown));
             }
-            let client = self.maker.quic.client(outer);
-            let connecting = self.endpoint.connect_with(client, address, "culvert");
-            let connecting = connecting.map_err(|_| DialError::Stopped)?;
+            let key = self.shared().with_quic(|quic, _| quic.connect(address, outer, now()));
+            let held = key.and_then(|key| Held::new(self.shared(), key)).ok_or(DialError::Stopped)?;
+            let signals = held.signals.clone();
             tokio::select! {
-                quic = connecting => {
-                    let quic = quic.map_err(|error| DialError::Failed(describe(&error)))?;
-                    if let Some(connection) = self.maker.register(quic, peer, address) {
+                established = signals.until_established() => {
+                    established.map_err(|error| DialError::Failed(describe(&error)))?;
+                    if let Some(connection) = self.maker.register(held, peer, address) {
                         return Ok(connection);
                     }
                 }
@@ -180,21 +170,17 @@ impl Running {
         let notices: Vec<_> = {
             let mut shard = self.maker.shared.shard();
             shard.stopped = true;
-            for handshake in shard.peers.iter_mut().filter_map(|peer| peer.handshake.take()) {
-                handshake.abort();
-            }
             shard.peers.iter().map(|peer| peer.changed.clone()).collect()
         };
         for notice in notices {
             notice.notify_waiters();
         }
-        self.endpoint.close(CloseCode::Shutdown.code().into(), b"shutdown");
         self.maker.budget.close();
         for task in &self.tasks {
             task.abort();
         }
-        // What waits in the shard for those tasks may hold connections, and QUIC behind them the shard; and QUIC's own
-        // tasks outlive this by its drain time. None of them may keep the sockets.
+        // What waits in the shard for those tasks may hold connections, and those hold the shard: they may not keep the
+        // sockets.
         self.maker.shared.close();
     }
 }

@@ -1,8 +1,8 @@
 //! The shard's state and its flow: datagram → engine → inner packet → QUIC, hello or echo; and QUIC → inner packet →
 //! engine → outbox.
 //!
-//! One uncontended lock holds it. It must never call into QUIC: QUIC's own locks are held by those who call in here, so
-//! what has to be closed is handed out (`closing`) and closed by the driver without this lock.
+//! One uncontended lock holds it. It must never call into QUIC: QUIC's lock is held by those who call in here, so what has to
+//! be closed is handed out (`closing`) and closed by the driver without this lock.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -25,6 +25,7 @@ use crate::inbox::Inbox;
 use crate::outbox::Outbox;
 use crate::peers::{Instance, Peers};
 use crate::plane::{PlaneStats, Role};
+use crate::quic::Key;
 use crate::spares::Spares;
 use crate::tun::TunStats;
 use crate::wrap::{self, Addresses, HELLO_PORT, NEXT_FRAGMENT, NEXT_ICMPV6, NEXT_UDP, QUIC_PORT};
@@ -73,7 +74,7 @@ pub(crate) struct Shard {
     /// For the plane's owner, in order.
     pub(crate) facts: VecDeque<Event>,
     /// To be closed, by somebody who does not hold the shard.
-    pub(crate) closing: Vec<(Arc<Link>, Ending)>,
+    pub(crate) closing: Vec<Closing>,
     /// When the driver is going to look at timers.
     pub(crate) armed: Option<Instant>,
     pub(crate) stopped: bool,
@@ -89,6 +90,14 @@ pub(crate) struct Shard {
     pub(crate) tun_stats: TunStats,
     #[cfg(test)]
     pub(crate) tap: Option<Arc<std::sync::Mutex<Vec<Vec<u8>>>>>,
+}
+
+/// What is to be closed.
+#[derive(Debug)]
+pub(crate) enum Closing {
+    Link(Arc<Link>, Ending),
+    /// A connection that has let nobody in yet.
+    Handshake(Key),
 }
 
 /// The engine holds keys: it is not printed.
@@ -148,7 +157,7 @@ impl Shard {
     // In: a datagram of the outside.
 
     /// One UDP payload: opened, and what is in it is handled or handed to `inbox` for QUIC.
-    pub(crate) fn handle_datagram(&mut self, datagram: &[u8], path: Path, now: Instant, inbox: &mut Inbox<'_, '_>) {
+    pub(crate) fn handle_datagram(&mut self, datagram: &[u8], path: Path, now: Instant, inbox: &mut Inbox) {
         if let Some(place) = &self.place
             && let Some(number) = place.elsewhere(datagram)
         {
@@ -169,7 +178,7 @@ impl Shard {
         self.opened = opened;
     }
 
-    fn handle_packet(&mut self, peer: PeerId, bytes: &[u8], now: Instant, inbox: &mut Inbox<'_, '_>) {
+    fn handle_packet(&mut self, peer: PeerId, bytes: &[u8], now: Instant, inbox: &mut Inbox) {
         let Some(packet) = wrap::open(bytes).filter(|packet| packet.addresses.destination == self.inner) else {
             self.stats.inner_dropped += 1;
             return;
@@ -187,7 +196,7 @@ impl Shard {
         self.whole = whole;
     }
 
-    fn handle_body(&mut self, peer: PeerId, packet: &wrap::Packet<'_>, now: Instant, inbox: &mut Inbox<'_, '_>) {
+    fn handle_body(&mut self, peer: PeerId, packet: &wrap::Packet<'_>, now: Instant, inbox: &mut Inbox) {
         match packet.next {
             NEXT_UDP => match wrap::open_udp(packet.body) {
                 Some((QUIC_PORT, payload)) => self.hand_to_quic(peer, payload, inbox),
@@ -212,7 +221,7 @@ impl Shard {
     }
 
     /// The remote address is the peer's synthetic one, whatever the packet says (wire.md §1).
-    fn hand_to_quic(&mut self, peer: PeerId, payload: &[u8], inbox: &mut Inbox<'_, '_>) {
+    fn hand_to_quic(&mut self, peer: PeerId, payload: &[u8], inbox: &mut Inbox) {
         let known = self.peers.get(peer).filter(|peer| peer.greeting.instance.is_some());
         match known {
             Some(peer) if inbox.put(peer.address, payload) => self.stats.quic_received += 1,
@@ -237,7 +246,7 @@ impl Shard {
             }
             Instance::New => {
                 let link = mem::take(&mut peer.link).upgrade();
-                self.closing.extend(link.map(|link| (link, Ending::NewInstance)));
+                self.closing.extend(link.map(|link| Closing::Link(link, Ending::NewInstance)));
                 self.abandon_handshake(id);
                 self.peers.readdress(id);
                 self.tell(Event::NewInstance { peer: id });
@@ -262,7 +271,7 @@ impl Shard {
                 let link = if peer.greeting.displaced { mem::take(&mut peer.link).upgrade() } else { None };
                 if let Some(link) = link {
                     // Its owner learns it from the connection; the next dial asks afresh.
-                    self.closing.push((link, Ending::Displaced));
+                    self.closing.push(Closing::Link(link, Ending::Displaced));
                     peer.greeting.stop();
                 }
                 peer.changed.notify_waiters();
@@ -275,14 +284,10 @@ impl Shard {
 
     // Out: a packet of QUIC.
 
-    /// Seals QUIC's datagrams for the peer at the synthetic address. `false`: the outbox is full, try again later.
-    pub(crate) fn send_quic(&mut self, to: SocketAddr, contents: &[u8], segment: Option<usize>, now: Instant) -> bool {
-        if self.outbox.is_full() {
-            return false;
-        }
+    /// Seals QUIC's datagrams for the peer at the synthetic address; [`Self::after`] ends the turn.
+    pub(crate) fn send_quic(&mut self, to: SocketAddr, contents: &[u8], segment: Option<usize>, now: Instant) {
         let segment = segment.unwrap_or(contents.len()).max(1);
         let is_bulk = contents.len() > 4 * segment;
-        self.bulk |= is_bulk;
         let flows = self.peers.at(to).map(|peer| &peer.flows).filter(|flows| !is_bulk || flows.are_short());
         if let Some(rtt) = flows.and_then(|flows| flows.take_spare(contents.len())) {
             for payload in contents.chunks(segment) {
@@ -290,8 +295,6 @@ impl Shard {
             }
         }
         self.seal_quic(to, contents, segment, now);
-        self.after(now);
-        true
     }
 
     fn seal_quic(&mut self, to: SocketAddr, contents: &[u8], segment: usize, now: Instant) {

@@ -2,20 +2,20 @@
 //!
 //! It must never end a direction cleanly by accident: only `poll_shutdown` sends a FIN, everything else is a reset.
 
-use std::future::Future as _;
 use std::io::{self, IoSlice};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
 use culvert_engine::PeerId;
 use culvert_model::reason::Reason;
-use quinn::{ReadError, RecvStream, SendStream, Side, VarInt, WriteError};
+use quinn_proto::{ReadError, SendStream, Side, StreamId, VarInt, WriteError};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::connection::Link;
+use crate::quic::Slot;
 
 /// One vectored write copies at most this much into one allocation.
 const MAX_GATHER: usize = 64 * 1024;
@@ -31,8 +31,7 @@ const FIRST_STREAM: i32 = 1;
 /// [`StreamReset`].
 #[derive(Debug)]
 pub struct Stream {
-    send: SendStream,
-    receive: RecvStream,
+    id: StreamId,
     link: Arc<Link>,
     _share: Option<OwnedSemaphorePermit>,
     opened_here: bool,
@@ -42,10 +41,21 @@ pub struct Stream {
     written: u64,
     /// FIN or RESET is on its way.
     send_over: bool,
-    /// The peer's FIN or RESET was read, or STOP_SENDING is on its way.
-    receive_over: bool,
+    receiving: Receiving,
     /// A byte of the peer was handed out.
     read: bool,
+}
+
+/// What may still come from the peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Receiving {
+    Open,
+    /// Its FIN was read.
+    Finished,
+    /// Its RESET was met, perhaps behind bytes that had to be handed out first.
+    Reset(VarInt),
+    /// This end stopped it.
+    Stopped,
 }
 
 /// The peer reset the stream; found inside an [`io::Error`] by [`StreamReset::of`] or downcast.
@@ -77,29 +87,21 @@ impl StreamReset {
 }
 
 impl Stream {
-    pub(crate) fn new(
-        send: SendStream,
-        receive: RecvStream,
-        link: Arc<Link>,
-        share: Option<OwnedSemaphorePermit>,
-        opened_here: bool,
-    ) -> Self {
-        let (send_over, receive_over, read) = (false, false, false);
-        if send.id().initiator() == Side::Client && send.id().index() == 0 {
+    pub(crate) fn new(id: StreamId, link: Arc<Link>, share: Option<OwnedSemaphorePermit>, opened_here: bool) -> Self {
+        if id.initiator() == Side::Client && id.index() == 0 {
             // It fails only for a stream that is over, which needs none.
-            let _ = send.set_priority(FIRST_STREAM);
+            link.held.with(|slot| (slot.connection.send_stream(id).set_priority(FIRST_STREAM), false));
         }
         Self {
-            send,
-            receive,
+            id,
             link,
             _share: share,
             opened_here,
             counted: None,
             written: 0,
-            send_over,
-            receive_over,
-            read,
+            send_over: false,
+            receiving: Receiving::Open,
+            read: false,
         }
     }
 
@@ -122,15 +124,59 @@ impl Stream {
     }
 
     fn end(&mut self, code: u32) {
-        let code = VarInt::from_u32(code);
-        // Both fail only where there is nothing left to end.
-        if !self.send_over {
-            let _ = self.send.reset(code);
-            self.send_over = true;
+        let (id, code) = (self.id, VarInt::from_u32(code));
+        let (send_over, receive_over) = (self.send_over, self.receiving != Receiving::Open);
+        if send_over && receive_over {
+            return;
         }
-        if !self.receive_over {
-            let _ = self.receive.stop(code);
-            self.receive_over = true;
+        self.send_over = true;
+        if !receive_over {
+            self.receiving = Receiving::Stopped;
+        }
+        self.link.held.with(|slot| {
+            slot.readers.remove(&id);
+            slot.writers.remove(&id);
+            let is_open = slot.signals.ended().is_none();
+            // Both fail only where there is nothing left to end.
+            if is_open && !send_over {
+                let _ = slot.connection.send_stream(id).reset(code);
+            }
+            if is_open && !receive_over {
+                let _ = slot.connection.recv_stream(id).stop(code);
+            }
+            ((), is_open)
+        });
+    }
+
+    /// Writes what `write` says, as soon as there is room.
+    fn poll_write_with(
+        &mut self,
+        cx: &Context<'_>,
+        write: impl FnOnce(&mut SendStream<'_>) -> Result<usize, WriteError>,
+    ) -> Poll<io::Result<usize>> {
+        let id = self.id;
+        let written = self.link.held.with(|slot| {
+            if slot.signals.ended().is_some() {
+                return (Err(WriteError::Blocked), false);
+            }
+            let written = write(&mut slot.connection.send_stream(id));
+            if written == Err(WriteError::Blocked) {
+                slot.writers.insert(id, cx.waker().clone());
+            }
+            let moved = written.is_ok();
+            (written, moved)
+        });
+        match written.unwrap_or(Err(WriteError::Blocked)) {
+            Ok(written) => {
+                self.note(written);
+                Poll::Ready(Ok(written))
+            }
+            Err(WriteError::Blocked) => match self.link.lost() {
+                Some(lost) => Poll::Ready(Err(lost)),
+                None => Poll::Pending,
+            },
+            Err(WriteError::Stopped(code)) => Poll::Ready(Err(reset(code))),
+            Err(WriteError::ClosedStream) => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
         }
     }
 
@@ -138,16 +184,6 @@ impl Stream {
     fn note(&mut self, written: usize) {
         self.written += written as u64;
         self.link.flows().note(&mut self.counted, self.written);
-    }
-
-    fn write_error(&self, error: &WriteError) -> io::Error {
-        match error {
-            WriteError::Stopped(code) => reset(*code),
-            WriteError::ConnectionLost(error) => {
-                io::Error::new(io::ErrorKind::ConnectionAborted, self.link.describe(error))
-            }
-            WriteError::ClosedStream | WriteError::ZeroRttRejected => io::ErrorKind::BrokenPipe.into(),
-        }
     }
 }
 
@@ -157,38 +193,27 @@ impl AsyncRead for Stream {
         if buf.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
-        let before = buf.filled().len();
-        match ready!(this.receive.poll_read_buf(cx, buf)) {
-            Ok(()) => {
-                if buf.filled().len() == before {
-                    this.receive_over = true;
-                } else {
-                    this.written = 0;
-                    this.read = true;
-                }
-                Poll::Ready(Ok(()))
-            }
-            Err(ReadError::Reset(code)) => {
-                this.receive_over = true;
-                Poll::Ready(Err(reset(code)))
-            }
-            Err(ReadError::ConnectionLost(error)) => {
-                Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, this.link.describe(&error))))
-            }
-            // Read after it was stopped by this end.
-            Err(ReadError::ClosedStream | ReadError::IllegalOrderedRead | ReadError::ZeroRttRejected) => {
-                Poll::Ready(Err(io::ErrorKind::NotConnected.into()))
-            }
+        let (id, before) = (this.id, buf.filled().len());
+        if this.receiving == Receiving::Open {
+            this.receiving = this.link.held.with(|slot| read(slot, id, buf, cx)).unwrap_or(Receiving::Open);
+        }
+        if buf.filled().len() > before {
+            this.written = 0;
+            this.read = true;
+            return Poll::Ready(Ok(()));
+        }
+        match this.receiving {
+            Receiving::Open => this.link.lost().map_or(Poll::Pending, |lost| Poll::Ready(Err(lost))),
+            Receiving::Finished => Poll::Ready(Ok(())),
+            Receiving::Reset(code) => Poll::Ready(Err(reset(code))),
+            Receiving::Stopped => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 }
 
 impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let written = ready!(Pin::new(&mut this.send).poll_write(cx, buf));
-        this.note(written.as_ref().copied().unwrap_or_default());
-        Poll::Ready(written.map_err(|error| this.write_error(&error)))
+        self.get_mut().poll_write_with(cx, |send| send.write(buf))
     }
 
     fn poll_write_vectored(
@@ -204,18 +229,15 @@ impl AsyncWrite for Stream {
         if first.len() >= MAX_GATHER {
             return self.poll_write(cx, first);
         }
-        // quinn makes one allocation for each write of a slice: one for all of them is cheaper.
+        // QUIC makes one allocation for each write of a slice: one for all of them is cheaper.
         let length = bufs.iter().map(|buf| buf.len()).sum::<usize>().min(MAX_GATHER);
         let mut gathered = BytesMut::with_capacity(length);
         for buf in bufs {
             let part = buf.len().min(length - gathered.len());
             gathered.extend_from_slice(buf.get(..part).unwrap_or_default());
         }
-        let this = self.get_mut();
         let mut chunks: [Bytes; 1] = [gathered.freeze()];
-        let written = ready!(pin!(this.send.write_chunks(&mut chunks)).poll(cx));
-        this.note(written.as_ref().map_or(0, |written| written.bytes));
-        Poll::Ready(written.map(|written| written.bytes).map_err(|error| this.write_error(&error)))
+        self.get_mut().poll_write_with(cx, |send| send.write_chunks(&mut chunks).map(|written| written.bytes))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -230,8 +252,9 @@ impl AsyncWrite for Stream {
         let this = self.get_mut();
         if !this.send_over {
             this.send_over = true;
+            let id = this.id;
             // Fails only for a stream that is reset already; the reader learns that.
-            let _ = this.send.finish();
+            this.link.held.with(|slot| ((), slot.connection.send_stream(id).finish().is_ok()));
         }
         Poll::Ready(Ok(()))
     }
@@ -239,9 +262,31 @@ impl AsyncWrite for Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        let unread = !self.opened_here && !self.read && !self.receive_over;
+        let unread = !self.opened_here && !self.read && self.receiving == Receiving::Open;
         self.end(if unread { StreamReset::REFUSED_UNREAD } else { Reason::ConnectorLost.reset_code() });
     }
+}
+
+/// Reads what has come, and tells what may come after it; leaves the task's waker where nothing has.
+fn read(slot: &mut Slot, id: StreamId, buf: &mut ReadBuf<'_>, cx: &Context<'_>) -> (Receiving, bool) {
+    let before = buf.filled().len();
+    let mut stream = slot.connection.recv_stream(id);
+    let Ok(mut chunks) = stream.read(true) else { return (Receiving::Stopped, false) };
+    let mut receiving = Receiving::Open;
+    let mut blocked = false;
+    while receiving == Receiving::Open && !blocked && buf.remaining() > 0 {
+        match chunks.next(buf.remaining()) {
+            Ok(Some(chunk)) => buf.put_slice(&chunk.bytes),
+            Ok(None) => receiving = Receiving::Finished,
+            Err(ReadError::Blocked) => blocked = true,
+            Err(ReadError::Reset(code)) => receiving = Receiving::Reset(code),
+        }
+    }
+    let moved = chunks.finalize().should_transmit();
+    if blocked && buf.filled().len() == before && slot.signals.ended().is_none() {
+        slot.readers.insert(id, cx.waker().clone());
+    }
+    (receiving, moved)
 }
 
 fn reset(code: VarInt) -> io::Error {

@@ -42,7 +42,7 @@ use self::sockets::{Keeper, Sockets};
 use crate::plane::Plane;
 use crate::port::PacketPort;
 use crate::shard::TunSide;
-use crate::socket::Shared;
+use crate::shared::Shared;
 
 /// A cheap handle to the TUN plane of a shard; when the last is gone, so is the device. Open sockets live on without a
 /// network.

@@ -9,13 +9,13 @@ use culvert_engine::{AddPeerError, BootstrapConfig, BootstrapId, Engine, Path, P
 use culvert_model::address::{BOOTSTRAP_INNER, PREFIX, RELAY_INNER};
 use ipnet::IpNet;
 use tokio::sync::futures::OwnedNotified;
-use tokio::task::AbortHandle;
 
-use super::Shard;
+use super::{Closing, Shard};
 use crate::connection::Ending;
 use crate::crypto::PROTOCOL_VERSION;
 use crate::plane::Role;
-use crate::socket::now;
+use crate::quic::Key;
+use crate::shared::now;
 
 /// How a dial stands.
 pub(crate) enum Dial {
@@ -156,11 +156,11 @@ impl Shard {
     }
 
     /// Relay: one handshake for each peer; a newer one ends the older.
-    pub(crate) fn handshake_started(&mut self, id: PeerId, handshake: AbortHandle) {
+    pub(crate) fn handshake_started(&mut self, id: PeerId, handshake: Key) {
         self.abandon_handshake(id);
         match self.peers.get_mut(id) {
             Some(peer) => peer.handshake = Some(handshake),
-            None => handshake.abort(),
+            None => self.close_later(Closing::Handshake(handshake)),
         }
     }
 
@@ -170,7 +170,7 @@ impl Shard {
         self.reassembly.forget(id);
         self.refuse_parked(id);
         if let Some(peer) = self.peers.remove(id) {
-            self.closing.extend(peer.link.upgrade().map(|link| (link, Ending::Gone)));
+            self.closing.extend(peer.link.upgrade().map(|link| Closing::Link(link, Ending::Gone)));
             peer.changed.notify_waiters();
             self.work.notify_one();
         }
@@ -178,8 +178,13 @@ impl Shard {
 
     pub(crate) fn abandon_handshake(&mut self, id: PeerId) {
         if let Some(handshake) = self.peers.get_mut(id).and_then(|peer| peer.handshake.take()) {
-            handshake.abort();
+            self.close_later(Closing::Handshake(handshake));
         }
+    }
+
+    fn close_later(&mut self, closing: Closing) {
+        self.closing.push(closing);
+        self.work.notify_one();
     }
 }
 

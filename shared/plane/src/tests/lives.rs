@@ -188,3 +188,34 @@ async fn a_relay_that_forgot_a_connection_resets_it_even_when_its_hello_is_lost(
     assert!(again.plane.stats().plane.hellos_received > 0);
     drop(connector);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_is_over_is_kept_for_its_last_bytes_and_then_forgotten() {
+    let network = Network::new();
+    let (mut relay, far, connector, near, _) = joined(&network).await;
+    let mut said = far.open().await.unwrap();
+    soon(said.write_all(b"last words")).await.unwrap();
+    let mut heard = soon(near.accept()).await.unwrap();
+    let kept = |end: &End| end.plane.shared().quic().len();
+    for _ in 0..5 {
+        let again = soon(connector.plane.dial(connector.peer)).await.unwrap();
+        let far = relay.connected().await;
+        drop(again);
+        soon(far.closed()).await;
+    }
+    drop((near, said, far));
+    // Closed connections answer stragglers for three timeouts (RFC 9000 §10.2) before they are forgotten.
+    for _ in 0..100 {
+        tokio::time::advance(Duration::from_millis(50)).await;
+    }
+    assert_eq!((kept(&relay), kept(&connector)), (0, 1), "a stream holds the one that it belongs to");
+    let mut words = [0; 10];
+    soon(heard.read_exact(&mut words)).await.unwrap();
+    assert_eq!(&words, b"last words");
+    assert_eq!(heard.read(&mut words).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionAborted);
+    drop(heard);
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(kept(&connector), 0);
+}

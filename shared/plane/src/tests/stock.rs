@@ -277,7 +277,7 @@ async fn without_a_device_a_stock_peer_gets_echoes_and_no_hello_makes_it_a_conne
     let addresses = crate::wrap::Addresses { source: connector.inner, destination: RELAY_INNER };
     let request = crate::icmp::testing::request(&addresses);
     let ping = packet(connector.inner.into(), RELAY_INNER.into(), ICMPV6, &request);
-    end.plane.shared().shard().say_raw(end.peer, &ping, crate::socket::now());
+    end.plane.shared().shard().say_raw(end.peer, &ping, crate::shared::now());
     soon(async {
         while near.plane.stats().plane.echoes < 1 {
             tokio::task::yield_now().await;

@@ -40,12 +40,12 @@ impl Rogue {
         let statics = vec![identity.own.clone()];
         let handshakes = HandshakeLimits::default();
         let config = culvert_engine::Config { statics, shard: Shard::default(), handshakes, seed: None };
-        let mut engine = culvert_engine::Engine::new(config, crate::socket::now());
-        let peer = engine.add_peer(peer_config(&identity), crate::socket::now()).unwrap();
+        let mut engine = culvert_engine::Engine::new(config, crate::shared::now());
+        let peer = engine.add_peer(peer_config(&identity), crate::shared::now()).unwrap();
         let mut rogue = Self { engine, peer, network: network.clone(), at, inner, carrier: network.carrier(at) };
         let mut replies = culvert_engine::Replies::default();
         let path = crate::Path { remote: relay_id.at, local: None, socket: 0 };
-        rogue.engine.connect(peer, Some(path), crate::socket::now(), &mut replies);
+        rogue.engine.connect(peer, Some(path), crate::shared::now(), &mut replies);
         for (path, datagram) in replies.drain() {
             network.send(at, path.remote, datagram);
         }
@@ -62,7 +62,7 @@ impl Rogue {
 
     fn send_packet(&mut self, mut packet: Vec<u8>) {
         let mut out = Vec::new();
-        let sealed = self.engine.seal(self.peer, &mut packet, crate::socket::now(), &mut out).unwrap();
+        let sealed = self.engine.seal(self.peer, &mut packet, crate::shared::now(), &mut out).unwrap();
         self.network.send(self.at, sealed.path.remote, &out);
     }
 
@@ -82,7 +82,7 @@ impl Rogue {
         soon(std::future::poll_fn(|cx| carrier.poll_recv(cx, &mut [std::io::IoSliceMut::new(memory)], &mut metas)))
             .await;
         let [meta] = metas;
-        let now = crate::socket::now();
+        let now = crate::shared::now();
         let path = crate::Path { remote: meta.addr, local: None, socket: 0 };
         let (mut inner, mut replies) = (Vec::new(), culvert_engine::Replies::default());
         let received = self.engine.handle_datagram(&memory[..meta.len], path, now, &mut inner, &mut replies);

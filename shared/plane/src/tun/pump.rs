@@ -8,7 +8,7 @@ use std::task::Poll;
 
 use super::vnet::FRAME;
 use crate::port::PacketPort;
-use crate::socket::{Shared, now};
+use crate::shared::{Shared, now};
 
 /// Frames of one turn before other tasks get theirs: up to a mebibyte.
 const TURN: usize = 16;

@@ -20,7 +20,7 @@ use crate::Setup;
 
 const PASSPHRASE: &str = "correct horse battery staple";
 /// The libraries below are quiet otherwise.
-const EVERYTHING: &str = "trace,boringtun=trace,quinn=trace,quinn_proto=trace,quinn_udp=trace,hyper=trace,hyper_util=trace,\
+const EVERYTHING: &str = "trace,boringtun=trace,quinn_proto=trace,quinn_udp=trace,hyper=trace,hyper_util=trace,\
                           h2=trace,rustls=trace,tokio_postgres=trace,mio=trace";
 /// So much of a secret in a row is no accident.
 const TELLING: usize = 12;

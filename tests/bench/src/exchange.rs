@@ -4,10 +4,11 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use culvert_hot::proof::Stand;
 use culvert_hot::{Control, PIECE, Packets, Storm, SuperPacket, Tunnel, exchanges, sent, served, streamed};
 
 /// What is counted: a name, few and many.
-const LIST: [(&str, usize, usize); 16] = [
+const LIST: [(&str, usize, usize); 21] = [
     ("exchange", 100, 600),
     ("front", 100, 600),
     ("front-64k", 50, 250),
@@ -24,6 +25,11 @@ const LIST: [(&str, usize, usize); 16] = [
     ("tun-cut", 10, 110),
     ("tun-join", 10, 110),
     ("control", 100, 1100),
+    ("proof-header", 100, 1100),
+    ("proof-jwt-kept", 100, 1100),
+    ("proof-jwt-eddsa", 20, 120),
+    ("proof-sigv4", 20, 120),
+    ("proof-signature-hmac", 20, 120),
 ];
 
 fn main() -> Result<()> {
@@ -80,6 +86,10 @@ fn main() -> Result<()> {
                 control.ping_one(id as u64)?;
                 control.announce_one()
             })
+        }
+        proof if proof.starts_with("proof-") => {
+            let stand = Stand::with(proof.trim_start_matches("proof-"))?;
+            (0..count).try_for_each(|_| stand.prove_one(1024))
         }
         other => bail!("there is no {other:?}"),
     }

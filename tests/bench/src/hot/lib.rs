@@ -11,6 +11,7 @@ mod exchange;
 mod fragment;
 mod packet;
 mod planes;
+pub mod proof;
 mod tun;
 mod tunnel;
 #[allow(dead_code, unreachable_pub, reason = "the files are plane's; not all of them is counted here")]

@@ -145,7 +145,7 @@ impl Quic {
 
     /// Ends a turn in which datagrams came: collects whom to wake and who was let in.
     pub(crate) fn handle_turn(&mut self, woken: &mut Vec<Waker>, guests: &mut Vec<Guest>) {
-        for index in std::mem::take(&mut self.touched) {
+        while let Some(index) = self.touched.pop() {
             if let Some(slot) = self.slots.get_mut(index) {
                 slot.touched = false;
             }

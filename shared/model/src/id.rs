@@ -14,12 +14,17 @@ pub struct BadId {
     prefix: &'static str,
 }
 
+/// Characters of a prefix, of what follows it, and of both: an id stands where it is used and costs no allocation.
+const PREFIX: usize = 4;
+const RANDOM: usize = 16;
+const LENGTH: usize = PREFIX + RANDOM;
+
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        pub struct $name([u8; LENGTH]);
 
         impl $name {
             /// What every id of this kind starts with.
@@ -28,12 +33,13 @@ macro_rules! id {
             /// Draws a new id (80 bits).
             #[allow(clippy::new_without_default, reason = "every call draws another one")]
             pub fn new() -> Self {
-                Self(format!("{}{}", $prefix, base32(&random::<10>())))
+                Self(text($prefix, base32(&random::<10>()).as_bytes()))
             }
 
             /// The whole text, prefix included.
             pub fn as_str(&self) -> &str {
-                &self.0
+                // INVARIANT: made of a prefix and of characters of the alphabet only.
+                str::from_utf8(&self.0).unwrap_or_default()
             }
         }
 
@@ -42,8 +48,8 @@ macro_rules! id {
 
             fn from_str(text: &str) -> Result<Self, BadId> {
                 let rest = text.strip_prefix($prefix).ok_or(BadId { prefix: $prefix })?;
-                if rest.len() == 16 && rest.bytes().all(|b| ALPHABET.contains(&b)) {
-                    Ok(Self(text.to_owned()))
+                if rest.len() == RANDOM && rest.bytes().all(|b| ALPHABET.contains(&b)) {
+                    Ok(Self(self::text($prefix, rest.as_bytes())))
                 } else {
                     Err(BadId { prefix: $prefix })
                 }
@@ -60,13 +66,19 @@ macro_rules! id {
 
         impl From<$name> for String {
             fn from(id: $name) -> String {
-                id.0
+                id.as_str().to_owned()
             }
         }
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
+                f.write_str(self.as_str())
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_tuple(stringify!($name)).field(&self.as_str()).finish()
             }
         }
     };
@@ -118,6 +130,14 @@ impl InstanceId {
     pub const fn as_bytes(&self) -> &[u8; 16] {
         &self.0
     }
+}
+
+/// A prefix of [`PREFIX`] bytes and [`RANDOM`] more, as one.
+fn text(prefix: &'static str, random: &[u8]) -> [u8; LENGTH] {
+    let mut text = [0; LENGTH];
+    text[..PREFIX].copy_from_slice(prefix.as_bytes());
+    text[PREFIX..].copy_from_slice(random);
+    text
 }
 
 const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";

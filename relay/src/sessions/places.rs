@@ -28,8 +28,8 @@ impl Shared {
         let mut table = self.table();
         let Some((id, known)) = table.by_peer(peer) else { return };
         let [one, other] = places;
-        let told = known.flapping.replace((now, places));
-        if told.is_some_and(|(at, _)| now.saturating_duration_since(at) < TOLD_AGAIN) {
+        let told = known.flapping.replace(Box::new((now, places)));
+        if told.is_some_and(|told| now.saturating_duration_since(told.0) < TOLD_AGAIN) {
             return;
         }
         warn!(connector = %id, one = %one, other = %other, "one connector's key is used in two places at once");

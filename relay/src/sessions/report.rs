@@ -119,7 +119,7 @@ impl Shared {
 
 impl Known {
     fn lately_in_two_places(&self, now: Instant) -> Option<[SocketAddr; 2]> {
-        let (at, places) = self.flapping?;
+        let (at, places) = **self.flapping.as_ref()?;
         (now.saturating_duration_since(at) < FLAPPING_TOLD_FOR).then_some(places)
     }
 }

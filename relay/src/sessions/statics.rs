@@ -191,11 +191,12 @@ impl Shared {
     /// Ends what runs over sessions that are about to have no key, while that can still be said; how many there were.
     fn end_sessions_of_older_keys(&self) -> usize {
         let newest = self.statics.newest();
-        let under_older = |known: &&Known| {
+        let under_older = |known: &Known| {
             self.plane.peer_stats(known.peer).is_some_and(|stats| stats.live && stats.static_index != newest)
         };
         let table = self.table();
-        let members: Vec<_> = table.connectors.values().filter(under_older).filter_map(|k| k.live.clone()).collect();
+        let members: Vec<_> =
+            table.connectors.values().filter(|known| under_older(known)).filter_map(|k| k.live.clone()).collect();
         drop(table);
         for live in &members {
             warn!(connector = %live.member.who, "connector did not follow the relay's key, its session ends");

@@ -24,7 +24,8 @@ use crate::registry::{ConnectorRow, Forgotten, ManagedRow, RelayRow, ServiceRow,
 /// All of it.
 #[derive(Debug, Default)]
 pub(super) struct Table {
-    pub(super) connectors: HashMap<ConnectorId, Known>,
+    /// Boxed: a table that grows has room for twice as many, each as large as what it holds.
+    pub(super) connectors: HashMap<ConnectorId, Box<Known>>,
     pub(super) by_peer: HashMap<PeerId, ConnectorId>,
     pub(super) tokens: HashMap<BootstrapId, TokenId>,
     pub(super) tunnels: Vec<Tunnel>,
@@ -60,7 +61,7 @@ pub(super) struct Known {
     /// Where it was before.
     pub(super) former: Option<SocketAddr>,
     /// When its key was last found to be used in two places at once, and where.
-    pub(super) flapping: Option<(Instant, [SocketAddr; 2])>,
+    pub(super) flapping: Option<Box<(Instant, [SocketAddr; 2])>>,
     pub(super) live: Option<Live>,
     /// Since when this relay knows it; its row is older.
     since: Instant,
@@ -83,7 +84,7 @@ impl Table {
         let endpoint = heard.map(|(remote, local)| (remote, local.map(|local| local.ip())));
         self.connectors.insert(
             row.id.clone(),
-            Known {
+            Box::new(Known {
                 tunnel: row.tunnel.clone(),
                 narrowed: row.services.clone(),
                 peer,
@@ -99,7 +100,7 @@ impl Table {
                 flapping: None,
                 live: None,
                 since: Instant::now(),
-            },
+            }),
         );
     }
 
@@ -117,7 +118,7 @@ impl Table {
     }
 
     /// Forgets one.
-    pub(super) fn remove(&mut self, id: &ConnectorId) -> Option<Known> {
+    pub(super) fn remove(&mut self, id: &ConnectorId) -> Option<Box<Known>> {
         let known = self.connectors.remove(id)?;
         self.by_peer.remove(&known.peer);
         Some(known)
@@ -129,10 +130,15 @@ impl Table {
     pub(super) fn not_in(&self, snapshot: &Snapshot, read_at: Instant) -> Forgotten {
         let tokens: HashSet<&TokenId> = snapshot.tokens.iter().map(|row| &row.id).collect();
         let connectors: HashSet<&ConnectorId> = snapshot.connectors.iter().map(|row| &row.id).collect();
-        let gone = |(id, known): &(&ConnectorId, &Known)| known.since < read_at && !connectors.contains(id);
+        let gone = |id: &ConnectorId, known: &Known| known.since < read_at && !connectors.contains(id);
         Forgotten {
             tokens: self.tokens.values().filter(|id| !tokens.contains(id)).cloned().collect(),
-            connectors: self.connectors.iter().filter(gone).map(|(id, _)| id.clone()).collect(),
+            connectors: self
+                .connectors
+                .iter()
+                .filter(|(id, known)| gone(id, known))
+                .map(|(id, _)| id.clone())
+                .collect(),
         }
     }
 
@@ -143,7 +149,7 @@ impl Table {
 
     pub(super) fn by_peer(&mut self, peer: PeerId) -> Option<(&ConnectorId, &mut Known)> {
         let id = self.by_peer.get(&peer)?;
-        self.connectors.get_mut(id).map(|known| (id, known))
+        self.connectors.get_mut(id).map(|known| (id, &mut **known))
     }
 
     pub(super) fn tunnel(&self, id: &TunnelId) -> Option<&Tunnel> {

@@ -180,7 +180,7 @@ impl Engine {
         self.stats.live += u32::from(first);
         self.stats.sessions += 1;
         let id = peer.id;
-        let bootstrap = peer.instance.map(|instance| instance.bootstrap);
+        let bootstrap = peer.instance.as_ref().map(|instance| instance.bootstrap);
         let promoted = peer.keys.confirm(under, initiated, now);
         // Another tunnel with the same keys has nothing left to do but to open what is still on its way.
         for other in peer.tunnels.iter().filter(|other| **other != tunnel_slot) {

@@ -30,7 +30,7 @@ impl Engine {
     /// Does what is due for one peer.
     pub(crate) fn handle_due(&mut self, slot: u32, now: Instant, replies: &mut Replies) {
         let Some(peer) = self.peers.get(slot) else { return };
-        if peer.instance.is_some_and(|instance| instance.ends_at <= now) {
+        if peer.instance.as_ref().is_some_and(|instance| instance.ends_at <= now) {
             return self.end_instance(slot);
         }
         self.forget_old_epoch(slot, now);
@@ -58,7 +58,7 @@ impl Engine {
         match (tick, peer.path) {
             // Only the tunnel of the newest keys initiates.
             (Tick::Initiation(initiation), Some(path)) if under == peer.keys.newest() => {
-                let attempt = peer.attempt.get_or_insert(Attempt::new(None, now));
+                let attempt = peer.attempt.get_or_insert_with(|| Attempt::new(None, now));
                 attempt.sent = true;
                 attempt.at = pending.map_or(now + REKEY_TIMEOUT, |pending| pending.retry_at);
                 let path = attempt.target.unwrap_or(path);
@@ -66,7 +66,7 @@ impl Engine {
                 self.stats.initiations += 1;
             }
             (Tick::Initiation(_), _) => {
-                peer.attempt.get_or_insert(Attempt::new(None, now));
+                peer.attempt.get_or_insert_with(|| Attempt::new(None, now));
             }
             (Tick::Keepalive(keepalive), Some(path)) => {
                 self.outbox.push(path, &keepalive);
@@ -86,7 +86,7 @@ impl Engine {
     /// Sends the initiation that the peer's attempt is about, from the tunnel that fits, built if there is none.
     pub(crate) fn initiate(&mut self, slot: u32, now: Instant, replies: &mut Replies) {
         let Some(peer) = self.peers.get(slot) else { return };
-        let Some(path) = peer.attempt.and_then(|attempt| attempt.target).or(peer.path) else {
+        let Some(path) = peer.attempt.as_ref().and_then(|attempt| attempt.target).or(peer.path) else {
             if let Some(peer) = self.peers.get_mut(slot) {
                 peer.attempt = None;
             }
@@ -166,9 +166,9 @@ impl Engine {
         let Some(peer) = self.peers.get(slot) else { return };
         let mut due: Option<Instant> = None;
         let mut at = |instant: Option<Instant>| due = [due, instant].into_iter().flatten().min();
-        at(peer.instance.map(|instance| instance.ends_at));
+        at(peer.instance.as_ref().map(|instance| instance.ends_at));
         at(peer.keys.forget_old_at());
-        at(peer.attempt.map(|attempt| attempt.at));
+        at(peer.attempt.as_ref().map(|attempt| attempt.at));
         at(peer.cookie_at);
         let active = peer.active.and_then(|active| self.tunnels.get(active));
         if let Some(active) = active.filter(|_| peer.live) {

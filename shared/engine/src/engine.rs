@@ -113,7 +113,7 @@ impl Engine {
     /// overrides the known one. Costs three to six X25519, so thousands of calls want pacing.
     pub fn connect(&mut self, peer: PeerId, path: Option<Path>, now: Instant, replies: &mut Replies) {
         let Some(entry) = self.peers.get_mut(peer.slot).filter(|entry| entry.id == peer) else { return };
-        if let Some(before) = entry.attempt.filter(|before| before.sent)
+        if let Some(before) = entry.attempt.as_ref().filter(|before| before.sent)
             && let Some(target) = before.target.or(entry.path)
         {
             entry.keys.note_unanswered(target.remote);
@@ -263,7 +263,7 @@ impl Engine {
             static_index: under.own,
             psk_epoch: active.and_then(|tunnel| tunnel.under.epoch),
             live: entry.live,
-            bootstrap: entry.instance.map(|instance| instance.bootstrap),
+            bootstrap: entry.instance.as_ref().map(|instance| instance.bootstrap),
         })
     }
 
@@ -396,7 +396,7 @@ impl Engine {
     #[cold]
     fn want_session(&mut self, slot: u32, now: Instant) -> SealError {
         let Some(peer) = self.peers.get_mut(slot) else { return SealError::UnknownPeer };
-        if peer.path.is_none() && peer.attempt.is_none_or(|attempt| attempt.target.is_none()) {
+        if peer.path.is_none() && peer.attempt.as_ref().is_none_or(|attempt| attempt.target.is_none()) {
             return SealError::NoPath;
         }
         if peer.attempt.is_none() && peer.instance.is_none() {

@@ -19,14 +19,15 @@ pub(crate) const UNCONFIRMED: Rate = Rate { burst: 5, every: REKEY_TIMEOUT };
 /// Call-backs to a peer whose clock went back.
 pub(crate) const CALL_BACK: Duration = Duration::from_secs(5);
 
-/// A peer, or one instance of a bootstrap key.
+/// A peer, or one instance of a bootstrap key. Thousands are there and idle: what few of them have is boxed.
 pub(crate) struct Peer {
     pub(crate) id: PeerId,
     pub(crate) keys: Keys,
     pub(crate) allowed: Allowed,
     pub(crate) routed: bool,
     pub(crate) path: Option<Path>,
-    pub(crate) flaps: Flaps,
+    /// None: it has never moved.
+    pub(crate) flaps: Option<Box<Flaps>>,
     pub(crate) persistent_keepalive: Option<Duration>,
     /// Oldest first, a few at most.
     pub(crate) tunnels: Vec<u32>,
@@ -35,7 +36,7 @@ pub(crate) struct Peer {
     /// A session was live when we last looked.
     pub(crate) live: bool,
     pub(crate) last_handshake: Option<Instant>,
-    pub(crate) attempt: Option<Attempt>,
+    pub(crate) attempt: Option<Box<Attempt>>,
     /// When a cookie that we got is used.
     pub(crate) cookie_at: Option<Instant>,
     pub(crate) called_back: Option<Instant>,
@@ -44,7 +45,7 @@ pub(crate) struct Peer {
     pub(crate) rx_bytes: u64,
     pub(crate) tx_bytes: u64,
     pub(crate) due: Option<Instant>,
-    pub(crate) instance: Option<Instance>,
+    pub(crate) instance: Option<Box<Instance>>,
 }
 
 /// What makes a peer an instance of a bootstrap key.
@@ -72,8 +73,8 @@ pub(crate) struct Attempt {
 }
 
 impl Attempt {
-    pub(crate) fn new(target: Option<Path>, now: Instant) -> Self {
-        Self { started: now, unanswered: 0, target, at: now, sent: false, cookies: 0 }
+    pub(crate) fn new(target: Option<Path>, now: Instant) -> Box<Self> {
+        Box::new(Self { started: now, unanswered: 0, target, at: now, sent: false, cookies: 0 })
     }
 }
 

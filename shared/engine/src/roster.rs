@@ -141,7 +141,7 @@ impl Engine {
             allowed: Allowed::new(new.allowed_ips),
             routed: false,
             path: new.path,
-            flaps: Default::default(),
+            flaps: None,
             persistent_keepalive: new.keepalive,
             tunnels: Vec::new(),
             active: None,
@@ -155,7 +155,7 @@ impl Engine {
             rx_bytes: 0,
             tx_bytes: 0,
             due: None,
-            instance: new.instance,
+            instance: new.instance.map(Box::new),
         })?;
         move_endpoint(&mut self.endpoints, None, new.path);
         Some(slot)
@@ -172,7 +172,7 @@ impl Engine {
         if peer.routed {
             self.routes.remove(&peer.allowed);
         }
-        match peer.instance {
+        match &peer.instance {
             Some(instance) => self.bootstraps.forget(instance.bootstrap, instance.source, slot),
             None => {
                 for key in peer.keys.iter() {
@@ -232,7 +232,7 @@ pub(crate) fn move_peer(
     let old = peer.path.replace(path);
     move_endpoint(endpoints, old, Some(path));
     if let Some(old) = old.filter(|_| peer.instance.is_none())
-        && peer.flaps.moved(old.remote, path.remote, now)
+        && peer.flaps.get_or_insert_default().moved(old.remote, path.remote, now)
     {
         events.push_back(Event::Flapping { peer: peer.id, paths: [old, path] });
     }

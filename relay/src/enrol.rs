@@ -157,11 +157,13 @@ pub(crate) fn next_psks_of(row: &ConnectorRow, identity: &Identity) -> Result<Ve
 fn opened(psks: &[SealedPsk], key: &PublicKey, identity: &Identity) -> Result<Vec<PskEpoch>, Unsealable> {
     let here = identity.relay_tag();
     let ours = psks.iter().filter(|sealed| sealed.relay == here);
-    ours.map(|sealed| {
+    // Kept for as long as the peer is: with room for what is in it and no more.
+    let mut opened = Vec::with_capacity(ours.clone().count());
+    for sealed in ours {
         let psk = identity.unseal(&sealed.sealed, SealedFor::Connector(key))?;
-        Ok(PskEpoch { epoch: sealed.epoch, psk })
-    })
-    .collect()
+        opened.push(PskEpoch { epoch: sealed.epoch, psk });
+    }
+    Ok(opened)
 }
 
 /// What a connector with a session asks for.

@@ -2,18 +2,20 @@
 //!
 //! Must never hold more than one message's bytes unread, nor wait for ever for a peer that does not read.
 
+use std::future::poll_fn;
 use std::io;
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use culvert_model::control::{self, BadMessage, MAX_MESSAGE_BYTES};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
-/// Room for a ping; more where more comes. Thousands of streams wait, each with this much.
-const READ: usize = 64;
-/// Buffers that a message made larger than this go with it.
-const KEPT: usize = 256;
+/// What comes is first read into this much of the stack: thousands of streams wait, and hold no buffer meanwhile.
+const READ: usize = 512;
 /// A peer that takes nothing for this long has stopped reading.
 const SEND_WITHIN: Duration = Duration::from_secs(5);
 
@@ -38,48 +40,68 @@ pub(super) enum FrameError {
 #[derive(Debug)]
 pub(super) struct Frames<S> {
     stream: S,
+    /// What has come of the next messages; without an allocation while nothing has.
     inbox: Vec<u8>,
-    outbox: Vec<u8>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Frames<S> {
     /// Speaks over `stream`.
     pub(super) fn new(stream: S) -> Self {
-        Self { stream, inbox: Vec::new(), outbox: Vec::new() }
+        Self { stream, inbox: Vec::new() }
     }
 
     /// Waits for the next message. Cancel safe.
     pub(super) async fn next<M: DeserializeOwned>(&mut self) -> Result<M, FrameError> {
         loop {
             if let Some((message, taken)) = control::decode(&self.inbox)? {
-                self.inbox.drain(..taken);
-                if self.inbox.is_empty() && self.inbox.capacity() > KEPT {
+                if taken == self.inbox.len() {
                     self.inbox = Vec::new();
+                } else {
+                    self.inbox.drain(..taken);
                 }
                 return Ok(message);
             }
             // INVARIANT: `decode` refuses a length past the bound, so the inbox ends at one message and one read more.
             debug_assert!(self.inbox.len() <= MAX_MESSAGE_BYTES + 4, "decode takes whole messages");
-            // Twice as much each time, so that a long message does not cost a read for each of its pieces.
-            self.inbox.reserve(READ.max(self.inbox.len()));
-            if self.stream.read_buf(&mut self.inbox).await? == 0 {
+            let read = if self.inbox.is_empty() {
+                self.read_first().await?
+            } else {
+                // Twice as much each time, so that a long message does not cost a read for each of its pieces.
+                self.inbox.reserve(READ.max(self.inbox.len()));
+                self.stream.read_buf(&mut self.inbox).await?
+            };
+            if read == 0 {
                 return Err(FrameError::Ended);
             }
         }
     }
 
+    /// Waits for the first bytes of a message, and tells how many came. Cancel safe.
+    async fn read_first(&mut self) -> io::Result<usize> {
+        poll_fn(|cx| {
+            let mut room = [MaybeUninit::uninit(); READ];
+            let mut first = ReadBuf::uninit(&mut room);
+            ready!(Pin::new(&mut self.stream).poll_read(cx, &mut first))?;
+            self.inbox.extend_from_slice(first.filled());
+            Poll::Ready(Ok(first.filled().len()))
+        })
+        .await
+    }
+
     /// Sends one message. Not cancel safe: a cancelled send leaves half a message.
     pub(super) async fn send<M: Serialize>(&mut self, message: &M) -> Result<(), FrameError> {
-        self.outbox.clear();
-        control::encode(message, &mut self.outbox)?;
+        let mut bytes = Vec::new();
+        control::encode(message, &mut bytes)?;
+        // Boxed, because most of the time nothing is sent, and those who wait would hold its room.
+        Box::pin(self.write(&bytes)).await
+    }
+
+    async fn write(&mut self, bytes: &[u8]) -> Result<(), FrameError> {
         let written = async {
-            self.stream.write_all(&self.outbox).await?;
+            self.stream.write_all(bytes).await?;
             self.stream.flush().await
         };
         let written = tokio::time::timeout(SEND_WITHIN, written).await.map_err(|_| FrameError::Stuck)?;
-        if self.outbox.capacity() > KEPT {
-            self.outbox = Vec::new();
-        }
         written.map_err(FrameError::Broken)
     }
 
@@ -96,6 +118,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Frames<S> {
 mod tests {
     use culvert_model::control::{ToConnector, ToRelay};
     use tokio::io::duplex;
+    use tokio::time::timeout;
 
     use super::*;
 
@@ -118,7 +141,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_large_message_leaves_no_large_buffers_behind() {
+    async fn who_waits_for_a_message_holds_no_buffer() {
         let (near, far) = duplex(1 << 20);
         let (mut near, mut far) = (Frames::new(near), Frames::new(far));
         let large = ToConnector::Unsupported { what: "x".repeat(60_000) };
@@ -126,7 +149,8 @@ mod tests {
         near.send(&ToConnector::Ping { id: 1 }).await.unwrap();
         assert_eq!(far.next::<ToConnector>().await.unwrap(), large);
         assert_eq!(far.next::<ToConnector>().await.unwrap(), ToConnector::Ping { id: 1 });
-        assert!(near.outbox.capacity() <= KEPT && far.inbox.capacity() <= KEPT, "{near:?} {far:?}");
+        let waits = timeout(Duration::ZERO, far.next::<ToConnector>()).await;
+        assert!(waits.is_err() && far.inbox.capacity() == 0, "{far:?}");
     }
 
     #[tokio::test]

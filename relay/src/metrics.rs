@@ -225,7 +225,10 @@ impl RelayMetrics {
             self.shard_callers.with([number.as_str()]).set(as_f64(shard.callers));
             self.shard_passed.with([number.as_str()]).raise_to(shard.passed_on);
         }
-        self.all.text()
+        let text = self.all.text();
+        // One for each connector: they are made anew for the next scrape.
+        self.last_handshake.replace([]);
+        text
     }
 
     fn labelled(&self, service: &str) -> ServiceMetrics {

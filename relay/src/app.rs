@@ -146,7 +146,7 @@ impl Relay {
             warn!(%error, "other relays of this registry were not told");
         }
         let snapshot = registry.load().await.or_failed("cannot load the registry")?;
-        let cores = Cores::start(shards).or_failed("cannot start the threads of the shards")?;
+        let cores = Cores::start("shard", shards).or_failed("cannot start the threads of the shards")?;
         let first = udp.next().unwrap_or_default();
         let others = cores.runtimes().into_iter().skip(1).zip(udp);
         let others = others.map(|(runtime, sockets)| Further { runtime, sockets }).collect();

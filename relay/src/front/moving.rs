@@ -159,7 +159,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_is_served_on_the_thread_that_it_moved_to_and_ends_with_its_owner() {
-        let cores = Cores::start(2).unwrap();
+        let cores = Cores::start("shard", 2).unwrap();
         let seats = Arc::new(Seats::new(cores.runtimes()));
         let (fate, seen) = (Arc::<Fate>::default(), Arc::new(Mutex::new(Vec::new())));
         let (ask, mut asked) = mpsc::unbounded_channel::<u8>();

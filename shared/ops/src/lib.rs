@@ -8,6 +8,7 @@
 pub mod admin;
 pub mod certificate;
 pub mod config;
+pub mod cores;
 pub mod drain;
 pub mod exit;
 pub mod load;

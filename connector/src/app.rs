@@ -266,7 +266,7 @@ impl App {
                     }
                     if count.is_multiple_of(SWEEP_TICKS) {
                         let now = tokio::time::Instant::now();
-                        self.shared.origins.table().iter().for_each(|upstream| upstream.pool.sweep(now));
+                        self.shared.origins.table().iter().for_each(|upstream| upstream.pools.sweep(now));
                     }
                     if self.watched.changed() {
                         tracing::info!("a watched file changed");

@@ -127,7 +127,7 @@ impl Branches {
 
     fn sweep(&self, now: tokio::time::Instant) {
         for running in self.running.values() {
-            running.branch.origins.table().iter().for_each(|upstream| upstream.pool.sweep(now));
+            running.branch.origins.table().iter().for_each(|upstream| upstream.pools.sweep(now));
         }
     }
 }

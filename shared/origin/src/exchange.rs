@@ -140,7 +140,7 @@ async fn send(
         } else {
             None
         };
-        let SendError { fault, request: untouched } = match upstream.pool.send(request, deadlines).await {
+        let SendError { fault, request: untouched } = match upstream.pools.here().send(request, deadlines).await {
             Ok(answer) => {
                 upstream.note_used(now());
                 return Ok(answer);

@@ -216,7 +216,7 @@ async fn check(upstream: &Upstream) -> Option<Down> {
 
 /// A connection, ended at once and in good order.
 async fn knock(upstream: &Upstream) -> Result<(), Fault> {
-    let mut io = upstream.pool.opener().connect(Offer::Either).await?;
+    let mut io = upstream.pools.opener().connect(Offer::Either).await?;
     if upstream.service.origin.is_tls()
         && let Ok(Err(error)) = timeout(OBJECTION, io.read(&mut [0])).await
         && let Some((reason, why)) = refusal(&error)
@@ -248,7 +248,7 @@ async fn ask(upstream: &Upstream, path: &http::uri::PathAndQuery) -> Result<(), 
     let body = upstream.prove(&mut parts, body, None).await.map_err(|fault| Down::by(&fault))?;
     let request = Request::from_parts(parts, body);
     let deadlines = Deadlines { first_byte: service.health.timeout, idle: service.health.timeout, request: None };
-    match upstream.pool.send(request, &deadlines).await {
+    match upstream.pools.here().send(request, &deadlines).await {
         Ok(Answer::Response(response)) if response.status().is_success() || response.status().is_redirection() => {
             // Read to its end, so that the connection can be used again.
             let _ = response.into_body().read(64 * 1024).await;

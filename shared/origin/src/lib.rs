@@ -16,6 +16,7 @@ pub mod network;
 pub mod origin;
 pub mod origin_io;
 pub mod origins;
+pub mod pools;
 pub mod proof;
 pub mod proxy_protocol;
 pub mod service;

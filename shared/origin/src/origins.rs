@@ -4,16 +4,14 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use culvert_hop::body::Body;
 use culvert_hop::fault::{Fault, Retry, Side};
 use culvert_hop::message::RequestParts;
-use culvert_hop::pool::{Lost, Opener, Pool, PoolSettings, Speak};
+use culvert_hop::pool::{Lost, Opener, PoolSettings, Speak};
 use culvert_model::reason::Reason;
-use culvert_ops::runtime::now;
 use culvert_ops::time::rfc3339;
 use http::HeaderValue;
 
@@ -24,6 +22,7 @@ use crate::names::Names;
 use crate::network::Network;
 use crate::origin::{Host, Origin, Scheme};
 use crate::origin_io::OriginIo;
+use crate::pools::Pools;
 use crate::proof::{About, Proofs};
 use crate::service::Service;
 use crate::tls::{Offer, Warnings, refusal};
@@ -38,8 +37,6 @@ const IDLE_HTTP2: Duration = Duration::from_secs(60);
 const SURELY_OPEN: Duration = Duration::from_millis(100);
 /// How often it is looked whether a certificate ends soon.
 const LOOK_AT_CERTIFICATES: Duration = Duration::from_secs(30);
-/// No exchange yet.
-const NEVER: u64 = u64::MAX;
 /// HTTP/2: exchanges at once on a connection, as many as common servers permit.
 const EXCHANGES: u32 = 100;
 /// The largest response head.
@@ -66,15 +63,12 @@ pub struct Upstream {
     /// The origin's authority, as a Host.
     pub authority: HeaderValue,
     /// Connections to its origin.
-    pub pool: Pool<Dial>,
+    pub pools: Pools<Dial>,
     /// Whether its origin answers.
     pub health: Health,
     /// Its figures, once a request asked for them.
     pub metrics: OnceLock<ServiceMetrics>,
     proofs: Proofs,
-    /// When an exchange with the origin last ended well, in milliseconds since `started`.
-    last_used: AtomicU64,
-    started: Instant,
 }
 
 /// A service as it is to be in the table.
@@ -171,7 +165,7 @@ impl Origins {
         }
         for (name, upstream) in &old.upstreams {
             if !kept.contains(name) {
-                upstream.pool.close();
+                upstream.pools.close();
             }
         }
     }
@@ -180,11 +174,11 @@ impl Origins {
     pub fn renew(&self, name: &str) {
         let mut table = self.table.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         let Some(old) = table.upstreams.get(name).cloned() else { return };
-        let renewed = Arc::new(Upstream { pool: pool(old.pool.opener().clone()), ..old.same() });
+        let renewed = Arc::new(Upstream { pools: pools(old.pools.opener().clone()), ..old.same() });
         let mut upstreams = table.upstreams.clone();
         upstreams.insert(name.into(), renewed);
         *table = Arc::new(Table { upstreams });
-        old.pool.close();
+        old.pools.close();
     }
 }
 
@@ -239,19 +233,17 @@ impl Upstream {
         let dial = Dial { service: service.clone(), admission, network, health: health.clone() };
         Self {
             authority: service.origin.authority(),
-            pool: pool(dial),
+            pools: pools(dial),
             service,
             health,
             metrics: OnceLock::new(),
             proofs: Proofs::default(),
-            last_used: AtomicU64::new(NEVER),
-            started: now(),
         }
     }
 
     /// Whether a relay's operator defined it, and not this connector's.
     pub fn is_managed(&self) -> bool {
-        matches!(self.pool.opener().admission, Admission::Within(_))
+        matches!(self.pools.opener().admission, Admission::Within(_))
     }
 
     /// Makes a request's fields those that the origin is to see, its proof among them, which names the gateway `caller`.
@@ -280,7 +272,7 @@ impl Upstream {
     /// # Errors
     /// As [`connect`].
     pub async fn open(&self) -> Result<OriginIo, Fault> {
-        self.pool.opener().open().await
+        self.pools.opener().open().await
     }
 
     /// Whether several exchanges may share a connection: then the origin may refuse one without having looked at it.
@@ -290,34 +282,27 @@ impl Upstream {
 
     /// An exchange with the origin ended well.
     pub fn note_used(&self, now: Instant) {
-        let since = u64::try_from(now.saturating_duration_since(self.started).as_millis()).unwrap_or(u64::MAX);
-        self.last_used.store(since, Ordering::Relaxed);
+        self.pools.note_used(now);
     }
 
     /// Whether the newest idle connection may have been closed by the origin without this end knowing yet.
     pub fn may_be_stale(&self, now: Instant) -> bool {
-        if self.pool.idle() == 0 {
-            return false;
-        }
-        match self.last_used.load(Ordering::Relaxed) {
-            NEVER => true,
-            last => now.saturating_duration_since(self.started + Duration::from_millis(last)) >= SURELY_OPEN,
-        }
+        self.pools.here().idle() > 0 && self.pools.unused_for(now) >= SURELY_OPEN
     }
 
     /// As if the last exchange was long ago.
     pub fn rest(&self) {
-        self.last_used.store(NEVER, Ordering::Relaxed);
+        self.pools.rest();
     }
 
     /// The addresses of the origin's name as of now; none for an address, a socket file, a name that is not to be looked
     /// up, or where nobody knows.
     pub async fn addresses(&self) -> Option<Arc<[SocketAddr]>> {
-        if self.pool.opener().admission.refusal(&self.service.origin).is_some() {
+        if self.pools.opener().admission.refusal(&self.service.origin).is_some() {
             return None;
         }
         match &self.service.origin {
-            Origin::Net { host: Host::Name(name), .. } => self.pool.opener().network.names.addresses(name).await.ok(),
+            Origin::Net { host: Host::Name(name), .. } => self.pools.opener().network.names.addresses(name).await.ok(),
             Origin::Net { .. } | Origin::Unix(_) => None,
         }
     }
@@ -326,25 +311,23 @@ impl Upstream {
         Self {
             service: self.service.clone(),
             authority: self.authority.clone(),
-            pool: self.pool.clone(),
+            pools: self.pools.clone(),
             health: self.health.clone(),
             metrics: self.metrics.clone(),
             proofs: self.proofs.clone(),
-            last_used: AtomicU64::new(self.last_used.load(Ordering::Relaxed)),
-            started: self.started,
         }
     }
 
     fn reached_as(&self, other: &Service, admission: &Admission) -> bool {
         let own = &self.service;
-        let is_admitted_alike = self.pool.opener().admission == *admission;
+        let is_admitted_alike = self.pools.opener().admission == *admission;
         let same = (&own.origin, &own.tls, own.proxy_protocol, own.timeouts.connect, &own.health)
             == (&other.origin, &other.tls, other.proxy_protocol, other.timeouts.connect, &other.health);
         same && is_admitted_alike
     }
 }
 
-fn pool(dial: Dial) -> Pool<Dial> {
+fn pools(dial: Dial) -> Pools<Dial> {
     let is_h2c = dial.service.origin.scheme() == Some(Scheme::H2c);
     let settings = PoolSettings {
         max_idle: MAX_IDLE,
@@ -355,7 +338,7 @@ fn pool(dial: Dial) -> Pool<Dial> {
         exchanges_per_connection: EXCHANGES,
         ..PoolSettings::default()
     };
-    Pool::new(dial, settings)
+    Pools::new(dial, settings)
 }
 
 impl Dial {

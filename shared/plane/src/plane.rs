@@ -232,6 +232,15 @@ impl Plane {
         self.add(peer, None, |shard, peer, now| shard.add_peer(peer, now))
     }
 
+    /// As [`Self::add_peer`], but first of all to a shard that carries none of those `others`, or the fewest.
+    ///
+    /// # Errors
+    /// As the engine says.
+    pub fn add_peer_apart(&self, peer: PeerConfig, others: &[PeerId]) -> Result<PeerId, AddPeerError> {
+        let to = self.least_filled(others);
+        self.add(peer, Some(to), |shard, peer, now| shard.add_peer(peer, now))
+    }
+
     /// Adds a stock WireGuard peer: no QUIC, no hello. Its allowed addresses, IPv4 and IPv6, are routed to it through the TUN
     /// plane ([`crate::tun::Tun`]), which may come later. Facts about it are told as about any other; [`Self::connect`] and
     /// [`Self::connect_path`] call it back after a restart, and [`Self::remove_peer`] takes it away.
@@ -481,8 +490,8 @@ impl Plane {
         self.inner.group.as_ref().map(|group| group.homes())
     }
 
-    /// The shard with the fewest peers. Joiners are all on the first one and gone soon.
-    fn least_filled(&self) -> u8 {
+    /// The shard with the fewest of those `others`, then with the fewest peers. Joiners are all on the first one and gone soon.
+    fn least_filled(&self, others: &[PeerId]) -> u8 {
         if self.inner.group.is_none() {
             return 0;
         }
@@ -490,7 +499,10 @@ impl Plane {
             let stats = shard.shared().shard().engine().stats();
             stats.peers.saturating_sub(stats.bootstraps)
         };
-        let least = (0..=u8::MAX).zip(&self.inner.shards).min_by_key(|(number, shard)| (filled(shard), *number));
+        let of_others = |number| others.iter().filter(|other| other.shard() == number).count();
+        let least = (0..=u8::MAX)
+            .zip(&self.inner.shards)
+            .min_by_key(|(number, shard)| (of_others(*number), filled(shard), *number));
         least.map_or(0, |(number, _)| number)
     }
 
@@ -504,7 +516,7 @@ impl Plane {
         let public_key = peer.public_key;
         // One key of two peers is for their engine to judge.
         let home = homes.as_ref().and_then(|homes| homes.get(&public_key)).copied();
-        let to = to.or(home).unwrap_or_else(|| self.least_filled());
+        let to = to.or(home).unwrap_or_else(|| self.least_filled(&[]));
         self.check_elsewhere(homes.as_deref(), &public_key, to)?;
         for other in (0..=u8::MAX).zip(&self.inner.shards).filter(|(number, _)| *number != to).map(|(_, shard)| shard) {
             let mut shard = other.shared().shard();

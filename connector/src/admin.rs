@@ -264,6 +264,9 @@ pub fn status_text(status: &Value) -> String {
         if !relay["reason"].is_null() {
             lines.push(format!("             {}", text(&relay["reason"])));
         }
+        if let Some(lanes @ 2..) = relay["lanes"].as_u64() {
+            lines.push(format!("             {lanes} lanes"));
+        }
         if !relay["quantum_safe_since"].is_null() {
             lines.push(format!(
                 "             safe against recording for a quantum computer since {} (pre-shared key {} since {})",
@@ -318,7 +321,7 @@ mod tests {
         let status = json!({
             "version": "0.1.0", "ready": false, "draining": false, "id": "con_a", "name": null, "tunnel": "shop",
             "public_key": "K=", "inner_address": "fd43::1", "clock": "behind",
-            "relays": [{"endpoints": ["r:1"], "state": "down", "since": null, "reason": "no answer", "refused": [{"name": "x", "why": "not granted"}]}],
+            "relays": [{"endpoints": ["r:1"], "state": "down", "since": null, "reason": "no answer", "lanes": 2, "refused": [{"name": "x", "why": "not granted"}]}],
             "services": [{"name": "orders", "origin": "http://o:1", "up": false, "reason": "origin_refused", "detail": "10.0.0.1:1: refused"},
                          {"name": "crm", "origin": "http://c:1", "up": true, "source": "relay", "certificates": [{"file": "cert", "not_after": "2027-01-01T00:00:00Z"}],
                           "proof": {"type": "entra-id", "left_seconds": 60, "trouble": "https://x refused"}}],
@@ -330,6 +333,7 @@ mod tests {
             "clock        behind?",
             "relay        r:1 down since -",
             "             no answer",
+            "             2 lanes",
             "x refused: not granted",
             "service      orders http://o:1 down (origin_refused)",
             "             10.0.0.1:1: refused",

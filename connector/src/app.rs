@@ -10,8 +10,9 @@ use culvert_model::id::InstanceId;
 use culvert_model::name::Label;
 use culvert_model::token::Token;
 use culvert_ops::admin::{AdminSocket, bind_tcp, serve_socket, serve_tcp};
+use culvert_ops::cores::Cores;
 use culvert_ops::drain::Drain;
-use culvert_ops::exit::{Exit, Quit};
+use culvert_ops::exit::{Exit, OrQuit as _, Quit};
 use culvert_ops::state::StateDir;
 use culvert_ops::systemd::Notifier;
 use culvert_ops::task::{Owner, Task, spawn};
@@ -125,6 +126,7 @@ pub async fn run(start: Start, drain: Drain) -> Result<Exit, Quit> {
         origins,
         managed: std::sync::Mutex::default(),
         refused: watch::Sender::default(),
+        threads: Cores::start("lane", settled.lanes).or_failed("cannot start the threads of the lanes")?,
         metrics,
         board: Board::default(),
         drain: drain.clone(),
@@ -214,6 +216,7 @@ impl App {
         let mut up = self.shared.up.subscribe();
         let mut rotation = self.shared.rotation.news();
         let mut leaving = false;
+        let lost = self.shared.clone();
         let watchdog = self.notifier.as_ref().is_some_and(|notifier| notifier.watchdog_every().is_some());
         loop {
             tokio::select! {
@@ -221,6 +224,7 @@ impl App {
                     self.end(in_flight).await;
                     return Ok(Exit::Ok);
                 }
+                () = lost.threads.failed() => return Err(Quit::failed("the thread of a lane is lost: it panicked")),
                 () = drain.begun(), if !leaving => {
                     leaving = true;
                     if let Some(notifier) = &self.notifier {

@@ -2,7 +2,7 @@
 //!
 //! Must never decide anything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -40,6 +40,8 @@ pub struct RelayState {
     pub psk: Option<(u32, Option<SystemTime>)>,
     /// The first handshake under any pre-shared key from ML-KEM: traffic recorded since then stays secret.
     pub safe_since: Option<SystemTime>,
+    /// Further lanes that are up, by number.
+    pub lanes: BTreeSet<u8>,
     /// Services it does not take from this connector, and why.
     pub refused: Vec<RefusedService>,
 }
@@ -111,6 +113,17 @@ impl Board {
         }
     }
 
+    /// A further lane is up, or no more.
+    pub fn set_lane(&self, relay: &str, number: u8, is_up: bool) {
+        if let Some(state) = self.lock().get_mut(relay) {
+            if is_up {
+                state.lanes.insert(number)
+            } else {
+                state.lanes.remove(&number)
+            };
+        }
+    }
+
     /// The relay has another key.
     pub fn set_public_key(&self, relay: &str, public_key: &str) {
         if let Some(state) = self.lock().get_mut(relay) {
@@ -165,6 +178,7 @@ impl RelayState {
             "state": if self.up { "up" } else { "down" },
             "since": self.since.map(rfc3339),
             "reason": self.problem,
+            "lanes": usize::from(self.up) + self.lanes.len(),
             "version": self.version,
             "last_handshake": self.last_handshake.map(rfc3339),
             "rtt_seconds": self.rtt.map(|rtt| rtt.as_secs_f64()),

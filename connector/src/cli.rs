@@ -111,6 +111,9 @@ pub struct RunArgs {
     /// Name in the relay's listings [default: the host's name]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
+    /// Connections to each relay, each with a thread of its own [default: a quarter of the processors, 1 to 4]
+    #[arg(long, value_name = "N")]
+    pub lanes: Option<String>,
     /// Longest time to finish what is in flight when told to stop [default: 25s]
     #[arg(long, value_name = "TIME")]
     pub drain_timeout: Option<String>,
@@ -136,6 +139,7 @@ impl RunArgs {
             name: self.name.clone(),
             admin_listen: self.admin_listen.clone(),
             ephemeral: self.ephemeral,
+            lanes: self.lanes.clone(),
             drain_timeout: self.drain_timeout.clone(),
         }
     }

@@ -22,6 +22,8 @@ use http::header::{self, HeaderName, HeaderValue};
 use rustls_pki_types::ServerName;
 use zeroize::Zeroizing;
 
+use crate::lanes::{MOST, default_lanes};
+
 mod raw;
 
 use raw::{Raw, RawHealth, RawKey, RawService, RawTimeouts, RawTls};
@@ -36,6 +38,12 @@ const OWN: &[Setting] = &[
     Setting::new("ephemeral", Kind::Bool, "keep no state; the relay forgets this connector 10 min after it vanished")
         .or("false")
         .restart(),
+    Setting::new(
+        "lanes",
+        Kind::Integer { min: 1, max: MOST as i64 },
+        "connections to each relay, each with a thread of its own; absent: a quarter of the processors, 4 at most",
+    )
+    .restart(),
     Setting::new("admin.listen", Kind::Address, "where /livez, /readyz and /metrics are served")
         .or("127.0.0.1:9481")
         .restart(),
@@ -116,6 +124,8 @@ pub struct Given {
     pub admin_listen: Option<String>,
     /// `--ephemeral`
     pub ephemeral: bool,
+    /// `--lanes`
+    pub lanes: Option<String>,
     /// `--drain-timeout`
     pub drain_timeout: Option<String>,
 }
@@ -142,6 +152,8 @@ pub struct Settled {
     pub name: Option<Label>,
     /// Whether nothing is kept.
     pub ephemeral: bool,
+    /// Connections to each relay, each with a thread.
+    pub lanes: u8,
     /// The TCP admin listener.
     pub admin_listen: SocketAddr,
     /// Whether a user chose it: then it being taken is an error.
@@ -166,6 +178,7 @@ impl Settled {
         Self {
             name: None,
             ephemeral: false,
+            lanes: 1,
             admin_listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9481),
             admin_chosen: false,
             admin_group: None,
@@ -188,6 +201,7 @@ pub fn load(given: &Given, environment: &dyn Environment) -> Result<Loaded, Conf
         .value("--name", "name", given.name.as_ref())
         .value("--admin-listen", "admin.listen", given.admin_listen.as_ref())
         .value("--ephemeral", "ephemeral", given.ephemeral.then_some(true))
+        .value("--lanes", "lanes", given.lanes.as_ref())
         .value("--drain-timeout", "drain.timeout", given.drain_timeout.as_ref());
     Load::new(Program::Connector, SETTINGS, environment).flags(flags).config(given.config.as_ref()).load()
 }
@@ -216,6 +230,7 @@ pub fn settle(loaded: &Loaded, environment: &dyn Environment) -> Result<Settled,
     Ok(Settled {
         name: raw.name.as_deref().map(|name| place.parse("name", name)).transpose()?,
         ephemeral: raw.ephemeral,
+        lanes: raw.lanes.unwrap_or_else(default_lanes),
         admin_listen: listen.parse().map_err(|_| {
             loaded.wrong("admin.listen", format_args!("{listen:?} is not ADDRESS:PORT, as in 127.0.0.1:9481"))
         })?,

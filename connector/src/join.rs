@@ -145,6 +145,8 @@ async fn exchange(
                 | ToConnector::RekeyRefused { .. }
                 | ToConnector::Renewed { .. }
                 | ToConnector::RelayKey { .. }
+                | ToConnector::Lane(_)
+                | ToConnector::LaneRefused { .. }
                 | ToConnector::Manage { .. }
                 | ToConnector::Issuer { .. }
                 | ToConnector::Relays { .. }

@@ -15,6 +15,7 @@ pub mod gate;
 pub mod identity;
 pub mod introductions;
 pub mod join;
+pub mod lanes;
 pub mod link;
 pub mod liveness;
 pub mod managed;

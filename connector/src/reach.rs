@@ -171,6 +171,11 @@ impl Way {
         &self.shown
     }
 
+    /// The relay's endpoints, each as it is written.
+    pub fn addresses(&self) -> Vec<String> {
+        self.shown.split(' ').map(str::to_owned).collect()
+    }
+
     /// The relay's name.
     pub fn name(&self) -> &str {
         &self.name

@@ -28,9 +28,11 @@ use crate::shared::Shared;
 use crate::{VERSION, words};
 
 mod keys;
+mod lanes;
 mod relay_key;
 
 use keys::Keys;
+use lanes::Lanes;
 
 /// A control message must be taken by the relay within this time.
 const SEND_PATIENCE: Duration = Duration::from_secs(5);
@@ -40,6 +42,9 @@ const WELCOME_PATIENCE: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(500);
 /// How long the relay may take to confirm that it knows of the drain.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What a relay calls an introduction that it did not understand, or cannot make now.
+const INTRODUCE: &str = "introduce";
 
 /// A relay's lists of managed services are taken no faster than this: each new one starts the checks of origins anew.
 const MANAGED_EVERY: Duration = Duration::from_millis(200);
@@ -73,6 +78,7 @@ struct Session<'a> {
     started: Instant,
     identity: &'a Mutex<Identity>,
     keys: Keys,
+    lanes: Lanes,
     /// The relay's newest key, until it is used.
     told_key: Option<relay_key::Told>,
 }
@@ -118,7 +124,7 @@ pub async fn live(
         }
     };
     let (read, write) = tokio::io::split(stream);
-    let session = Session {
+    let mut session = Session {
         way,
         link,
         shared,
@@ -136,16 +142,18 @@ pub async fn live(
         started: now(),
         identity,
         keys: Keys::new(),
+        lanes: Lanes::default(),
         told_key: None,
     };
     let name = session.way.name().to_owned();
     let left = session.run(Incoming::new(read), retired).await;
+    session.end_lanes().await;
     shared.introductions.released(&name);
     left
 }
 
 impl Session<'_> {
-    async fn run(mut self, mut incoming: Incoming<ReadHalf<Stream>>, retired: &mut watch::Receiver<bool>) -> Left {
+    async fn run(&mut self, mut incoming: Incoming<ReadHalf<Stream>>, retired: &mut watch::Receiver<bool>) -> Left {
         let mut news = self.shared.checks.news();
         let mut wishes = self.shared.introductions.news();
         wishes.mark_changed();
@@ -238,6 +246,7 @@ impl Session<'_> {
             return Err(Left::Drained);
         }
         let keys = self.care().await.map_err(|error| self.broken(&error))?;
+        let keys = keys.min(self.care_for_lanes().await.map_err(|error| self.broken(&error))?);
         loop {
             match self.liveness.poll(now()) {
                 Check::Until(until) => {
@@ -270,6 +279,7 @@ impl Session<'_> {
             }
             ToConnector::Pong { id } => {
                 if matches!(self.drain, Draining::Told { ping, .. } if ping == id) {
+                    self.settle_lanes();
                     self.drain = Draining::Known;
                 }
                 Ok(())
@@ -283,6 +293,9 @@ impl Session<'_> {
                 Ok(())
             }
             ToConnector::Unsupported { what } => {
+                if what != INTRODUCE && self.knows_no_lanes() {
+                    return Ok(());
+                }
                 tracing::debug!(relay = self.way.name(), what, "the relay did not understand");
                 Ok(())
             }
@@ -327,6 +340,14 @@ impl Session<'_> {
             }
             ToConnector::Renewed { ciphertext, psk_epoch, relay_key, public_key } => {
                 self.renewed(&ciphertext, psk_epoch, relay_key, public_key).await;
+                Ok(())
+            }
+            ToConnector::Lane(answer) => {
+                self.lane(&answer);
+                Ok(())
+            }
+            ToConnector::LaneRefused { number, why } => {
+                self.lane_refused(number, &why);
                 Ok(())
             }
             ToConnector::Enrolled(_) | ToConnector::Refused { .. } | ToConnector::Unknown => {
@@ -482,6 +503,7 @@ impl Session<'_> {
         {
             tracing::info!(relay = self.way.name(), "this host's address changed");
             self.way.plane.connect(self.way.peer, Some(remote));
+            self.lanes_moved(remote);
             self.liveness.handle_doubt(now());
         }
         self.figures();

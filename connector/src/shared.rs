@@ -7,6 +7,7 @@ use culvert_model::control::{ManagedService, RefusedService};
 use culvert_model::id::InstanceId;
 use culvert_model::name::Label;
 use culvert_model::token::Token;
+use culvert_ops::cores::Cores;
 use culvert_ops::drain::Drain;
 use culvert_origin::allow::Allow;
 use culvert_origin::health::Checks;
@@ -48,6 +49,8 @@ pub struct Shared {
     pub checks: Checks,
     /// What takes streams.
     pub gate: Gate,
+    /// A thread for each lane, the first one's is this process's own.
+    pub threads: Cores,
     /// The figures.
     pub metrics: Arc<ConnectorMetrics>,
     /// What `status` shows.

@@ -62,7 +62,9 @@ pub(crate) fn pick(candidates: &[Candidate], wish: Wish, now: Instant) -> Option
                 false => u64::try_from((place + count - start) % count).unwrap_or(0),
             };
             of_best
-                .min_by_key(|(place, candidate)| (weight(candidate), !candidate.near, order(*place)))
+                .min_by_key(|(place, candidate)| {
+                    (weight(candidate.in_flight, candidate.near), !candidate.near, order(*place))
+                })
                 .map(|(place, _)| place)
         }
     }
@@ -70,10 +72,10 @@ pub(crate) fn pick(candidates: &[Candidate], wish: Wish, now: Instant) -> Option
 
 /// What it is to send one more there. Another thread costs about as much as the request itself, so a near connector is
 /// taken until it is notably busier.
-fn weight(candidate: &Candidate) -> u32 {
-    match candidate.near {
-        true => candidate.in_flight,
-        false => candidate.in_flight.saturating_add(candidate.in_flight / 4 + FAR),
+pub(crate) fn weight(in_flight: u32, near: bool) -> u32 {
+    match near {
+        true => in_flight,
+        false => in_flight.saturating_add(in_flight / 4 + FAR),
     }
 }
 

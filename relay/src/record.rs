@@ -22,11 +22,12 @@ use crate::front::{Cut, Turn};
 use crate::gateways::Gateway;
 use crate::metrics::ServiceMetrics;
 use crate::send::{Failed, Sent};
-use crate::sessions::{Member, Pair, Service};
+use crate::sessions::{Member, Pair, Running, Service, Tunnel};
 
 /// Counts a request as running over a connector until it is dropped.
 pub(crate) struct InUse {
     member: Arc<Member>,
+    running: Option<Running>,
     _room: Permit,
 }
 
@@ -61,7 +62,23 @@ pub(crate) struct Record {
 impl InUse {
     /// Counts it; the connector's pair knows when it was silent before ([`Member::begin`]).
     pub(crate) fn new(member: Arc<Member>, room: Permit) -> Self {
-        Self { member, _room: room }
+        Self { member, running: None, _room: room }
+    }
+
+    /// It runs over that connection of the connector.
+    pub(crate) fn over(&mut self, tunnel: Arc<Tunnel>) -> &Tunnel {
+        self.running.insert(Running::over(tunnel, Instant::now())).tunnel()
+    }
+
+    /// Whether it runs over a lane whose connection is over.
+    pub(crate) fn is_over_lost_lane(&self) -> bool {
+        let tunnel = self.running.as_ref().map(Running::tunnel);
+        tunnel.is_some_and(|tunnel| tunnel.number > 0 && tunnel.connection.is_closed())
+    }
+
+    /// On which shard that connection lives.
+    fn shard(&self) -> Option<u8> {
+        self.running.as_ref().map(|running| running.tunnel().shard())
     }
 }
 
@@ -107,7 +124,7 @@ impl Record {
     ) -> Result<(Answer<FarEnd>, Arc<Pair>), Fault> {
         match sent {
             Ok(Sent { answer, pair, in_use }) => {
-                if let Some(shard) = pair.member.shard() {
+                if let Some(shard) = in_use.shard() {
                     self.turn.went_to(shard);
                 }
                 self.in_use = Some(in_use);
@@ -137,7 +154,7 @@ impl Record {
 
     /// On which shard the connector lives that has it.
     pub(crate) fn shard(&self) -> Option<u8> {
-        self.in_use.as_ref()?.member.shard()
+        self.in_use.as_ref()?.shard()
     }
 
     /// When it came.

@@ -69,10 +69,8 @@ impl Sender {
             let (pair, last) = match (self.choose(service, stick, not).await, failed.take()) {
                 (Ok(pair), failed) => (pair, failed.is_some()),
                 (Err(fault), None) => return Err(Failed { fault, in_use: None }),
-                // Nobody else: the same connector may have lost one stream and not its connection.
-                (Err(_), Some((pair, first))) if may_have_lost_a_stream(&first.fault) && pair.member.is_open() => {
-                    (pair, true)
-                }
+                // Nobody else: the same connector may have lost one stream, or one of its lanes.
+                (Err(_), Some((pair, first))) if may_have_lost_no_more(&pair, &first) => (pair, true),
                 (Err(_), Some((_, first))) => return Err(first),
             };
             let room = match pair.member.room.enter().await {
@@ -194,16 +192,19 @@ impl Sender {
     }
 }
 
-fn may_have_lost_a_stream(fault: &Fault) -> bool {
-    fault.retry == Retry::Safe && fault.side == Side::Tunnel
+/// Whether a connector may have lost one stream and not its connection, or a lane and not its session.
+fn may_have_lost_no_more(pair: &Pair, failed: &Failed) -> bool {
+    let Failed { fault, in_use } = failed;
+    let lost_a_lane = in_use.as_ref().is_some_and(InUse::is_over_lost_lane);
+    pair.member.is_open() && fault.side == Side::Tunnel && (fault.retry == Retry::Safe || lost_a_lane)
 }
 
 type Tried = (Arc<Pair>, InUse, SendError);
 
 /// One try over one connector.
-async fn once(pair: Arc<Pair>, in_use: InUse, request: Request<Body>) -> Result<Sent, Tried> {
+async fn once(pair: Arc<Pair>, mut in_use: InUse, request: Request<Body>) -> Result<Sent, Tried> {
     let tunnel = match &pair.member.via {
-        Via::Tunnel(tunnel) => tunnel,
+        Via::Tunnels(tunnels) => in_use.over(tunnels.choose()),
         Via::Branch(branch) => {
             return match Box::pin(behind::send(branch, &pair.service, request)).await {
                 Ok(answer) => Ok(Sent { answer, pair, in_use }),

@@ -11,6 +11,7 @@ use serde::Deserialize;
 pub(super) struct Raw {
     pub(super) name: Option<String>,
     pub(super) ephemeral: bool,
+    pub(super) lanes: Option<u8>,
     pub(super) admin: RawAdmin,
     pub(super) drain: RawDrain,
     pub(super) key: RawKey,

@@ -57,6 +57,7 @@ impl Session<'_> {
                 tracing::info!(relay, public_key = %newest, "the relay has a new key, shaking hands under it");
                 self.shared.board.set_public_key(&relay, &newest.to_string());
                 self.way.plane.connect(self.way.peer, self.way.remote());
+                self.lanes_follow(newest, until);
             }
             Err(error) => tracing::warn!(relay, %error, "the relay's new key cannot be used"),
         }

@@ -3,7 +3,7 @@
 use culvert_model::name::Grant;
 use culvert_ops::time::rfc3339;
 
-use super::live::LiveServiceOfConnector;
+use super::live::{LiveLane, LiveServiceOfConnector};
 use super::table::{bytes, facts, or_dash, relative, rough, table};
 use super::view::View;
 use super::{Change, CommandError, Outcome};
@@ -18,6 +18,11 @@ pub(super) fn show_all(named: Option<&str>, view: &View) -> Result<Outcome, Comm
     });
     outcome.notes.extend(alarms(view, &connectors));
     Ok(outcome)
+}
+
+fn words_of(lane: &LiveLane) -> String {
+    let LiveLane { number, shard, in_flight, requests, .. } = lane;
+    format!("{number} on shard {shard}: {requests} requests, {in_flight} in flight")
 }
 
 pub(super) fn show(named: &str, view: &View) -> Result<Outcome, CommandError> {
@@ -51,6 +56,8 @@ pub(super) fn show(named: &str, view: &View) -> Result<Outcome, CommandError> {
     let out_of_service = connector.drained.then(|| "yes, until `connector undrain`".to_owned());
     pairs.extend(out_of_service.map(|words| ("drained", words)));
     pairs.extend(connector.revoked.map(|at| ("revoked", relative(at, view.now))));
+    let lanes = live.map(|live| live.lanes.as_slice()).filter(|lanes| lanes.len() > 1).unwrap_or_default();
+    pairs.extend(lanes.iter().map(|lane| ("lane", words_of(lane))));
     pairs.extend(live.map(|live| ("received", format!("{} bytes", live.rx_bytes))));
     pairs.extend(live.map(|live| ("sent", format!("{} bytes", live.tx_bytes))));
     pairs.push(("services", services.filter(|text| !text.is_empty()).unwrap_or_else(|| "-".to_owned())));

@@ -109,6 +109,25 @@ pub(crate) struct LiveConnector {
     pub(crate) rx_bytes: u64,
     /// Bytes sent, inside the tunnel.
     pub(crate) tx_bytes: u64,
+    /// Its connections, its session's own first.
+    pub(crate) lanes: Vec<LiveLane>,
+}
+
+/// One connection of a connector.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct LiveLane {
+    /// Which; 0 is the session's own.
+    pub(crate) number: u8,
+    /// The shard that it lives on.
+    pub(crate) shard: u8,
+    /// Requests that run over it.
+    pub(crate) in_flight: u32,
+    /// Requests that it got.
+    pub(crate) requests: u64,
+    /// Bytes received, inside the tunnel.
+    pub(crate) rx_bytes: u64,
+    /// Bytes sent, inside the tunnel.
+    pub(crate) tx_bytes: u64,
 }
 
 /// One service of one connector.

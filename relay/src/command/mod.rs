@@ -38,7 +38,7 @@ use crate::config::WireGuard;
 use crate::identity::Identity;
 use crate::registry::{Actor, Certificate, Registry, RegistryError};
 pub(crate) use live::{
-    Live, LiveConnector, LivePeer, LiveService, LiveServiceOfConnector, LiveShard, LiveStatus, Offline,
+    Live, LiveConnector, LiveLane, LivePeer, LiveService, LiveServiceOfConnector, LiveShard, LiveStatus, Offline,
 };
 pub(crate) use peer::{GivenPsk, PeerConfigWanted, PeerWanted};
 pub(crate) use reply::Reply;

@@ -426,6 +426,7 @@ impl Relay {
             psk_epoch: Some(3),
             rx_bytes: 1234,
             tx_bytes: 56,
+            lanes: Vec::new(),
         };
         let leaving = LiveConnector { draining: true, notes: Vec::new(), ..live.clone() };
         relay.live.connectors.extend([(up, live), (draining, leaving)]);

@@ -351,6 +351,7 @@ impl View {
             "next_key": connector.next.as_ref().filter(|_| connector.revoked.is_none()).map(|next| next.public_key),
             "psk_epoch": live.and_then(|live| live.psk_epoch),
             "quantum_safe_since": connector.safe_since.map(rfc3339),
+            "lanes": live.map(|live| &live.lanes),
             "rx_bytes": live.map(|live| live.rx_bytes),
             "tx_bytes": live.map(|live| live.tx_bytes),
             "flapping": self.flapping.get(&connector.id).filter(|_| connector.revoked.is_none()),

@@ -4,6 +4,9 @@
 
 use std::time::{Duration, Instant};
 
+use culvert_model::id::ConnectorId;
+use tracing::{debug, info, warn};
+
 /// Two displacements within this time are two processes and not a restart.
 const WITHIN: Duration = Duration::from_secs(60);
 
@@ -44,6 +47,15 @@ impl Clones {
     /// Whether two processes fought over the key within the last ten minutes (their longest pause).
     pub(crate) fn suspected(&self, now: Instant) -> bool {
         self.alarmed.is_some_and(|at| now.duration_since(at) <= WITHIN * 10)
+    }
+}
+
+/// Logs a displacement.
+pub(super) fn note_displaced(id: &ConnectorId, displaced: Displaced) {
+    match displaced {
+        Displaced::Once => info!(connector = %id, "connector replaced its session"),
+        Displaced::Alarm => warn!(connector = %id, "two processes use the key of one connector"),
+        Displaced::AlarmedAlready => debug!(connector = %id, "two processes use the key of one connector"),
     }
 }
 

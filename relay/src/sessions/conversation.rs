@@ -20,6 +20,7 @@ use tracing::{debug, info, warn};
 
 use super::directory::{EXPECTED_FOR, Pair};
 use super::frames::{FrameError, Frames};
+use super::lanes::Lanes;
 use super::liveness::{Liveness, Step};
 use super::member::Member;
 use super::report::issuer_of;
@@ -30,7 +31,7 @@ use crate::registry::{Note, grants};
 use crate::relays::{self, Asked};
 
 /// The first stream and the announcement on it have to come within this time.
-const ANNOUNCED_WITHIN: Duration = Duration::from_secs(10);
+pub(super) const ANNOUNCED_WITHIN: Duration = Duration::from_secs(10);
 
 /// The registry has to decide within this time.
 const DECIDED_WITHIN: Duration = Duration::from_secs(1);
@@ -63,6 +64,11 @@ pub(super) async fn hold(shared: Arc<Shared>, connection: Connection, id: Connec
     // INVARIANT: dropping the session, a panic included, takes its pairs out of the directory.
     let end = session.converse().await.unwrap_or_else(End::Broken);
     session.over(&end);
+    let Some(lanes) = session.lanes.take() else { return };
+    let code = if let End::Closed(closed) = end { closed.code } else { None };
+    let ending = Box::pin(lanes.end(Arc::clone(&session.shared), code.unwrap_or(CloseCode::Shutdown)));
+    drop(session);
+    ending.await;
 }
 
 /// Waits for the announcement; none when the connection was closed instead.
@@ -101,6 +107,7 @@ async fn first_announcement(connection: &Connection) -> Result<Option<(Frames<St
             | ToRelay::Rekey(_)
             | ToRelay::Renew { .. }
             | ToRelay::Retire { .. }
+            | ToRelay::Lane(_)
             | ToRelay::Managed { .. }
             | ToRelay::ProofKeys { .. }
             | ToRelay::Introduce { .. }
@@ -133,6 +140,7 @@ struct Session {
     expected_until: Option<Instant>,
     /// When it last asked for keys.
     keys_asked: Option<Instant>,
+    lanes: Option<Box<Lanes>>,
 }
 
 impl Session {
@@ -178,6 +186,7 @@ impl Session {
             liveness: Liveness::new(now),
             expected_until: None,
             keys_asked: None,
+            lanes: None,
         })
     }
 
@@ -296,6 +305,12 @@ impl Session {
             ToRelay::Retire { public_key } => {
                 let retired = self.shared.retire(&self.id, public_key, SystemTime::now());
                 let _ = timeout(DECIDED_WITHIN, retired).await;
+            }
+            ToRelay::Lane(asked) => {
+                let own = self.connection.peer();
+                let lanes = self.lanes.get_or_insert_default();
+                let answer = Box::pin(lanes.answer(&self.shared, &self.member, own, &asked)).await;
+                self.frames.send(&answer).await?;
             }
             ToRelay::Enrol(_) | ToRelay::Unknown => {
                 self.frames.send(&ToConnector::Unsupported { what: "not here".to_owned() }).await?;

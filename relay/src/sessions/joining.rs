@@ -55,6 +55,7 @@ async fn answer(shared: &Shared, connection: &Connection, token: &TokenId) -> Re
             | ToRelay::Rekey(_)
             | ToRelay::Renew { .. }
             | ToRelay::Retire { .. }
+            | ToRelay::Lane(_)
             | ToRelay::Introduce { .. }
             | ToRelay::Managed { .. }
             | ToRelay::ProofKeys { .. }

@@ -16,10 +16,9 @@ use culvert_model::name::{Label, ServiceName};
 use culvert_plane::Connection;
 use tokio::sync::Notify;
 
+use super::tunnels::{Tunnel, Tunnels};
 use crate::behind::Branch;
-use crate::cores;
 use crate::pick;
-use crate::upstream::Upstream;
 
 /// A tunnel not heard of for this long, with nothing in flight, is asked before it is trusted with a request.
 const ASK_AFTER: Duration = Duration::from_millis(500);
@@ -69,16 +68,10 @@ pub(crate) enum Who {
 
 /// The way that requests go.
 pub(crate) enum Via {
-    /// Streams of a connector's connection.
-    Tunnel(Tunnel),
+    /// Streams of a connector's connections.
+    Tunnels(Tunnels),
     /// Connections of this relay's own, through a peer.
     Branch(Arc<Branch>),
-}
-
-/// A connector's connection.
-pub(crate) struct Tunnel {
-    pub(crate) connection: Connection,
-    pub(crate) upstream: Upstream,
 }
 
 /// "Never", among the milliseconds since `base`.
@@ -95,8 +88,7 @@ impl Member {
         now: Instant,
     ) -> Self {
         let identity = pick::hash(id.as_str().as_bytes());
-        let upstream = Upstream::new(connection.clone());
-        let via = Via::Tunnel(Tunnel { connection, upstream });
+        let via = Via::Tunnels(Tunnels::new(Tunnel::new(0, connection, now)));
         let member = Self::idle(Who::Connector(id), tunnel, via, identity, room, now);
         member.set_drained(drained);
         member
@@ -148,36 +140,36 @@ impl Member {
     /// Whether requests may still be sent over it at all.
     pub(crate) fn is_open(&self) -> bool {
         let is_there = match &self.via {
-            Via::Tunnel(tunnel) => !tunnel.connection.is_closed(),
+            Via::Tunnels(tunnels) => !tunnels.first().connection.is_closed(),
             Via::Branch(branch) => branch.is_there(),
         };
         is_there && !self.ended.load(Ordering::Relaxed)
     }
 
-    /// The shard that a connector lives on. A peer's origins are reached from any.
-    pub(crate) fn shard(&self) -> Option<u8> {
+    /// Whether requests of this thread reach it without another one. A peer's origins are reached from any.
+    pub(crate) fn is_near(&self) -> bool {
+        self.tunnels().is_none_or(Tunnels::is_near)
+    }
+
+    /// A connector's connections; none for a peer.
+    pub(super) fn tunnels(&self) -> Option<&Tunnels> {
         match &self.via {
-            Via::Tunnel(tunnel) => Some(tunnel.connection.peer().shard()),
+            Via::Tunnels(tunnels) => Some(tunnels),
             Via::Branch(_) => None,
         }
     }
 
-    /// Whether requests of this thread reach it without another one.
-    pub(crate) fn is_near(&self) -> bool {
-        self.shard().is_none_or(|shard| shard == cores::here())
-    }
-
     /// Closes a connector's streams that were idle for too long; to be called every few seconds.
     pub(super) fn sweep(&self, now: tokio::time::Instant) {
-        if let Via::Tunnel(tunnel) = &self.via {
-            tunnel.upstream.sweep(now);
+        if let Some(tunnels) = self.tunnels() {
+            tunnels.sweep(now);
         }
     }
 
-    /// Ends a connector's connection. Who has none goes with its peer.
+    /// Ends a connector's connections. Who has none goes with its peer.
     pub(super) fn close(&self, code: CloseCode) {
-        if let Via::Tunnel(tunnel) = &self.via {
-            tunnel.connection.close(code);
+        if let Some(tunnels) = self.tunnels() {
+            tunnels.close(code);
         }
     }
 
@@ -297,8 +289,8 @@ impl Member {
     /// Takes no request any more; idle streams close now, and those in use when their exchange is over.
     pub(crate) fn set_ended(&self) {
         self.ended.store(true, Ordering::Relaxed);
-        if let Via::Tunnel(tunnel) = &self.via {
-            tunnel.upstream.close();
+        if let Some(tunnels) = self.tunnels() {
+            tunnels.retire();
         }
     }
 

@@ -10,6 +10,7 @@ mod directory;
 mod frames;
 mod joining;
 mod keys;
+mod lanes;
 mod liveness;
 mod member;
 mod notes;
@@ -19,6 +20,7 @@ mod report;
 mod statics;
 mod strangers;
 mod table;
+mod tunnels;
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -46,13 +48,14 @@ use crate::refusals::Refusals;
 use crate::registry::{ConnectorRow, Forgotten, Note, Registry, RelayRow, Snapshot, TokenRow, TokenSealRow, peers};
 use crate::relays;
 use calls::Calls;
-use clones::Displaced;
+use clones::note_displaced;
 pub(crate) use directory::{Balance, Directory, Pair, PairState, Service};
 pub(crate) use member::{Member, Via};
 use notes::Notes;
 pub(crate) use report::issuer_of;
 use statics::Statics;
 use table::Table;
+pub(crate) use tunnels::{Running, Tunnel};
 
 /// After its start a relay waits this long for connectors that it calls back (wire.md §2 "Relay restart").
 const CALLED_BACK_WITHIN: Duration = Duration::from_secs(5);
@@ -302,6 +305,9 @@ impl Shared {
             return;
         }
         let mut table = self.table();
+        if let Some(lane) = table.lanes.get(&peer) {
+            return drop(tasks.spawn(lanes::hold(Arc::clone(self), connection, lane.clone())));
+        }
         let Some((id, known)) = table.by_peer(peer) else {
             connection.close(CloseCode::Protocol);
             return;
@@ -533,14 +539,6 @@ impl Shared {
 
     fn bootstrap_of(&self, token: &TokenId) -> Option<BootstrapId> {
         self.table().tokens.iter().find(|(_, known)| *known == token).map(|(bootstrap, _)| *bootstrap)
-    }
-}
-
-fn note_displaced(id: &ConnectorId, displaced: Displaced) {
-    match displaced {
-        Displaced::Once => info!(connector = %id, "connector replaced its session"),
-        Displaced::Alarm => warn!(connector = %id, "two processes use the key of one connector"),
-        Displaced::AlarmedAlready => debug!(connector = %id, "two processes use the key of one connector"),
     }
 }
 

@@ -101,6 +101,7 @@ impl Shared {
             source: if pair.managed { "relay" } else { "connector" },
             reason: pair.reason(),
         };
+        let lanes = known.live.as_ref().map(|live| self.describe_lanes(&live.member)).unwrap_or_default();
         LiveConnector {
             endpoint: stats.and_then(|stats| stats.path).map(|path| path.remote).or(known.endpoint.map(|(at, _)| at)),
             last_handshake: last,
@@ -111,8 +112,9 @@ impl Shared {
             notes,
             not_served: [managed_refused, refused.to_vec()].concat(),
             psk_epoch: stats.and_then(|stats| stats.psk_epoch),
-            rx_bytes: stats.map_or(0, |stats| stats.rx_bytes),
-            tx_bytes: stats.map_or(0, |stats| stats.tx_bytes),
+            rx_bytes: lanes.iter().map(|lane| lane.rx_bytes).sum(),
+            tx_bytes: lanes.iter().map(|lane| lane.tx_bytes).sum(),
+            lanes,
         }
     }
 }

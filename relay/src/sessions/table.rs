@@ -17,6 +17,7 @@ use culvert_model::proof::ProofKey;
 use super::clones::Clones;
 use super::directory::Pair;
 use super::keys::Keys;
+use super::lanes::Lane;
 use super::member::Member;
 use super::proofs::ProofKeys;
 use crate::registry::{ConnectorRow, Forgotten, ManagedRow, RelayRow, ServiceRow, Snapshot, Tunnel};
@@ -27,6 +28,8 @@ pub(super) struct Table {
     /// Boxed: a table that grows has room for twice as many, each as large as what it holds.
     pub(super) connectors: HashMap<ConnectorId, Box<Known>>,
     pub(super) by_peer: HashMap<PeerId, ConnectorId>,
+    /// Further lanes of live sessions.
+    pub(super) lanes: HashMap<PeerId, Lane>,
     pub(super) tokens: HashMap<BootstrapId, TokenId>,
     pub(super) tunnels: Vec<Tunnel>,
     pub(super) services: Vec<ServiceRow>,

@@ -34,6 +34,7 @@ use crate::registry::Url;
 use crate::send::Sender;
 
 mod keys;
+mod lanes;
 mod peers;
 mod rekey;
 

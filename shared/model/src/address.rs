@@ -8,6 +8,7 @@ use ipnet::Ipv6Net;
 use sha2::{Digest as _, Sha256};
 
 use crate::id::{ConnectorId, StockPeerId};
+use crate::key::PublicKey;
 
 /// The prefix of all inner addresses.
 pub const PREFIX: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfd43, 0x554c, 0x5645, 0, 0, 0, 0, 0), 48);
@@ -23,6 +24,11 @@ pub const BOOTSTRAP_INNER: Ipv6Addr = Ipv6Addr::new(0xfd43, 0x554c, 0x5645, 0, 0
 /// The last 64 bits are never below 0x100, so that no connector meets the relay's own addresses.
 pub fn connector_inner(id: &ConnectorId) -> Ipv6Addr {
     inner(id.as_str())
+}
+
+/// The address of one further lane of a connector: of its key too, so that a lane never meets the one before it.
+pub fn lane_inner(id: &ConnectorId, key: &PublicKey) -> Ipv6Addr {
+    inner(&format!("{id} {key}"))
 }
 
 /// The address of one stock peer, made like a connector's.
@@ -51,6 +57,14 @@ mod tests {
         assert!(PREFIX.contains(&address));
         assert_ne!(address, RELAY_INNER);
         assert_ne!(address, BOOTSTRAP_INNER);
+    }
+
+    #[test]
+    fn each_lane_has_an_address_of_its_own_inside_the_prefix() {
+        let id: ConnectorId = "con_aaaaaaaaaaaaaaaa".parse().unwrap();
+        let of = |byte| lane_inner(&id, &PublicKey::from_bytes([byte; 32]));
+        assert!(PREFIX.contains(&of(1)) && PREFIX.contains(&of(2)));
+        assert!(of(1) != of(2) && of(1) != connector_inner(&id));
     }
 
     #[test]

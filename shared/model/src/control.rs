@@ -17,6 +17,8 @@ use crate::proof::ProofKey;
 pub const VERSION: u32 = 1;
 /// The largest message: past it the session is closed.
 pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
+/// Lanes of one connector at one relay, its session among them.
+pub const LANES_AT_MOST: u8 = 16;
 
 /// The request field that names the service on a stream from relay to connector.
 pub const SERVICE_FIELD: &str = "culvert-service";
@@ -65,6 +67,10 @@ pub enum ToRelay {
         /// The key that stays.
         public_key: PublicKey,
     },
+    /// On a connector's session: opens a further lane, a WireGuard peer of its own that carries requests beside this
+    /// session and ends with it. With the key that the lane has, it asks for the lane's next pre-shared key; with another
+    /// one it replaces the lane.
+    Lane(LaneKeys),
     /// Answers [`ToConnector::Manage`].
     Managed {
         /// Those that it does not serve, and why. What its allow-list forbids is announced too, as down: callers are told.
@@ -141,6 +147,15 @@ pub enum ToConnector {
         /// The connector's static key that it is for; absent: its only one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         public_key: Option<PublicKey>,
+    },
+    /// Answers [`ToRelay::Lane`]: the lane's key is answered from now on, for as long as this session lives.
+    Lane(Lane),
+    /// Answers [`ToRelay::Lane`]: no such lane.
+    LaneRefused {
+        /// Which lane.
+        number: u8,
+        /// Why, in words for the operator.
+        why: String,
     },
     /// The relay's newest static key. Comes after [`ToConnector::Welcome`] and when the relay's key is rotated.
     RelayKey {
@@ -270,6 +285,34 @@ pub struct Rekeyed {
     /// The relay's static key that it is bound to; absent: the one that the connector knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub relay_key: Option<PublicKey>,
+}
+
+/// A further lane of a connector. Its keys live no longer than the session that tells of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneKeys {
+    /// Which lane: 1 to [`LANES_AT_MOST`] - 1. The session itself is lane 0.
+    pub number: u8,
+    /// The lane's own WireGuard key.
+    pub public_key: PublicKey,
+    /// An ML-KEM-768 encapsulation key made for this exchange alone, base64 (1,184 bytes).
+    pub kem_key: String,
+}
+
+/// What a connector needs to open a lane.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lane {
+    /// Which lane.
+    pub number: u8,
+    /// The key that was asked for.
+    pub public_key: PublicKey,
+    /// The lane's inner address.
+    pub inner_address: Ipv6Addr,
+    /// ML-KEM-768 ciphertext, base64 (1,088 bytes), for the lane's pre-shared key with this relay.
+    pub ciphertext: String,
+    /// The epoch of that pre-shared key.
+    pub psk_epoch: u32,
+    /// The relay's static key that it is bound to, and that the lane shakes hands under.
+    pub relay_key: PublicKey,
 }
 
 /// Why an enrolment is refused for good.
@@ -524,6 +567,7 @@ mod tests {
             ("rekey", ToRelay::Rekey(Rekey { public_key, kem_key: kem() })),
             ("renew", ToRelay::Renew { kem_key: kem() }),
             ("retire", ToRelay::Retire { public_key }),
+            ("lane", ToRelay::Lane(LaneKeys { number: 1, public_key, kem_key: kem() })),
             ("managed", ToRelay::Managed { refused }),
         ] {
             assert_eq!(serde_json::to_value(&message).unwrap()["type"], name);
@@ -537,6 +581,18 @@ mod tests {
                 "renewed",
                 ToConnector::Renewed { ciphertext: kem(), psk_epoch: 5, relay_key: Some(public_key), public_key: None },
             ),
+            (
+                "lane",
+                ToConnector::Lane(Lane {
+                    number: 1,
+                    public_key,
+                    inner_address: "fd43:554c:5645::9".parse().unwrap(),
+                    ciphertext: kem(),
+                    psk_epoch: 1,
+                    relay_key: public_key,
+                }),
+            ),
+            ("lane_refused", ToConnector::LaneRefused { number: 16, why: "too many".to_owned() }),
             ("relay_key", ToConnector::RelayKey { public_key, previous_until: until }),
             ("relay_key", ToConnector::RelayKey { public_key, previous_until: None }),
             ("manage", ToConnector::Manage { services: vec![service] }),

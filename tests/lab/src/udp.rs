@@ -1,6 +1,6 @@
 //! A UDP forwarder between connector and relay that a test can close, move and listen to; and plain probes of a port.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,6 +26,8 @@ struct State {
     up: AtomicU64,
     down: AtomicU64,
     ways: Mutex<HashMap<SocketAddr, Arc<UdpSocket>>>,
+    senders: Mutex<Vec<SocketAddr>>,
+    cut: Mutex<HashSet<SocketAddr>>,
     recorded: Mutex<Vec<Vec<u8>>>,
 }
 
@@ -44,6 +46,8 @@ impl Forwarder {
             up: AtomicU64::new(0),
             down: AtomicU64::new(0),
             ways: Mutex::default(),
+            senders: Mutex::default(),
+            cut: Mutex::default(),
             recorded: Mutex::default(),
         });
         let mut tasks = JoinSet::new();
@@ -59,6 +63,21 @@ impl Forwarder {
     /// Lets nothing through, or everything again.
     pub fn block(&self, blocked: bool) {
         self.state.blocked.store(blocked, Ordering::Relaxed);
+    }
+
+    /// Everybody who ever sent, by the first datagram.
+    pub fn senders(&self) -> Vec<SocketAddr> {
+        lock(&self.state.senders).clone()
+    }
+
+    /// Lets nothing of one sender through, either way.
+    pub fn cut(&self, sender: SocketAddr) {
+        lock(&self.state.cut).insert(sender);
+    }
+
+    /// Lets everybody through again.
+    pub fn mend(&self) {
+        lock(&self.state.cut).clear();
     }
 
     /// Forgets every mapping, as a NAT does that restarted: the next datagram of each sender leaves from a new port.
@@ -111,7 +130,7 @@ async fn forward(socket: Arc<UdpSocket>, state: Arc<State>) {
     let mut returns = JoinSet::new();
     let mut buffer = vec![0; 65_536];
     while let Ok((length, sender)) = socket.recv_from(&mut buffer).await {
-        if state.blocked.load(Ordering::Relaxed) {
+        if state.blocked.load(Ordering::Relaxed) || lock(&state.cut).contains(&sender) {
             continue;
         }
         let datagram = buffer.get(..length).unwrap_or_default();
@@ -128,6 +147,11 @@ async fn forward(socket: Arc<UdpSocket>, state: Arc<State>) {
             None => {
                 let Ok(way) = UdpSocket::bind((state.from, 0)).await else { continue };
                 let way = Arc::new(way);
+                let mut senders = lock(&state.senders);
+                if !senders.contains(&sender) {
+                    senders.push(sender);
+                }
+                drop(senders);
                 lock(&state.ways).insert(sender, Arc::clone(&way));
                 returns.spawn(back(Arc::clone(&way), Arc::clone(&socket), sender, Arc::clone(&state)));
                 way
@@ -145,6 +169,9 @@ async fn back(way: Arc<UdpSocket>, socket: Arc<UdpSocket>, sender: SocketAddr, s
                 // After a rebind the old port is dead.
                 if !lock(&state.ways).get(&sender).is_some_and(|current| Arc::ptr_eq(current, &way)) {
                     return;
+                }
+                if lock(&state.cut).contains(&sender) {
+                    continue;
                 }
                 state.down.fetch_add(1, Ordering::Relaxed);
                 let _ = socket.send_to(buffer.get(..length).unwrap_or_default(), sender).await;

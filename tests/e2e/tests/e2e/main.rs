@@ -18,6 +18,7 @@ mod grpc;
 mod health;
 mod issuer;
 mod joining;
+mod lanes;
 mod limits;
 mod listeners;
 mod long_answers;

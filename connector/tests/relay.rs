@@ -414,3 +414,25 @@ async fn a_relay_that_pings_is_answered_and_a_silent_one_is_left_within_five_sec
     assert!(started.elapsed() < Duration::from_millis(5_500), "{:?}", started.elapsed());
     assert_eq!(connector.drained().await, Exit::Ok);
 }
+
+#[tokio::test]
+async fn a_relay_that_knows_no_lanes_is_served_over_the_session_alone() {
+    let mut relay = PlayedRelay::start();
+    let token = token_for(&[&relay]);
+    relay.accept(&token);
+    let (service, _origin) = origin().await;
+    let state = StateDir::temporary().unwrap();
+    let mut start = start(&[&service], &state, Some(&token));
+    start.settled.lanes = 3;
+    let connector = Connector::start(start);
+    let member = relay.announced().await;
+    let asked = relay.heard(|message| if let ToRelay::Lane(asked) = message { Some(asked) } else { None }).await;
+    assert_eq!(asked.number, 1);
+    member.say(ToConnector::Unsupported { what: "not here".to_owned() });
+    member.say(ToConnector::Ping { id: 77 });
+    let next =
+        relay.heard(|message| matches!(message, ToRelay::Pong { .. } | ToRelay::Lane(_)).then_some(message)).await;
+    assert_eq!(next, ToRelay::Pong { id: 77 }, "it does not ask again");
+    assert!(get(&member.connection).await.ends_with("\r\n\r\nok"));
+    assert_eq!(connector.drained().await, Exit::Ok);
+}

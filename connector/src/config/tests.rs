@@ -76,6 +76,17 @@ fn a_service_has_all_its_parts() {
 }
 
 #[test]
+fn lanes_are_one_to_sixteen_and_a_few_where_nobody_says() {
+    assert!((1..=4).contains(&settled("").unwrap().lanes));
+    assert_eq!(settled("lanes = 16").unwrap().lanes, 16);
+    assert_eq!(Host::new("lanes = 2").settle(&[("CULVERT_CONNECTOR_LANES", "3")], &[]).unwrap().lanes, 3);
+    for wrong in ["0", "17", "-1", "\"two\""] {
+        let error = settled(&format!("lanes = {wrong}")).unwrap_err();
+        assert!(error.contains("lanes") && error.contains("connector.toml"), "{error}");
+    }
+}
+
+#[test]
 fn defaults_stand_where_nothing_is_said() {
     let settled = settled("[[service]]\nname = \"a\"\norigin = \"http://127.0.0.1:1\"\n").unwrap();
     assert_eq!((settled.admin_listen.to_string().as_str(), settled.admin_chosen), ("127.0.0.1:9481", false));

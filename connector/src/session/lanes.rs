@@ -115,6 +115,7 @@ impl Session<'_> {
             open.psks.drain(..open.psks.len().saturating_sub(2));
             open.made = now();
             open.lane.tell(Word::Psks(open.psks.clone()));
+            tracing::debug!(relay = self.way.name(), lane = number, "lane has a fresh pre-shared key");
             return;
         }
         let Some(thread) = self.shared.threads.runtime(number) else { return };
@@ -178,5 +179,26 @@ impl Session<'_> {
     pub(super) async fn end_lanes(&mut self) {
         let lanes = std::mem::take(&mut self.lanes.open);
         join_all(lanes.into_values().map(|open| open.lane.end())).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_asked_for_once_at_a_time_and_a_refusal_ends_it() {
+        let (mut lanes, start) = (Lanes::default(), now());
+        let next = |lanes: &mut Lanes, wanted, at| {
+            let (wish, look) = lanes.next(wanted, LONG, at);
+            (wish.map(|(number, _)| number), look)
+        };
+        assert_eq!(next(&mut lanes, 1, start), (None, start + LONG), "the session is a lane itself");
+        assert_eq!(next(&mut lanes, 3, start), (Some(1), start + ASK_AGAIN));
+        lanes.asked = Some(Question { number: 1, key: PrivateKey::generate(), kem: KemKey::generate(), at: start });
+        assert_eq!(next(&mut lanes, 3, start), (None, start + ASK_AGAIN), "one question at a time");
+        assert_eq!(next(&mut lanes, 3, start + ASK_AGAIN).0, Some(1), "an answer that never came");
+        lanes.is_refused = true;
+        assert_eq!(next(&mut lanes, 3, start + ASK_AGAIN).0, None);
     }
 }

@@ -62,7 +62,11 @@ impl Laned {
 
 async fn joined(token: &str, origin: &Origin) -> Result<Connector> {
     let mut connector = Connector::new(token, &[&format!("orders={}", origin.url())])?;
-    connector.env.push(("CULVERT_CONNECTOR_LANES".to_owned(), "2".to_owned()));
+    connector.env.extend(
+        [("LANES", "2"), ("KEY_RENEW_PSK_AFTER", "10s")]
+            .map(|(name, value)| (format!("CULVERT_CONNECTOR_{name}"), value.to_owned())),
+    );
+    connector.env.push(("CULVERT_LOG".to_owned(), "info,culvert_connector::session=debug".to_owned()));
     connector.start().await?;
     Ok(connector)
 }
@@ -181,6 +185,36 @@ async fn a_lane_that_is_cut_off_fails_no_request_and_comes_back() -> Result<()> 
     }
     forwarder.mend();
     laned.up(2).await
+}
+
+#[tokio::test]
+async fn keys_of_both_ends_change_and_no_lane_ends() -> Result<()> {
+    let laned = Laned::start().await?;
+    let load = Plan::gets(laned.relay.http, "orders").per_second(50).start();
+    let rotated = laned.relay.cli(&["key", "rotate", "--grace", "5s"]).await?;
+    ensure!(rotated.status == 0, "{rotated:?}");
+    wait::until("the end of the old key", PATIENCE, || async {
+        laned.relay.json(&["key", "show"]).await.ok()?["previous"].is_null().then_some(())
+    })
+    .await?;
+    let rotated = laned.connector.cli(&["key", "rotate"]).await?;
+    ensure!(rotated.status == 0, "{rotated:?}");
+    wait::until("pre-shared keys of lanes", Duration::from_secs(30), || async {
+        let output = laned.connector.output();
+        (output.matches("lane has a fresh pre-shared key").count() >= 2).then_some(())
+    })
+    .await?;
+    load.finish().await?.all_well(100)?;
+    laned.up(2).await?;
+    let before = laned.requests().await?;
+    for _ in 0..8 {
+        assert_eq!(laned.relay.get("orders", "/").await?.status, 200);
+    }
+    let after = laned.requests().await?;
+    ensure!(after.iter().zip(&before).all(|(after, before)| after > before), "{before:?} {after:?}");
+    let output = laned.relay.output();
+    ensure!(!output.contains("lane is gone") && !output.contains("connector is gone"), "{output}");
+    Ok(())
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 //!
 //! Nothing is said on a lane but whether it is there. Must never outlive its session, or be waited for by it.
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::thread;
 use std::time::Duration;
 
@@ -88,18 +88,15 @@ pub enum Word {
 pub struct Lane {
     words: mpsc::UnboundedSender<Word>,
     task: Task<()>,
-    /// Its inner address.
-    pub inner: Ipv6Addr,
 }
 
 impl Lane {
     /// Starts one on a thread of its own.
     pub fn start(thread: &Handle, plan: Plan, remote: Option<SocketAddr>) -> Self {
         let (words, heard) = mpsc::unbounded_channel();
-        let inner = plan.speaker.inner;
         let _there = thread.enter();
         let task = spawn("connector.lane", run(plan, remote, heard));
-        Self { words, task, inner }
+        Self { words, task }
     }
 
     /// Tells it something.
@@ -108,9 +105,14 @@ impl Lane {
         let _ = self.words.send(word);
     }
 
+    /// Whether it ended by itself: no socket could be had, or its sockets are gone.
+    pub fn is_over(&self) -> bool {
+        self.task.is_finished()
+    }
+
     /// Ends it: its connection is closed, and what still runs over it is cut off.
     pub async fn end(self) {
-        let Self { words, task, .. } = self;
+        let Self { words, task } = self;
         drop(words);
         let _ = timeout(LAST_WORD, task).await;
     }

@@ -30,6 +30,8 @@ const LONG: Duration = Duration::from_secs(3600);
 pub(super) struct Lanes {
     open: BTreeMap<u8, Open>,
     asked: Option<Question>,
+    /// One ended by itself: none is asked for before then.
+    rest: Option<Instant>,
     /// The relay opens none, or no more.
     is_refused: bool,
 }
@@ -63,10 +65,14 @@ impl Lanes {
         if self.is_refused {
             return (None, now + LONG);
         }
-        if let Some(asked) = &self.asked
-            && now < asked.at + ASK_AGAIN
-        {
-            return (None, asked.at + ASK_AGAIN);
+        let before = self.open.len();
+        self.open.retain(|_, open| !open.lane.is_over());
+        if self.open.len() < before {
+            self.rest = Some(now + ASK_AGAIN);
+        }
+        let again = self.asked.as_ref().map(|asked| asked.at + ASK_AGAIN).max(self.rest);
+        if let Some(again) = again.filter(|again| now < *again) {
+            return (None, again);
         }
         if let Some(number) = (1..wanted).find(|number| !self.open.contains_key(number)) {
             return (Some((number, PrivateKey::generate())), now + ASK_AGAIN);

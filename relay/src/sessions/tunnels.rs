@@ -119,7 +119,8 @@ impl Tunnels {
     /// Whether one of them lives on this thread.
     pub(super) fn is_near(&self) -> bool {
         let here = cores::here();
-        self.first.shard() == here || self.has_lanes() && self.all().iter().any(|tunnel| tunnel.shard() == here)
+        let lanes = || self.lanes.read().unwrap_or_else(PoisonError::into_inner);
+        self.first.shard() == here || self.has_lanes() && lanes().iter().any(|lane| lane.shard() == here)
     }
 
     /// Whether there are more than the session's own.

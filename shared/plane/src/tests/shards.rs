@@ -42,17 +42,20 @@ impl Relay {
 
     /// A connector that this relay knows.
     fn add(&self, number: u8) -> (PeerId, Identity) {
-        let key = PrivateKey::generate();
-        let inner = connector_inner(&ConnectorId::new());
-        let identity = Identity {
+        let identity = self.connector(number);
+        (self.plane.add_peer(self.known(&identity)).unwrap(), identity)
+    }
+
+    /// A connector.
+    fn connector(&self, number: u8) -> Identity {
+        Identity {
             role: Role::Connector,
-            own: key.clone(),
+            own: PrivateKey::generate(),
             peer: self.own.clone(),
             at: SocketAddr::from(([192, 0, 2, 100 + number], 40_000)),
-            inner,
+            inner: connector_inner(&ConnectorId::new()),
             peer_inner: RELAY_INNER,
-        };
-        (self.plane.add_peer(self.known(&identity)).unwrap(), identity)
+        }
     }
 
     /// How the relay knows a connector.
@@ -289,6 +292,20 @@ async fn two_shards_do_not_hold_one_address_twice() {
         .plane
         .add_stock_peer(PeerConfig { allowed_ips: vec!["10.0.0.0/24".parse().unwrap()], ..relay.known(&other) });
     assert!(matches!(known, Err(AddPeerError::KnownKey(_))), "{known:?}");
+}
+
+#[tokio::test]
+async fn a_peer_that_is_to_be_apart_goes_where_the_others_are_not_however_full_that_is() {
+    let network = Network::new();
+    let relay = Relay::start(&network);
+    let ids: Vec<PeerId> = (0..3).map(|number| relay.add(number).0).collect();
+    assert_eq!(ids.iter().map(|id| id.shard()).collect::<Vec<_>>(), [0, 1, 0]);
+    let apart = |others: &[PeerId]| relay.plane.add_peer_apart(relay.known(&relay.connector(9)), others).unwrap();
+    let first = apart(&ids[1..2]);
+    assert_eq!(first.shard(), 0, "which has two already");
+    assert_eq!(apart(&[ids[0], first]).shard(), 1);
+    assert_eq!(apart(&[ids[0], first, ids[1]]).shard(), 1, "which has fewer of the others");
+    assert_eq!(apart(&[]).shard(), 0, "then the one with the fewest");
 }
 
 #[tokio::test]

@@ -67,7 +67,7 @@ impl InUse {
 
     /// It runs over that connection of the connector.
     pub(crate) fn over(&mut self, tunnel: Arc<Tunnel>) -> &Tunnel {
-        self.running.insert(Running::over(tunnel, Instant::now())).tunnel()
+        self.running.insert(Running::over(tunnel)).tunnel()
     }
 
     /// Whether it runs over a lane whose connection is over.

@@ -414,6 +414,8 @@ impl Relay {
             reason: reason.map(str::to_owned),
             source: "connector",
         };
+        let lane =
+            |number| LiveLane { number, shard: number, in_flight: 2, requests: 345, rx_bytes: 617, tx_bytes: 28 };
         let live = LiveConnector {
             endpoint: Some("192.0.2.7:4000".parse().unwrap()),
             last_handshake: Some(now()),
@@ -426,9 +428,9 @@ impl Relay {
             psk_epoch: Some(3),
             rx_bytes: 1234,
             tx_bytes: 56,
-            lanes: Vec::new(),
+            lanes: vec![lane(0), lane(1)],
         };
-        let leaving = LiveConnector { draining: true, notes: Vec::new(), ..live.clone() };
+        let leaving = LiveConnector { draining: true, notes: Vec::new(), lanes: vec![lane(0)], ..live.clone() };
         relay.live.connectors.extend([(up, live), (draining, leaving)]);
         relay.gateway("kong", &["orders", "billing-*"], None).await.unwrap();
         let rotate = Command::GatewayRotate { gateway: "kong".to_owned(), grace_seconds: DAY };

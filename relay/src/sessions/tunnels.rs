@@ -28,7 +28,7 @@ pub(crate) struct Tunnel {
     in_flight: AtomicU32,
     requests: AtomicU64,
     base: Instant,
-    /// When a request last started or ended on it, in milliseconds since `base`.
+    /// A lane: when a request last started or ended on it, in milliseconds since `base`.
     exchanged: AtomicU64,
     /// A request came after a silence.
     wake: Notify,
@@ -74,7 +74,7 @@ impl Tunnel {
         self.requests.load(Ordering::Relaxed)
     }
 
-    /// When a request last started or ended on it.
+    /// A lane: when a request last started or ended on it.
     pub(super) fn exchanged(&self) -> Instant {
         self.base + Duration::from_millis(self.exchanged.load(Ordering::Relaxed))
     }
@@ -170,14 +170,17 @@ impl Tunnels {
 }
 
 impl Running {
-    /// A request starts.
-    pub(crate) fn over(tunnel: Arc<Tunnel>, now: Instant) -> Self {
+    /// A request starts. Of the session's own connection the session itself knows when it was used.
+    pub(crate) fn over(tunnel: Arc<Tunnel>) -> Self {
         let alone = tunnel.in_flight.fetch_add(1, Ordering::Relaxed) == 0;
         tunnel.requests.fetch_add(1, Ordering::Relaxed);
-        if alone && tunnel.number > 0 && now.saturating_duration_since(tunnel.exchanged()) > ASK_AFTER {
-            tunnel.wake.notify_one();
+        if tunnel.number > 0 {
+            let now = Instant::now();
+            if alone && now.saturating_duration_since(tunnel.exchanged()) > ASK_AFTER {
+                tunnel.wake.notify_one();
+            }
+            tunnel.note(now);
         }
-        tunnel.note(now);
         Self(tunnel)
     }
 
@@ -190,6 +193,8 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
-        self.0.note(Instant::now());
+        if self.0.number > 0 {
+            self.0.note(Instant::now());
+        }
     }
 }

@@ -17,7 +17,7 @@ use quinn_proto::transport_parameters::TransportParameters;
 use quinn_proto::{ConnectError, ConnectionId, Side, TransportError, TransportErrorCode};
 
 /// What both ends speak inside the tunnel: streams, hellos, control messages. Refused by name when it differs.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// A QUIC version of our own (RFC 9000 §15 leaves them to private use): no other QUIC end is taken for ours.
 pub(crate) const QUIC_VERSION: u32 = 0xc1e7_0001;
@@ -27,7 +27,12 @@ pub(crate) const VERSION_ALERT: u8 = 0x78;
 
 /// quinn compares the last 16 bytes of each packet with a reset token before it decrypts, so a packet must never end in
 /// bytes of the application: these four stand behind them.
-const TAG: [u8; 4] = *b"clvt";
+const END: [u8; 4] = *b"clvt";
+/// Before them stand the low bits of the packet's number. QUIC writes numbers as short as what is under way permits and
+/// leaves it to the AEAD to notice one that was read wrong (RFC 9001 §5.3, RFC 9000 §A.3), as that of a packet is which more
+/// than a hundred have overtaken. Acknowledged under the wrong number it would end the connection.
+const NUMBER: usize = size_of::<u32>();
+const TAG_LEN: usize = NUMBER + END.len();
 
 /// Longer messages are an attack: transport parameters have a few hundred bytes.
 const MAX_MESSAGE: usize = 2048;
@@ -289,18 +294,26 @@ impl HeaderKey for NoHeaderKey {
     }
 }
 
-/// Payloads stay as they are, with [`TAG`] behind them.
+/// Payloads stay as they are; behind them the packet's number and [`END`].
 struct TagKey;
 
+impl TagKey {
+    fn tag(packet: u64) -> [u8; TAG_LEN] {
+        let [.., a, b, c, d] = packet.to_be_bytes();
+        let [e, f, g, h] = END;
+        [a, b, c, d, e, f, g, h]
+    }
+}
+
 impl PacketKey for TagKey {
-    fn encrypt(&self, _: u64, packet: &mut [u8], _: usize) {
-        if let Some(end) = packet.last_chunk_mut() {
-            *end = TAG;
+    fn encrypt(&self, packet: u64, bytes: &mut [u8], _: usize) {
+        if let Some(end) = bytes.last_chunk_mut() {
+            *end = Self::tag(packet);
         }
     }
 
-    fn decrypt(&self, _: u64, _: &[u8], payload: &mut BytesMut) -> Result<(), CryptoError> {
-        let Some((body, _)) = payload.split_last_chunk().filter(|(_, end)| **end == TAG) else {
+    fn decrypt(&self, packet: u64, _: &[u8], payload: &mut BytesMut) -> Result<(), CryptoError> {
+        let Some((body, _)) = payload.split_last_chunk().filter(|(_, end)| **end == Self::tag(packet)) else {
             return Err(CryptoError);
         };
         let length = body.len();
@@ -309,7 +322,7 @@ impl PacketKey for TagKey {
     }
 
     fn tag_len(&self) -> usize {
-        TAG.len()
+        TAG_LEN
     }
 
     fn confidentiality_limit(&self) -> u64 {
@@ -394,18 +407,20 @@ mod tests {
         let (mut client, mut server) = (session(Side::Client, 7), session(Side::Server, PROTOCOL_VERSION));
         let refusal = pass(&mut client, &mut server, 4096).unwrap_err();
         assert_eq!(refusal.code, TransportErrorCode::crypto(VERSION_ALERT));
-        assert!(refusal.reason.contains("version 7 met version 1"), "{}", refusal.reason);
+        let met = format!("version 7 met version {PROTOCOL_VERSION}");
+        assert!(refusal.reason.contains(&met), "{}", refusal.reason);
     }
 
     #[test]
     fn a_packet_never_ends_in_bytes_of_the_application() {
-        let mut packet = b"header, payload, token-shaped end____".to_vec();
-        TagKey.encrypt(0, &mut packet, 6);
-        assert!(packet.ends_with(&TAG));
+        let mut packet = b"header, payload, token-shaped end________".to_vec();
+        TagKey.encrypt(0x1_0203_0405, &mut packet, 6);
+        assert!(packet.ends_with(b"end\x02\x03\x04\x05clvt"));
         let mut payload = BytesMut::from(&packet[6..]);
-        TagKey.decrypt(0, &packet[..6], &mut payload).unwrap();
-        assert_eq!(payload.len(), packet.len() - 6 - TAG.len());
-        for short in [&b""[..], b"lvt", b"xclvx"] {
+        TagKey.decrypt(0x1_0203_0405, &packet[..6], &mut payload).unwrap();
+        assert_eq!(payload.len(), packet.len() - 6 - TAG_LEN);
+        assert!(TagKey.decrypt(0x1_0203_0505, &packet[..6], &mut BytesMut::from(&packet[6..])).is_err());
+        for short in [&b""[..], b"lvt", b"\0\0\0\0clvx", b"\0\0\0clvt"] {
             assert!(TagKey.decrypt(0, b"", &mut BytesMut::from(short)).is_err());
         }
     }

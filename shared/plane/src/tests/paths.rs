@@ -1,6 +1,7 @@
 //! Small paths, moves, loss and blocked carriers.
 
 use super::*;
+use crate::memory::Way;
 
 #[tokio::test]
 async fn where_full_size_packets_vanish_both_ends_send_halves() {
@@ -167,4 +168,44 @@ async fn a_blocked_carrier_makes_writers_wait_within_bounds_and_then_all_arrives
     };
     let ((), got) = soon(async { tokio::join!(sending, receiving) }).await;
     assert!(got == body);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_packet_that_hundreds_have_overtaken_is_not_taken_for_another() {
+    let network = Network::new();
+    network.set_way(Way { delay: Duration::from_millis(10), link: None });
+    let (_relay, far, _connector, near, (relay_id, connector_id)) = joined(&network).await;
+    let late = Arc::new(AtomicUsize::new(0));
+    let (wire, counted) = (network.clone(), late.clone());
+    let mut held = std::collections::VecDeque::<(u64, Vec<u8>)>::new();
+    let mut sent = 0_u64;
+    // One full packet of a hundred comes when so many others have passed: WireGuard's window takes it.
+    network.set_rule(move |from, to, bytes| {
+        if (from, to) == (connector_id.at, relay_id.at) && bytes.len() > 1200 {
+            sent += 1;
+            while let Some((_, late)) = held.pop_front_if(|(due, _)| *due <= sent) {
+                wire.send_unruled(from, to, &late);
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
+            if sent.is_multiple_of(100) {
+                held.push_back((sent + 100 + sent % 170, bytes.to_vec()));
+                return false;
+            }
+        }
+        true
+    });
+    let mut stream = soon(near.open()).await.unwrap();
+    let content = bytes(8 << 20, 11);
+    let sending = async {
+        stream.write_all(&content).await.unwrap();
+        stream.shutdown().await.unwrap();
+    };
+    let receiving = async {
+        let mut received = Vec::new();
+        soon(far.accept()).await.unwrap().read_to_end(&mut received).await.unwrap();
+        received
+    };
+    let ((), received) = soon(async { tokio::join!(sending, receiving) }).await;
+    assert!(received == content && !near.is_closed() && !far.is_closed());
+    assert!(late.load(Ordering::Relaxed) > 30, "{late:?}");
 }

@@ -218,7 +218,7 @@ mod tests {
         for bad in ["", "culvert=loud", "=", "a=b=c", "[session]=debug", "info,=debug"] {
             assert!(check_filter(bad).is_err(), "{bad:?}");
         }
-        for good in ["warn", "WARN", "info, culvert_relay::front=trace ,", "off,culvert_plane=debug"] {
+        for good in ["warn", "WARN", "info, culvert_plane::udp=trace ,", "off,culvert_plane=debug"] {
             assert!(check_filter(good).is_ok(), "{good:?}");
         }
         assert!(format(&env(&[("CULVERT_LOG_FORMAT", "xml")]), true).is_err());

@@ -93,16 +93,11 @@ impl Quic {
         self.buffer.clear();
         match self.endpoint.handle(now, from, None, None, payload, &mut self.buffer) {
             Some(DatagramEvent::ConnectionEvent(handle, event)) => {
-                let Some((&index, slot)) = self.numbers.get(&handle).and_then(|index| {
-                    let slot = self.slots.get_mut(*index)?;
-                    Some((index, slot))
-                }) else {
-                    return;
-                };
-                slot.connection.handle_event(event);
-                if !slot.touched {
-                    slot.touched = true;
-                    self.touched.push(index);
+                if let Some(&index) = self.numbers.get(&handle)
+                    && let Some(slot) = self.slots.get_mut(index)
+                {
+                    slot.connection.handle_event(event);
+                    self.touch(index);
                 }
             }
             Some(DatagramEvent::NewConnection(incoming)) => self.handle_incoming(incoming, shared, now),
@@ -121,10 +116,7 @@ impl Quic {
         match self.endpoint.accept(incoming, now, &mut self.buffer, Some(server)) {
             Ok((handle, connection)) => {
                 let key = self.insert(handle, connection, Some((peer, address)));
-                if let Some(slot) = self.slots.get_mut(key.slot) {
-                    slot.touched = true;
-                    self.touched.push(key.slot);
-                }
+                self.touch(key.slot);
                 shared.shard().handshake_started(peer, key);
             }
             Err(error) => {
@@ -176,6 +168,7 @@ impl Quic {
             if more {
                 self.dirty.push_back(index);
             }
+            // A handshake ends well by a datagram that comes, so nobody is let in here.
             self.settle(index, woken, &mut Vec::new());
         }
         !self.dirty.is_empty()
@@ -277,6 +270,13 @@ impl Quic {
         let slot = self.slots.insert(Box::new(Slot::new(connection, handle, self.serial, guest)));
         self.numbers.insert(handle, slot);
         Key { slot, serial: self.serial }
+    }
+
+    fn touch(&mut self, index: usize) {
+        if let Some(slot) = self.slots.get_mut(index).filter(|slot| !slot.touched) {
+            slot.touched = true;
+            self.touched.push(index);
+        }
     }
 
     fn mark(&mut self, index: usize) {

@@ -13,7 +13,7 @@ use std::task::{Context, Poll};
 use culvert_hop::body::{Body, Ending, Outcome};
 use culvert_hop::failure;
 use culvert_hop::fault::{Fault, Retry, Side};
-use culvert_hop::message::{Request, RequestParts as Parts, Response};
+use culvert_hop::message::{Handle, Request, RequestParts as Parts, Response};
 use culvert_hop::request::{self, Head};
 use culvert_hop::server::{self, ServerSettings};
 use culvert_hop::upgrade::{OnUpgrade, Protocol, Raw, splice};
@@ -116,7 +116,8 @@ impl Gate {
             return failure::respond(&Fault::new(Reason::NoSuchService).side(Side::Here).retry(Retry::Safe));
         };
         let metrics = upstream.metrics.get_or_init(|| self.metrics.service(&upstream.service.name)).clone();
-        let entered = Entered { metrics, started, in_flight: self.drain.enter(now()), all: self.metrics.clone() };
+        let entered =
+            Entered { metrics, started, in_flight: self.drain.enter(started.into_std()), all: self.metrics.clone() };
         let outcome = match request::check(&mut parts) {
             Ok(head) if tcp::is_asked(&upstream, &head) => {
                 Box::pin(self.connect(&parts, head, &upstream, upgraded)).await
@@ -141,7 +142,7 @@ impl Gate {
 
     async fn exchange(
         &self,
-        parts: Parts,
+        parts: Handle<Parts>,
         head: Head,
         body: Body,
         upstream: &Upstream,

@@ -12,7 +12,7 @@ use culvert_hop::exchange::Answer;
 use culvert_hop::fault::{self, Audience, Fault, Side};
 use culvert_hop::fields::Name;
 use culvert_hop::limits::InFlight;
-use culvert_hop::message::{Request, RequestParts as Parts, Response};
+use culvert_hop::message::{Handle, Request, RequestParts as Parts, Response};
 use culvert_hop::request::{self, Caller, ForwardPolicy, Head};
 use culvert_hop::response;
 use culvert_hop::upgrade::{self, Protocol, Spliced};
@@ -126,7 +126,8 @@ impl Exchanges {
 
     async fn answer(&self, door: &Door, who: Who<'_>, turn: Turn, request: Request<Body>) -> Response<Body> {
         let (mut parts, body) = request.into_parts();
-        let mut record = Record::new(&parts, &self.log, &self.no_service, turn);
+        // In a box: it is handed on from step to step, and outlives the answer's head.
+        let mut record = Box::new(Record::new(&parts, &self.log, &self.no_service, turn));
         let mut head = match request::check(&mut parts) {
             Ok(head) => head,
             Err((fault, audience)) => return fail(record, &fault, &audience),
@@ -155,7 +156,7 @@ impl Exchanges {
         door: &Listener,
         (caller, certificate): Who<'_>,
         head: &mut Head,
-        mut parts: Parts,
+        mut parts: Handle<Parts>,
         body: Body,
         record: &mut Record,
     ) -> Result<Answered, Fault> {
@@ -201,8 +202,8 @@ impl Exchanges {
         }
         let started = Instant::now();
         let request = Request::from_parts(parts, body);
-        let sent = self.sender.send(&service, request, stick).await;
-        let (answer, pair) = record.sent(sent, started.elapsed())?;
+        let sent = self.sender.send(&service, request, stick, started).await;
+        let (answer, pair) = record.sent(sent, started)?;
         match answer {
             Answer::Response(response) => {
                 let (mut parts, body) = response.into_parts();
@@ -251,7 +252,13 @@ impl Exchanges {
     }
 
     /// After the 101 bytes pass both ways until somebody is done.
-    fn switch(&self, mut record: Record, head: Head, response: Response<Body>, switched: Switched) -> Response<Body> {
+    fn switch(
+        &self,
+        mut record: Box<Record>,
+        head: Head,
+        response: Response<Body>,
+        switched: Switched,
+    ) -> Response<Body> {
         let Some(asked) = head.upgrade else { return fail(record, &Fault::new(Reason::Internal), &head.audience) };
         record.answered(response.status().as_u16(), None);
         let protocol = match asked.protocol.as_bytes().eq_ignore_ascii_case(b"websocket") {
@@ -338,7 +345,7 @@ fn key(balance: &Balance, parts: &Parts, caller: &Caller, policy: ForwardPolicy)
     }
 }
 
-fn fail(mut record: Record, fault: &Fault, audience: &Audience) -> Response<Body> {
+fn fail(mut record: Box<Record>, fault: &Fault, audience: &Audience) -> Response<Body> {
     record.request_id = Some(audience.request_id.clone());
     tracing::debug!(
         request_id = audience.request_id.to_str().unwrap_or_default(), reason = %fault.reason, detail = fault.detail(),

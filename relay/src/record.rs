@@ -28,6 +28,7 @@ use crate::sessions::{Member, Pair, Running, Service, Tunnel};
 pub(crate) struct InUse {
     member: Arc<Member>,
     running: Option<Running>,
+    ended: Option<Instant>,
     _room: Permit,
 }
 
@@ -49,7 +50,6 @@ pub(crate) struct Record {
     turn: Turn,
     log: Arc<AccessLog>,
     no_service: Arc<ServiceMetrics>,
-    time: SystemTime,
     started: Instant,
     method: Method,
     uri: Uri,
@@ -62,7 +62,7 @@ pub(crate) struct Record {
 impl InUse {
     /// Counts it; the connector's pair knows when it was silent before ([`Member::begin`]).
     pub(crate) fn new(member: Arc<Member>, room: Permit) -> Self {
-        Self { member, running: None, _room: room }
+        Self { member, running: None, ended: None, _room: room }
     }
 
     /// It runs over that connection of the connector.
@@ -84,7 +84,7 @@ impl InUse {
 
 impl Drop for InUse {
     fn drop(&mut self) {
-        self.member.end(Instant::now());
+        self.member.end(self.ended.unwrap_or_else(Instant::now));
     }
 }
 
@@ -103,7 +103,6 @@ impl Record {
             turn,
             log: Arc::clone(log),
             no_service: Arc::clone(no_service),
-            time: SystemTime::now(),
             method: parts.method.clone(),
             uri: parts.uri.clone(),
             trace_id: request::trace_id(&parts.headers).map(Box::from),
@@ -113,22 +112,22 @@ impl Record {
         }
     }
 
-    /// What came of sending it, `elapsed` after that began: the answer, and over which pair.
+    /// What came of sending it at `start`: the answer, and over which pair.
     ///
     /// # Errors
     /// What to tell the caller.
     pub(crate) fn sent(
         &mut self,
         sent: Result<Sent, Failed>,
-        elapsed: Duration,
+        start: Instant,
     ) -> Result<(Answer<FarEnd>, Arc<Pair>), Fault> {
         match sent {
-            Ok(Sent { answer, pair, in_use }) => {
+            Ok(Sent { answer, pair, in_use, at }) => {
                 if let Some(shard) = in_use.shard() {
                     self.turn.went_to(shard);
                 }
                 self.in_use = Some(in_use);
-                self.origin = Some(elapsed);
+                self.origin = Some(at.duration_since(start));
                 Ok((answer, pair))
             }
             Err(Failed { fault, in_use }) => {
@@ -163,7 +162,7 @@ impl Record {
     }
 
     /// How its answer's body ended; then it is over.
-    pub(crate) fn ended(mut self, ending: Ending) {
+    pub(crate) fn ended(mut self: Box<Self>, ending: Ending) {
         self.bytes_out = ending.bytes;
         let reason = match ending.outcome {
             Outcome::Cut(reason) => Some(reason),
@@ -183,10 +182,14 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        let duration = self.started.elapsed();
+        let now = Instant::now();
+        let duration = now.duration_since(self.started);
+        if let Some(in_use) = &mut self.in_use {
+            in_use.ended = Some(now);
+        }
         let member = self.in_use.as_ref().map(|in_use| &in_use.member);
         self.log.record(|| Entry {
-            time: self.time,
+            time: SystemTime::now().checked_sub(duration).unwrap_or(SystemTime::UNIX_EPOCH),
             request_id: self.request_id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or_default(),
             gateway: self.gateway.as_ref().map(|gateway| gateway.name.as_str()),
             service: self.service.as_ref().map(|service| service.name().as_str()),

@@ -42,6 +42,8 @@ pub(crate) struct Sent {
     pub(crate) pair: Arc<Pair>,
     /// Counts it as running.
     pub(crate) in_use: InUse,
+    /// When it came.
+    pub(crate) at: Instant,
 }
 
 /// No answer, and over which connector it was tried last.
@@ -61,12 +63,13 @@ impl Sender {
         service: &Arc<Service>,
         mut request: Request<Body>,
         stick: Option<u64>,
+        mut now: Instant,
     ) -> Result<Sent, Failed> {
         let idempotent = retry::is_idempotent(request.method());
         let mut failed: Option<(Arc<Pair>, Failed)> = None;
         loop {
             let not = failed.as_ref().map(|(pair, _)| &*pair.member);
-            let (pair, last) = match (self.choose(service, stick, not).await, failed.take()) {
+            let (pair, last) = match (self.choose(service, stick, not, now).await, failed.take()) {
                 (Ok(pair), failed) => (pair, failed.is_some()),
                 (Err(fault), None) => return Err(Failed { fault, in_use: None }),
                 // Nobody else: the same connector may have lost one stream, or one of its lanes.
@@ -79,13 +82,13 @@ impl Sender {
             };
             // Where nobody else could take it, the connector may come back while an idempotent request waits.
             let keep = !last && (idempotent || service.has_others(&pair));
-            let (now, mut again) = if keep { kept(request) } else { (request, None) };
-            let silent = pair.member.begin(Instant::now());
+            let (sent, mut again) = if keep { kept(request) } else { (request, None) };
+            let silent = pair.member.begin(now);
             let in_use = InUse::new(Arc::clone(&pair.member), room);
             // In a box: the futures around this one are moved several times on their way to their task.
             let tried = match silent && idempotent && service.has_others(&pair) {
-                true => Box::pin(self.hedged(service, pair, in_use, now, &mut again)).await,
-                false => Box::pin(once(pair, in_use, now)).await,
+                true => Box::pin(self.hedged(service, pair, in_use, sent, &mut again)).await,
+                false => Box::pin(once(pair, in_use, sent)).await,
             };
             let (pair, in_use, error) = match tried {
                 Ok(sent) => return Ok(sent),
@@ -104,7 +107,7 @@ impl Sender {
                         service = %service.name(), connector = %pair.member.who, reason = %fault.reason,
                         detail = fault.detail(), "trying once more"
                     );
-                    request = once_more;
+                    (request, now) = (once_more, Instant::now());
                     failed = Some((pair, Failed { fault, in_use: Some(in_use) }));
                 }
                 None => return Err(Failed { fault, in_use: Some(in_use) }),
@@ -113,8 +116,13 @@ impl Sender {
     }
 
     /// Chooses a pair, and waits for one that is on its way back.
-    async fn choose(&self, service: &Service, stick: Option<u64>, not: Option<&Member>) -> Result<Arc<Pair>, Fault> {
-        let start = Instant::now();
+    async fn choose(
+        &self,
+        service: &Service,
+        stick: Option<u64>,
+        not: Option<&Member>,
+        start: Instant,
+    ) -> Result<Arc<Pair>, Fault> {
         let refused = match service.choose(stick, not, start) {
             Ok(pair) => return Ok(pair),
             Err(reason) => reason,
@@ -207,7 +215,7 @@ async fn once(pair: Arc<Pair>, mut in_use: InUse, request: Request<Body>) -> Res
         Via::Tunnels(tunnels) => in_use.over(tunnels.choose()),
         Via::Branch(branch) => {
             return match Box::pin(behind::send(branch, &pair.service, request)).await {
-                Ok(answer) => Ok(Sent { answer, pair, in_use }),
+                Ok(answer) => Ok(Sent { answer, pair, in_use, at: Instant::now() }),
                 Err(fault) => Err((pair, in_use, SendError { fault, request: None })),
             };
         }
@@ -216,13 +224,14 @@ async fn once(pair: Arc<Pair>, mut in_use: InUse, request: Request<Body>) -> Res
         Ok(answer) => answer,
         Err(error) => return Err((pair, in_use, error)),
     };
-    pair.member.note_heard(Instant::now());
+    let at = Instant::now();
+    pair.member.note_heard(at);
     if let Answer::Response(response) = &mut answer
         && let Some(fault) = failure::take(response.headers_mut())
     {
         return Err((pair, in_use, SendError { fault, request: None }));
     }
-    Ok(Sent { answer: FarEnd::over_tunnel(answer), pair, in_use })
+    Ok(Sent { answer: FarEnd::over_tunnel(answer), pair, in_use, at })
 }
 
 fn kept(request: Request<Body>) -> (Request<Body>, Option<Again>) {

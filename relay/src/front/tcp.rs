@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use culvert_hop::body::Body;
 use culvert_hop::exchange::{Answer, Deadlines};
 use culvert_hop::fault::Fault;
-use culvert_hop::message::{Request, RequestParts as Parts};
+use culvert_hop::message::{Handle, Request, RequestParts as Parts};
 use culvert_hop::request;
 use culvert_hop::upgrade::{Protocol, Raw, Spliced, splice_io};
 use culvert_model::control::{PEER_FIELD, SERVICE_FIELD, TCP_PROTOCOL};
@@ -114,7 +114,7 @@ impl Front {
     async fn carry_tcp(
         &self,
         name: &culvert_model::name::ServiceName,
-        mut parts: Parts,
+        mut parts: Handle<Parts>,
         (source, destination): (Option<SocketAddr>, Option<SocketAddr>),
         record: &mut Record,
     ) -> Result<Carried, Fault> {
@@ -138,8 +138,8 @@ impl Front {
             Balance::Header(_) | Balance::Cookie(_) => None,
         });
         let started = Instant::now();
-        let sent = exchanges.sender.send(&service, Request::from_parts(parts, Body::empty()), stick).await;
-        let (answer, pair) = record.sent(sent, started.elapsed())?;
+        let sent = exchanges.sender.send(&service, Request::from_parts(parts, Body::empty()), stick, started).await;
+        let (answer, pair) = record.sent(sent, started)?;
         match answer {
             Answer::Switched(response, raw) => {
                 if response.headers().get(UPGRADE) != Some(&CULVERT_TCP) {
@@ -157,7 +157,7 @@ impl Front {
 }
 
 /// What is logged, and the head that asks the connector.
-fn head(service: &culvert_model::name::ServiceName) -> Option<(Parts, Parts)> {
+fn head(service: &culvert_model::name::ServiceName) -> Option<(Handle<Parts>, Handle<Parts>)> {
     let method = Method::from_bytes(METHOD).ok()?;
     let shown = Request::from(http::Request::builder().method(method).body(()).ok()?);
     let asked = Request::from(http::Request::builder().header(HOST, service.as_str()).body(()).ok()?);

@@ -327,7 +327,7 @@ impl Rig {
         let head =
             http::Request::builder().method(method).uri("/").header("host", service).header(SERVICE_FIELD, service);
         let request = Request::from(head.body(Body::empty()).unwrap());
-        let sent = tokio::time::timeout(SOON, self.sender.send(&found, request, stick)).await.unwrap();
+        let sent = tokio::time::timeout(SOON, self.sender.send(&found, request, stick, Instant::now())).await.unwrap();
         match sent {
             Ok(sent) => match sent.answer {
                 Answer::Response(response) => {

@@ -18,7 +18,7 @@ use crate::expect::Gate;
 use crate::fault::{Fault, Retry};
 use crate::http1::{Decoder, Encoder, Line, Piece, read_response, write_request};
 use crate::interim::Interim;
-use crate::message::{Request, RequestParts, ResponseParts};
+use crate::message::{Handle, Request, RequestParts, ResponseParts};
 use crate::pool::{Inner, Lost, Opener, PoolSettings};
 
 /// A connection. Dropped while an exchange runs, it drops its stream without a clean end.
@@ -26,7 +26,7 @@ pub(crate) struct Client<O: Opener> {
     line: Line<O::Io>,
     most_head: usize,
     /// The request, until it is known that something of it was taken.
-    asked: Option<RequestParts>,
+    asked: Option<Handle<RequestParts>>,
     method: Method,
     upload: Option<Upload>,
     decoder: Decoder,
@@ -56,7 +56,7 @@ struct Upload {
 
 /// The head of a response, or why there is none.
 pub(crate) enum Outcome {
-    Head(Box<ResponseParts>),
+    Head(Handle<ResponseParts>),
     /// The stream failed, ended, or carried no HTTP.
     Lost(Fault),
 }
@@ -152,13 +152,13 @@ impl<O: Opener> Client<O> {
                             gate.inspect(|gate| gate.open());
                         } else if status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS {
                             if let Some(interim) = interim {
-                                interim.tell(status, heard.parts.headers);
+                                interim.tell(status, heard.parts.into_inner().headers);
                             }
                         } else {
                             self.asked = None;
                             self.decoder = heard.body;
                             self.keeps &= heard.keeps;
-                            return Poll::Ready(Outcome::Head(Box::new(heard.parts)));
+                            return Poll::Ready(Outcome::Head(heard.parts));
                         }
                         continue;
                     }

@@ -27,7 +27,7 @@ use crate::client::{Client, Outcome};
 use crate::expect::Gate;
 use crate::fault::Fault;
 use crate::interim::Interim;
-use crate::message::{Request, Response, ResponseParts};
+use crate::message::{Handle, Request, Response, ResponseParts};
 use crate::pool::{Lost, Opener};
 use crate::upgrade::Raw;
 
@@ -87,13 +87,13 @@ pub(crate) async fn run<O: Opener>(
         Err(fault) => return Err(SendError { fault, request: client.take_back().map(Box::new) }),
     };
     if parts.status == StatusCode::SWITCHING_PROTOCOLS {
-        return switched(client, *parts, asked);
+        return switched(client, parts, asked);
     }
     if gate.is_some_and(|gate| !gate.is_open()) {
         // A body that waits for a 100 which will not come any more is not sent at all.
         client.give_up_upload();
     }
-    Ok(Answer::Response(Response::from_parts(*parts, body(client, deadlines.idle, whole))))
+    Ok(Answer::Response(Response::from_parts(parts, body(client, deadlines.idle, whole))))
 }
 
 /// Sends the request and waits for the response's head.
@@ -103,7 +103,7 @@ async fn ask<O: Opener>(
     first_byte: Duration,
     whole: Option<Instant>,
     now: Instant,
-) -> Result<Box<ResponseParts>, Fault> {
+) -> Result<Handle<ResponseParts>, Fault> {
     let due = |from: Instant| from.checked_add(first_byte).into_iter().chain(whole).min();
     let mut next = due(now);
     let mut taken = client.written();
@@ -137,7 +137,11 @@ async fn ask<O: Opener>(
 
 /// The bytes after a 101.
 #[expect(clippy::boxed_local, reason = "it is large, and lives in its box")]
-fn switched<O: Opener>(client: Box<Client<O>>, parts: ResponseParts, asked: bool) -> Result<Answer<O::Io>, SendError> {
+fn switched<O: Opener>(
+    client: Box<Client<O>>,
+    parts: Handle<ResponseParts>,
+    asked: bool,
+) -> Result<Answer<O::Io>, SendError> {
     let refused = |why: &str| SendError { fault: Fault::new(Reason::UpgradeRefused).log(why), request: None };
     if !asked {
         return Err(refused("a 101 that nobody asked for"));

@@ -2,6 +2,9 @@
 //!
 //! Must never know of a connection.
 
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::{Extensions, Method, StatusCode, Uri, Version};
 
@@ -9,10 +12,15 @@ use crate::body::Body;
 use crate::fields::Fields;
 use crate::interim::Interim;
 
+/// A head on its way: one word to hand on, and shared at no cost with whoever may have to send it once more. Changing it
+/// while it is shared copies it.
+#[derive(Debug, Clone)]
+pub struct Handle<P>(Arc<P>);
+
 /// A request.
 #[derive(Debug)]
 pub struct Request<B = Body> {
-    parts: RequestParts,
+    parts: Handle<RequestParts>,
     body: B,
 }
 
@@ -36,7 +44,7 @@ pub struct RequestParts {
 /// A response.
 #[derive(Debug)]
 pub struct Response<B = Body> {
-    parts: ResponseParts,
+    parts: Handle<ResponseParts>,
     body: B,
 }
 
@@ -55,6 +63,33 @@ pub struct ResponseParts {
     pub(crate) phrase: Option<Bytes>,
 }
 
+impl<P: Clone> Handle<P> {
+    /// The head itself.
+    pub fn into_inner(self) -> P {
+        Arc::unwrap_or_clone(self.0)
+    }
+}
+
+impl<P> From<P> for Handle<P> {
+    fn from(parts: P) -> Self {
+        Self(Arc::new(parts))
+    }
+}
+
+impl<P> Deref for Handle<P> {
+    type Target = P;
+
+    fn deref(&self) -> &P {
+        &self.0
+    }
+}
+
+impl<P: Clone> DerefMut for Handle<P> {
+    fn deref_mut(&mut self) -> &mut P {
+        Arc::make_mut(&mut self.0)
+    }
+}
+
 impl<B> Request<B> {
     /// GET /, without fields.
     pub fn new(body: B) -> Self {
@@ -66,16 +101,16 @@ impl<B> Request<B> {
             extensions: Extensions::new(),
             interim: None,
         };
-        Self { parts, body }
+        Self::from_parts(parts, body)
     }
 
     /// From its halves.
-    pub fn from_parts(parts: RequestParts, body: B) -> Self {
-        Self { parts, body }
+    pub fn from_parts(parts: impl Into<Handle<RequestParts>>, body: B) -> Self {
+        Self { parts: parts.into(), body }
     }
 
     /// Its halves.
-    pub fn into_parts(self) -> (RequestParts, B) {
+    pub fn into_parts(self) -> (Handle<RequestParts>, B) {
         (self.parts, self.body)
     }
 
@@ -155,16 +190,16 @@ impl<B> Response<B> {
             extensions: Extensions::new(),
             phrase: None,
         };
-        Self { parts, body }
+        Self::from_parts(parts, body)
     }
 
     /// From its halves.
-    pub fn from_parts(parts: ResponseParts, body: B) -> Self {
-        Self { parts, body }
+    pub fn from_parts(parts: impl Into<Handle<ResponseParts>>, body: B) -> Self {
+        Self { parts: parts.into(), body }
     }
 
     /// Its halves.
-    pub fn into_parts(self) -> (ResponseParts, B) {
+    pub fn into_parts(self) -> (Handle<ResponseParts>, B) {
         (self.parts, self.body)
     }
 
@@ -214,26 +249,28 @@ impl<B> Response<B> {
     }
 }
 
-impl RequestParts {
+impl Handle<RequestParts> {
     /// As the crate http has it. Loses spelling, and the order of lines of mixed names.
     pub(crate) fn into_http(self) -> http::Request<()> {
+        let parts = self.into_inner();
         let mut request = http::Request::new(());
-        *request.method_mut() = self.method;
-        *request.uri_mut() = self.uri;
-        *request.version_mut() = self.version;
-        *request.headers_mut() = self.headers.into();
-        *request.extensions_mut() = self.extensions;
+        *request.method_mut() = parts.method;
+        *request.uri_mut() = parts.uri;
+        *request.version_mut() = parts.version;
+        *request.headers_mut() = parts.headers.into();
+        *request.extensions_mut() = parts.extensions;
         request
     }
 }
 
-impl ResponseParts {
+impl Handle<ResponseParts> {
     /// As the crate http has it. Loses spelling, and the order of lines of mixed names.
     pub(crate) fn into_http(self) -> http::Response<()> {
+        let parts = self.into_inner();
         let mut response = http::Response::new(());
-        *response.status_mut() = self.status;
-        *response.headers_mut() = self.headers.into();
-        *response.extensions_mut() = self.extensions;
+        *response.status_mut() = parts.status;
+        *response.headers_mut() = parts.headers.into();
+        *response.extensions_mut() = parts.extensions;
         response
     }
 }
@@ -249,7 +286,7 @@ impl<B> From<http::Request<B>> for Request<B> {
             extensions: parts.extensions,
             interim: None,
         };
-        Self { parts, body }
+        Self::from_parts(parts, body)
     }
 }
 
@@ -263,6 +300,30 @@ impl<B> From<http::Response<B>> for Response<B> {
             extensions: parts.extensions,
             phrase: None,
         };
-        Self { parts, body }
+        Self::from_parts(parts, body)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::header::HOST;
+    use http::{HeaderValue, Method};
+
+    use super::*;
+
+    #[test]
+    fn a_shared_head_is_copied_by_whoever_changes_it_and_by_nobody_else() {
+        let mut request = Request::new(());
+        request.headers_mut().insert(HOST, HeaderValue::from_static("one"));
+        let (mut sent, ()) = request.into_parts();
+        let kept = sent.clone();
+        assert!(std::ptr::eq(&raw const *sent, &raw const *kept));
+        sent.headers.insert(HOST, HeaderValue::from_static("other"));
+        sent.method = Method::PUT;
+        assert_eq!((&kept.method, kept.headers.get(HOST).unwrap().as_bytes()), (&Method::GET, &b"one"[..]));
+        // Alone again, it is changed in place.
+        let place = &raw const *sent;
+        sent.headers.insert(HOST, HeaderValue::from_static("third"));
+        assert!(std::ptr::eq(place, &raw const *sent));
     }
 }

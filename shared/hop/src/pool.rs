@@ -198,7 +198,8 @@ impl<O: Opener> Pool<O> {
             let is_reused = idle.is_some();
             let client = match idle {
                 Some(client) => client,
-                None => match self.open(version).await {
+                // In a box: most requests find a connection, and their futures need no room to open one.
+                None => match Box::pin(self.open(version)).await {
                     Ok(Opened::Http1(client)) => client,
                     Ok(Opened::Http2(turn)) => {
                         return Box::pin(self.send_http2(Some(turn), request, gate, deadlines, now)).await;

@@ -1,4 +1,4 @@
-//! A request that can be sent once more: its head copied, what was taken of its body kept up to a bound.
+//! A request that can be sent once more: its head shared, what was taken of its body kept up to a bound.
 //!
 //! Must never send a body that was not kept from its first byte.
 
@@ -12,7 +12,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use crate::body::Body;
 use crate::fault::{Fault, Retry};
-use crate::message::{Request, RequestParts as Parts};
+use crate::message::{Handle, Request, RequestParts as Parts};
 
 /// The most of a body that is kept.
 pub const MAX_KEPT: usize = 64 * 1024;
@@ -20,7 +20,7 @@ pub const MAX_KEPT: usize = 64 * 1024;
 /// What is needed to send a request once more.
 #[derive(Debug)]
 pub struct Again {
-    parts: Parts,
+    parts: Handle<Parts>,
     kept: Option<Arc<Mutex<Kept>>>,
 }
 
@@ -44,8 +44,9 @@ struct Reader {
 }
 
 impl Again {
-    /// Copies the head and starts keeping the body of a request that may have to be sent once more; the request to
-    /// send now, and what sends it again. Costs a copy of the head: skip it when there is nowhere else to send it.
+    /// Shares the head and starts keeping the body of a request that may have to be sent once more; the request to
+    /// send now, and what sends it again. Skip it when there is nowhere else to send it: whoever changes the head now
+    /// copies it first.
     pub fn keep(request: Request<Body>) -> (Request<Body>, Self) {
         let (parts, body) = request.into_parts();
         let copy = parts.clone();

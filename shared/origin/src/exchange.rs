@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use culvert_hop::body::Body;
 use culvert_hop::exchange::{Answer, Deadlines, SendError};
 use culvert_hop::fault::{Fault, Retry, Side};
-use culvert_hop::message::{Request, RequestParts as Parts, Response};
+use culvert_hop::message::{Handle, Request, RequestParts as Parts, Response};
 use culvert_hop::request::{self, Head};
 use culvert_hop::response;
 use culvert_hop::retry::{Again, is_idempotent};
@@ -50,7 +50,7 @@ pub struct Switch {
 ///
 /// # Errors
 /// A [`Fault`], of the origin's side or of this one.
-pub async fn exchange(upstream: &Upstream, mut parts: Parts, head: Head, body: Body) -> Result<Carried, Fault> {
+pub async fn exchange(upstream: &Upstream, mut parts: Handle<Parts>, head: Head, body: Body) -> Result<Carried, Fault> {
     let service = &upstream.service;
     // Before it is taken out with everything that is between relay and connector alone.
     let caller = service.auth.as_ref().and_then(|_| parts.headers.get(CALLER_FIELD).cloned());
@@ -81,7 +81,7 @@ pub async fn exchange(upstream: &Upstream, mut parts: Parts, head: Head, body: B
 /// As [`exchange`].
 pub async fn ask(
     upstream: &Upstream,
-    mut parts: Parts,
+    mut parts: Handle<Parts>,
     caller: Option<&HeaderValue>,
     body: Body,
 ) -> Result<Answer<OriginIo>, Fault> {

@@ -264,7 +264,8 @@ impl Upstream {
             caller: caller.and_then(|name| name.to_str().ok()),
             is_tls: self.service.origin.is_tls(),
         };
-        auth.prove(parts, body, about, &self.proofs, SystemTime::now()).await
+        // In a box: most services have no proof, and every request's future would have room for it.
+        Box::pin(auth.prove(parts, body, about, &self.proofs, SystemTime::now())).await
     }
 
     /// A connection of its own, which no pool keeps.

@@ -5,14 +5,14 @@
 use std::mem::MaybeUninit;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use http::{HeaderValue, Method, StatusCode, Uri, Version};
+use http::{Extensions, HeaderValue, Method, StatusCode, Uri, Version};
 use http_body::Body as _;
 
 use super::framing::{Decoder, Encoder};
 use crate::body::Body;
 use crate::fields::name::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
 use crate::fields::{Fields, Name};
-use crate::message::{Request, RequestParts, Response, ResponseParts};
+use crate::message::{Handle, RequestParts, ResponseParts};
 
 /// Fields at most.
 const MOST_FIELDS: usize = 100;
@@ -33,7 +33,7 @@ pub(crate) enum Flaw {
 /// A head, and what it says about its connection.
 #[derive(Debug)]
 pub(crate) struct Heard<Parts> {
-    pub(crate) parts: Parts,
+    pub(crate) parts: Handle<Parts>,
     /// Takes the body that follows.
     pub(crate) body: Decoder,
     /// Whether the connection may be used once more behind it.
@@ -113,11 +113,8 @@ pub(crate) fn read_request(
         Framing { length, .. } => Decoder::length(length.unwrap_or(0)),
     };
     let keeps = if minor == 0 { framing.keeps } else { true } && !framing.closes;
-    let mut request = Request::new(());
-    *request.headers_mut() = headers;
-    let (mut parts, ()) = request.into_parts();
-    (parts.method, parts.uri, parts.version) = (method, uri, version);
-    Ok(Some(Heard { parts, body, keeps }))
+    let parts = RequestParts { method, uri, version, headers, extensions: Extensions::new(), interim: None };
+    Ok(Some(Heard { parts: parts.into(), body, keeps }))
 }
 
 /// Takes the head of a response to a request of this method from the front of `inbox`, if it is whole.
@@ -166,12 +163,9 @@ pub(crate) fn read_response(
     };
     let keeps = !framing.closes && (minor == 1 || framing.keeps) && !matches!(body, Decoder::UntilEnd);
     let _ = inbox.split_to(end);
-    let mut response = Response::new(());
-    *response.headers_mut() = headers;
-    let (mut parts, ()) = response.into_parts();
-    (parts.status, parts.phrase) = (status, phrase);
-    parts.version = if minor == 0 { Version::HTTP_10 } else { Version::HTTP_11 };
-    Ok(Some(Heard { parts, body, keeps }))
+    let version = if minor == 0 { Version::HTTP_10 } else { Version::HTTP_11 };
+    let parts = ResponseParts { status, version, headers, extensions: Extensions::new(), phrase };
+    Ok(Some(Heard { parts: parts.into(), body, keeps }))
 }
 
 /// Writes a request's head, with framing for its body where it says none.
@@ -399,7 +393,7 @@ mod tests {
                 Some(heard) => {
                     inbox.extend_from_slice(&pieces.collect::<Vec<_>>().concat());
                     let line = format!("{} {} {:?}", heard.parts.method, heard.parts.uri, heard.parts.version);
-                    return Ok(Some((line, heard.parts.headers, inbox)));
+                    return Ok(Some((line, heard.parts.into_inner().headers, inbox)));
                 }
                 None => match pieces.next() {
                     Some(piece) => inbox.extend_from_slice(piece),

@@ -65,7 +65,7 @@ where
             }
         };
         server.may_be_http2 = false;
-        let Heard { mut parts, body, keeps } = *heard;
+        let Heard { mut parts, body, keeps } = heard;
         let asked = Asked { version: parts.version, is_head: parts.method == Method::HEAD, keeps };
         let interim = Interim::default();
         let hand_over = server.dress(&mut parts, &interim);
@@ -115,7 +115,7 @@ struct Server<'a, Io, D> {
 
 /// How a wait for a request ended.
 enum Begun {
-    Request(Box<Heard<RequestParts>>),
+    Request(Heard<RequestParts>),
     Http2,
     /// What came is no request, or did not come in time.
     Refused(Reason),
@@ -162,7 +162,7 @@ where
                     }
                 } else if !conn.line.inbox.is_empty() {
                     match read_request(&mut conn.line.inbox, &mut progress, self.settings.max_head) {
-                        Ok(Some(heard)) => return Poll::Ready(Begun::Request(Box::new(heard))),
+                        Ok(Some(heard)) => return Poll::Ready(Begun::Request(heard)),
                         Ok(None) => {}
                         Err(flaw) => return Poll::Ready(Begun::Refused(refusal(flaw))),
                     }

@@ -23,7 +23,7 @@ use crate::fault::{Fault, Side};
 use crate::fields::is_hop_by_hop;
 use crate::fields::name::{CONTENT_LENGTH, EXPECT};
 use crate::interim::Interim;
-use crate::message::{Request, Response, ResponseParts};
+use crate::message::{Handle, Request, Response, ResponseParts};
 use crate::stream::{Inbound, Owner, Progress, Pumped, RawStream, code, pump};
 use crate::upgrade::OnUpgrade;
 
@@ -101,7 +101,7 @@ pub(super) async fn exchange<S, F>(
 }
 
 async fn answer_with(
-    head: ResponseParts,
+    head: Handle<ResponseParts>,
     body: Body,
     mut respond: SendResponse<Bytes>,
     settings: &ServerSettings,

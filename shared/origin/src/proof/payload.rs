@@ -100,7 +100,7 @@ mod tests {
         for (name, value) in fields {
             request.headers_mut().append(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
-        request.into_parts().0
+        request.into_parts().0.into_inner()
     }
 
     #[tokio::test]

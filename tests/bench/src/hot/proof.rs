@@ -111,7 +111,7 @@ pub fn request(length: usize) -> (RequestParts, Body) {
     if length > 0 {
         request.headers_mut().append(header::CONTENT_LENGTH, HeaderValue::from(length));
     }
-    (request.into_parts().0, Body::full(vec![0x55; length]))
+    (request.into_parts().0.into_inner(), Body::full(vec![0x55; length]))
 }
 
 fn jwt(algorithm: Algorithm, is_bound: bool) -> Option<Proof> {

@@ -258,7 +258,7 @@ mod tests {
                 .headers_mut()
                 .append(HeaderName::from_static(name), HeaderValue::from_bytes(value.as_bytes()).unwrap());
         }
-        request.into_parts().0
+        request.into_parts().0.into_inner()
     }
 
     fn value(component: &str, parts: &RequestParts, is_tls: bool) -> Option<String> {

@@ -48,7 +48,7 @@ fn request() -> RequestParts {
     ] {
         request.headers_mut().append(HeaderName::from_static(name), HeaderValue::from_static(value));
     }
-    request.into_parts().0
+    request.into_parts().0.into_inner()
 }
 
 fn at(seconds: u64) -> SystemTime {

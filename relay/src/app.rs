@@ -18,6 +18,7 @@ use culvert_ops::load::ProcessEnvironment;
 use culvert_ops::log::{self, LogHandle};
 use culvert_ops::process;
 use culvert_ops::program::Program;
+use culvert_ops::resident;
 use culvert_ops::state::{Lock, Search, StateDir};
 use culvert_ops::systemd::{Notifier, Sockets};
 use culvert_ops::task::Owner;
@@ -27,7 +28,7 @@ use ipnet::Ipv4Net;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
 use crate::access_log::AccessLog;
@@ -289,6 +290,10 @@ impl Relay {
         owner.spawn("relay.certificates", watch_certificates(Arc::clone(&control)));
         owner.spawn("relay.reload", obey_reloads(reloads, Arc::clone(&control), Arc::clone(&notifier)));
         owner.spawn("relay.signals", obey(signals, drain.clone(), plan, reload));
+        owner.spawn("relay.start", async {
+            sleep(resident::START_LASTS).await;
+            resident::give_back_code();
+        });
         if let Some(every) = notifier.watchdog_every() {
             owner.spawn("relay.watchdog", feed_watchdog(Arc::clone(&notifier), every));
         }

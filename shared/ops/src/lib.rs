@@ -16,6 +16,7 @@ pub mod log;
 pub mod metrics;
 pub mod process;
 pub mod program;
+pub mod resident;
 pub mod runtime;
 pub mod secret;
 pub mod state;

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, bail};
 use culvert_hop::body::Body;
-use culvert_hop::message::{Request, RequestParts};
+use culvert_hop::message::{Handle, Request, RequestParts};
 use culvert_model::name::ServiceName;
 use culvert_model::proof::Algorithm;
 use culvert_ops::secret::Secret;
@@ -74,7 +74,7 @@ impl Stand {
     ///
     /// # Errors
     /// The proof was not made.
-    pub fn prove(&self, mut parts: RequestParts, body: Body) -> Result<(RequestParts, Body)> {
+    pub fn prove(&self, mut parts: Handle<RequestParts>, body: Body) -> Result<(Handle<RequestParts>, Body)> {
         self.policy.apply(&mut parts.headers);
         let Some(proof) = &self.proof else { return Ok((parts, body)) };
         let about = About { service: &self.service, caller: Some("kong"), is_tls: true };
@@ -93,9 +93,10 @@ impl Stand {
 }
 
 /// A request as a gateway sends it.
-pub fn request(length: usize) -> (RequestParts, Body) {
+pub fn request(length: usize) -> (Handle<RequestParts>, Body) {
     let mut request = Request::new(());
     *request.uri_mut() = http::Uri::from_static("/orders/42?expand=lines&limit=20");
+    let fields = request.headers_mut();
     for (name, value) in [
         ("host", "orders.internal"),
         ("user-agent", "gateway/1.0"),
@@ -106,12 +107,12 @@ pub fn request(length: usize) -> (RequestParts, Body) {
         ("x-request-id", "0123456789abcdef"),
         ("via", "1.1 culvert-r1"),
     ] {
-        request.headers_mut().append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        fields.append(HeaderName::from_static(name), HeaderValue::from_static(value));
     }
     if length > 0 {
-        request.headers_mut().append(header::CONTENT_LENGTH, HeaderValue::from(length));
+        fields.append(header::CONTENT_LENGTH, HeaderValue::from(length));
     }
-    (request.into_parts().0.into_inner(), Body::full(vec![0x55; length]))
+    (request.into_parts().0, Body::full(vec![0x55; length]))
 }
 
 fn jwt(algorithm: Algorithm, is_bound: bool) -> Option<Proof> {

@@ -31,6 +31,9 @@ use work::Work;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// After so long a peer that has started only waits: what a start alone needs is given back by then.
+const SETTLED_AFTER: Duration = Duration::from_secs(7);
+
 /// Runs the same work over Culvert and over what a user could pick instead, side by side, and writes bench.json,
 /// bench.md (tables) and bench.svg (a plot). Needs root for its network namespaces; tests/bench/run installs the peers.
 #[derive(Debug, Parser)]
@@ -168,6 +171,7 @@ async fn side_by_side(args: &Args, names: &[String], works: &[Work], report: &mu
             }
         }
     }
+    tokio::time::sleep(SETTLED_AFTER).await;
     let idle: Vec<Memory> = peers.iter().map(Peer::memory).collect();
     let manner = Manner {
         loss: args.loss_percent / 100.0,

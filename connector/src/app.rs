@@ -13,7 +13,6 @@ use culvert_ops::admin::{AdminSocket, bind_tcp, serve_socket, serve_tcp};
 use culvert_ops::cores::Cores;
 use culvert_ops::drain::Drain;
 use culvert_ops::exit::{Exit, OrQuit as _, Quit};
-use culvert_ops::resident;
 use culvert_ops::state::StateDir;
 use culvert_ops::systemd::Notifier;
 use culvert_ops::task::{Owner, Task, spawn};
@@ -21,7 +20,7 @@ use culvert_origin::health::Checks;
 use culvert_origin::origins::{Origins, tend};
 use futures_util::future::select_all;
 use tokio::sync::{Mutex, mpsc, watch};
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::admin::{Asked, Facts, Window};
 use crate::board::{Board, RelayState};
@@ -455,10 +454,6 @@ async fn open_doors(
     let window = Arc::new(Window { shared: shared.clone(), identity, ask });
     let mut doors = Owner::new();
     doors.spawn("connector.proofs", tend(shared.origins.clone()));
-    doors.spawn("connector.start", async {
-        sleep(resident::START_LASTS).await;
-        resident::give_back_code();
-    });
     if serve_admin {
         let listener = bind_tcp(settled.admin_listen, settled.admin_chosen).await?;
         if let Ok(address) = listener.local_addr() {

@@ -16,7 +16,7 @@ use culvert_ops::secret::find_token;
 use culvert_ops::state::{Search, StateDir};
 use culvert_ops::systemd::Notifier;
 use culvert_ops::task::spawn;
-use culvert_ops::{Environment, ProcessEnvironment, Program, process};
+use culvert_ops::{Environment, ProcessEnvironment, Program, process, resident};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -90,6 +90,8 @@ async fn run(args: RunArgs) -> Result<Exit, Quit> {
     let (ask_reload, reloads) = mpsc::channel(1);
     let signals = Signals::install().or_failed("cannot listen for signals")?;
     let obeying = spawn("connector.signals", obey(signals, drain.clone(), plan, ask_reload));
+    // Of the process, which elsewhere may hold many connectors.
+    let starting = spawn("connector.start", resident::give_back_start());
     let start = Start {
         settled,
         token,
@@ -101,7 +103,7 @@ async fn run(args: RunArgs) -> Result<Exit, Quit> {
         notifier: Some(Notifier::new(environment)),
     };
     let outcome = app::run(start, drain).await;
-    drop((obeying, lock));
+    drop((starting, obeying, lock));
     outcome
 }
 

@@ -28,7 +28,7 @@ use ipnet::Ipv4Net;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use crate::access_log::AccessLog;
@@ -290,10 +290,7 @@ impl Relay {
         owner.spawn("relay.certificates", watch_certificates(Arc::clone(&control)));
         owner.spawn("relay.reload", obey_reloads(reloads, Arc::clone(&control), Arc::clone(&notifier)));
         owner.spawn("relay.signals", obey(signals, drain.clone(), plan, reload));
-        owner.spawn("relay.start", async {
-            sleep(resident::START_LASTS).await;
-            resident::give_back_code();
-        });
+        owner.spawn("relay.start", resident::give_back_start());
         if let Some(every) = notifier.watchdog_every() {
             owner.spawn("relay.watchdog", feed_watchdog(Arc::clone(&notifier), every));
         }

@@ -57,7 +57,7 @@ pub(crate) struct Failed {
 impl Sender {
     /// Sends one request in its final form to a connector of the service.
     ///
-    /// `stick` is the key by which the service's balance chooses.
+    /// `stick` is the key by which the service's balance chooses, `now` when the first try begins.
     pub(crate) async fn send(
         &self,
         service: &Arc<Service>,

@@ -49,9 +49,9 @@ impl Again {
     /// copies it first.
     pub fn keep(request: Request<Body>) -> (Request<Body>, Self) {
         let (parts, body) = request.into_parts();
-        let copy = parts.clone();
+        let shared = parts.clone();
         if body.is_end_stream() {
-            return (Request::from_parts(parts, body), Self { parts: copy, kept: None });
+            return (Request::from_parts(parts, body), Self { parts: shared, kept: None });
         }
         let kept = Arc::new(Mutex::new(Kept {
             chunks: Vec::new(),
@@ -62,7 +62,7 @@ impl Again {
             rest: body,
         }));
         let body = Body::wrap(Reader { kept: kept.clone(), next: 0, keeps: true });
-        (Request::from_parts(parts, body), Self { parts: copy, kept: Some(kept) })
+        (Request::from_parts(parts, body), Self { parts: shared, kept: Some(kept) })
     }
 
     /// The request once more, if the fault allows it and no byte of its body is lost. What the caller has not sent yet

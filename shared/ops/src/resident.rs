@@ -4,17 +4,25 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use nix::libc;
+use tokio::time::sleep;
 
 /// How long after its start a program has run what only a start runs.
-pub const START_LASTS: std::time::Duration = std::time::Duration::from_secs(5);
+pub const START_LASTS: Duration = Duration::from_secs(5);
 
 /// A part of a file's code in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Mapping {
     start: usize,
     len: usize,
+}
+
+/// [`give_back_code`] once the start is over.
+pub async fn give_back_start() {
+    sleep(START_LASTS).await;
+    give_back_code();
 }
 
 /// Takes the program's and libc's code out of this process's memory; what still runs comes back as it is touched, from the

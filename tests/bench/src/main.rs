@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
+use culvert_ops::resident::START_LASTS;
 
 use measure::{Memory, Sample, Tolerance, sample};
 use peers::Peer;
@@ -32,7 +33,7 @@ use work::Work;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// After so long a peer that has started only waits: what a start alone needs is given back by then.
-const SETTLED_AFTER: Duration = Duration::from_secs(7);
+const SETTLED_AFTER: Duration = START_LASTS.saturating_add(Duration::from_secs(2));
 
 /// Runs the same work over Culvert and over what a user could pick instead, side by side, and writes bench.json,
 /// bench.md (tables) and bench.svg (a plot). Needs root for its network namespaces; tests/bench/run installs the peers.
